@@ -1,0 +1,314 @@
+"""Reading DICOM that a stranger sent: checked first, then handed to pydicom; no hang, nothing of it in an error."""
+
+from __future__ import annotations
+
+import logging
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from numpy.typing import NDArray
+from pydicom import config as pydicom_config
+from pydicom._uid_dict import UID_dictionary
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
+
+from shared import dicom_encoding
+from shared.dicom_encoding import PIXEL_TAGS, Elements, Encoded, malformed
+from shared.errors import ErrorCode, StepwedgeError
+
+# pydicom writes values into warnings and log lines: nothing of it may reach a log (law 4).
+pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom(\..*)?$")
+
+_UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
+_MAX_UID: Final = 64  # PS3.5 9.1
+
+STORAGE_SOP_CLASSES: Final[frozenset[str]] = frozenset(
+    uid
+    for uid, (name, kind, _, _, _) in UID_dictionary.items()
+    if kind == "SOP Class" and re.search(r"\bStorage\b(?! (Commitment|Management|Media))", name)
+)
+"""SOP Class UIDs of PS3.4 Annex B, retired ones included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uids:
+    """What names an object. The five UIDs are valid by PS3.5 9.1; the rest is empty where the object does not say."""
+
+    study: str
+    series: str
+    sop_instance: str
+    sop_class: str
+    transfer_syntax: str
+    patient_id: str
+    issuer: str
+    modality: str
+
+
+def read(data: bytes) -> Dataset:
+    """The whole object, pixel data included, as a pydicom data set whose every value has been converted once.
+
+    Part 10 with or without preamble, or a bare data set that plausibly is one. A value that does not convert is left
+    as bytes with the VR `UN`. Raises NOT_DICOM, MALFORMED_DICOM; no message holds a value.
+    """
+    return dataset_of(dicom_encoding.parse(data), pixels=True)
+
+
+def read_header(data: bytes) -> Dataset:
+    """As `read`, without the pixel data elements; their lengths and structure are checked all the same."""
+    return dataset_of(dicom_encoding.parse(data), pixels=False)
+
+
+def dataset_of(encoded: Encoded, *, pixels: bool) -> Dataset:
+    """The pydicom data set of a walked object."""
+    try:
+        meta = _dataset(encoded.meta, implicit=False, little=True, pixels=True, into=FileMetaDataset())
+        dataset = _dataset(
+            encoded.data_set, implicit=encoded.implicit, little=encoded.little, pixels=pixels, into=Dataset()
+        )
+    except StepwedgeError:
+        raise
+    except Exception:  # noqa: BLE001 - pydicom raises whatever the bytes make it raise
+        raise malformed("the data set does not convert") from None
+    meta.TransferSyntaxUID = UID(encoded.transfer_syntax)
+    dataset.file_meta = meta
+    dataset.preamble = b"\0" * 128
+    return dataset  # type: ignore[no-any-return]
+
+
+def _dataset(elements: Elements, *, implicit: bool, little: bool, pixels: bool, into: Any, parent: Any = None) -> Any:
+    """One level of the data set; recursion is bounded by `dicom_encoding.MAX_DEPTH`."""
+    into.set_original_encoding(implicit, little, getattr(parent, "_character_set", None))
+    raw = into._dict
+    sequences = []
+    for element in elements:
+        tag = BaseTag(element.tag)
+        if element.items is not None:
+            sequences.append(element)
+        elif pixels or element.tag not in PIXEL_TAGS:
+            length = dicom_encoding.UNDEFINED if element.fragments is not None else len(element.value)
+            vr = None if implicit else element.vr  # pydicom resolves the ambiguous ones
+            raw[tag] = RawDataElement(tag, vr, length, bytes(element.value), 0, implicit, little, True, False)
+    if BaseTag(0x00080005) in raw:
+        charset = _converted(into, BaseTag(0x00080005)).value
+        into.set_original_encoding(implicit, little, charset if isinstance(charset, str | list) else None)
+    for element in sequences:
+        items = [
+            _dataset(item, implicit=implicit, little=little, pixels=pixels, into=Dataset(), parent=into)
+            for item in element.items or []
+        ]
+        raw[BaseTag(element.tag)] = DataElement(BaseTag(element.tag), "SQ", Sequence(items), already_converted=False)
+    into._dict = {tag: raw[tag] for tag in sorted(raw)}
+    for tag in list(into._dict):
+        _converted(into, tag)
+    return into
+
+
+def _converted(dataset: Dataset, tag: BaseTag) -> DataElement:
+    """The element with its value converted; as bytes with the VR `UN` where it does not convert."""
+    raw = dataset._dict[tag]
+    try:
+        element = dataset[tag]
+        str(element.value) if element.VR == "PN" else element.value  # a name decodes lazily
+    except Exception:  # noqa: BLE001 - as above
+        value = raw.value if isinstance(raw.value, bytes) else b""
+        element = DataElement(tag, "UN", value, already_converted=True)
+        dataset._dict[tag] = element
+    return element
+
+
+def uids(dataset: Dataset) -> Uids:
+    """What names an object, from a data set of `read` or `read_header`.
+
+    Raises INVALID_UID where a UID is absent, over 64 characters or holds anything but digits and full stops.
+    """
+    return Uids(
+        study=_uid(dataset, "StudyInstanceUID"),
+        series=_uid(dataset, "SeriesInstanceUID"),
+        sop_instance=_uid(dataset, "SOPInstanceUID"),
+        sop_class=_uid(dataset, "SOPClassUID"),
+        transfer_syntax=_uid(dataset.file_meta, "TransferSyntaxUID"),
+        patient_id=_text(dataset, "PatientID"),
+        issuer=_text(dataset, "IssuerOfPatientID"),
+        modality=_text(dataset, "Modality"),
+    )
+
+
+def is_uid(value: str) -> bool:
+    """Whether the text is a UID: digits in components, at most 64 characters. Leading zeros, which occur, pass."""
+    return len(value) <= _MAX_UID and _UID.fullmatch(value) is not None
+
+
+def _uid(dataset: Dataset, keyword: str) -> str:
+    value = _text(dataset, keyword)
+    if not is_uid(value):
+        raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_UID, f"{keyword} is absent or no UID")
+    return value
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    value = dataset.get(keyword)
+    return value.strip("\0 ") if isinstance(value, str) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What the header says of the pixels."""
+
+    rows: int
+    columns: int
+    samples: int
+    bits: int
+    frames: int
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.rows * self.columns * self.samples * max(1, (self.bits + 7) // 8)
+
+
+def frames(dataset: Dataset, *, max_bytes: int = 1 << 30, rgb: bool = False) -> Iterator[NDArray[Any]]:
+    """The frames of a data set of `read`, decoded one at a time.
+
+    Yields arrays of [rows, columns] or [rows, columns, samples] with the stored values, signed where the object is.
+    max_bytes: the most that one decoded frame may take; checked against the header and the codestream before anything
+    is decoded. rgb: turn YBR photometric interpretations into RGB; else the values are those of the codestream.
+    Raises PIXELS_UNDECODABLE.
+    """
+    layout = _layout(dataset)
+    syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
+    if layout.frame_bytes > max_bytes:
+        raise _undecodable("a frame is larger than may be decoded")
+    _check_codestreams(dataset, syntax, layout, max_bytes)
+    try:
+        # Without indices, pydicom corrects the sign of a read-only array, and fails.
+        indices = range(layout.frames) if dataset.get("PixelRepresentation") else None
+        iterator = get_decoder(syntax).iter_array(dataset, indices=indices, raw=not rgb)
+    except Exception:  # noqa: BLE001 - decoders raise whatever the bytes make them raise
+        raise _undecodable("no decoder takes this transfer syntax") from None
+    while True:
+        try:
+            frame, _ = next(iterator)
+        except StopIteration:
+            return
+        except Exception:  # noqa: BLE001 - as above
+            raise _undecodable("a frame does not decode") from None
+        yield frame
+
+
+def _undecodable(words: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE, words)
+
+
+def _layout(dataset: Dataset) -> _Layout:
+    def number(keyword: str, default: int | None = None) -> int:
+        value = dataset.get(keyword)
+        if value is None and default is not None:
+            return default
+        try:
+            result = int(value)
+        except (TypeError, ValueError):
+            raise _undecodable(f"{keyword} is absent or no number") from None
+        if not 0 < result <= 0xFFFFFFFF:
+            raise _undecodable(f"{keyword} is out of range")
+        return result
+
+    if not any(tag in dataset for tag in (0x7FE00008, 0x7FE00009, 0x7FE00010)):
+        raise _undecodable("the object has no pixel data")
+    bits = 32 if 0x7FE00008 in dataset else 64 if 0x7FE00009 in dataset else number("BitsAllocated")
+    if bits not in (1, 8, 16, 32, 64):
+        raise _undecodable("BitsAllocated is not one of 1, 8, 16, 32, 64")
+    samples = number("SamplesPerPixel", 1)
+    if samples > 4:
+        raise _undecodable("more than four samples per pixel")
+    return _Layout(number("Rows"), number("Columns"), samples, bits, number("NumberOfFrames", 1))
+
+
+def _check_codestreams(dataset: Dataset, syntax: UID, layout: _Layout, max_bytes: int) -> None:
+    """Hold what each compressed frame says of its own size against the header, before a decoder allocates for it."""
+    if not syntax.is_encapsulated:
+        if 0x7FE00010 in dataset and layout.bits > 1:
+            expected = layout.frame_bytes * layout.frames
+            if layout.samples == 3 and str(dataset.get("PhotometricInterpretation", "")).startswith("YBR_FULL_422"):
+                expected = expected // 3 * 2
+            if len(dataset.PixelData) < expected:
+                raise _undecodable("the pixel data is shorter than its frames")
+        return
+    pixels = dataset.get("PixelData")
+    if not isinstance(pixels, bytes):
+        raise _undecodable("compressed pixel data is absent")
+    for start, end in _fragment_spans(pixels):
+        size = codestream_size(pixels[start:end])
+        if size is None:
+            continue
+        columns, rows, samples = size
+        width = max(1, (layout.bits + 7) // 8)
+        if columns * rows * samples * width > max(max_bytes, layout.frame_bytes):
+            raise _undecodable("a compressed frame is larger than may be decoded")
+        if (columns, rows) != (layout.columns, layout.rows):
+            raise _undecodable("a compressed frame has another size than the header says")
+
+
+def _fragment_spans(pixels: bytes) -> Iterator[tuple[int, int]]:
+    pos, first = 0, True
+    while len(pixels) - pos >= 8:
+        group, number, length = struct.unpack_from("<HHI", pixels, pos)
+        pos += 8
+        if (group, number) != (0xFFFE, 0xE000) or length > len(pixels) - pos:
+            return
+        if not first:
+            yield pos, pos + length
+        first = False
+        pos += length
+
+
+_JPEG_START_OF_FRAME: Final = frozenset(
+    {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
+)
+
+
+def codestream_size(fragment: bytes) -> tuple[int, int, int] | None:
+    """Columns, rows and components that a JPEG, JPEG-LS, JPEG 2000 or HTJ2K codestream declares; None for another."""
+    if fragment[:4] == b"\xff\x4f\xff\x51":  # ISO/IEC 15444-1 A.5.1, SIZ
+        if len(fragment) < 42:
+            return None
+        x, y, x0, y0 = struct.unpack_from(">4I", fragment, 8)
+        (components,) = struct.unpack_from(">H", fragment, 40)
+        return max(0, x - x0), max(0, y - y0), components
+    if fragment[:2] != b"\xff\xd8":  # ISO/IEC 10918-1 B.2.2 and 14495-1 C.2.2
+        return None
+    pos = 2
+    while pos + 4 <= len(fragment) and fragment[pos] == 0xFF:
+        marker = fragment[pos + 1]
+        if marker == 0xFF:
+            pos += 1
+            continue
+        (length,) = struct.unpack_from(">H", fragment, pos + 2)
+        if marker in _JPEG_START_OF_FRAME and pos + 10 <= len(fragment):
+            rows, columns, components = struct.unpack_from(">HHB", fragment, pos + 5)
+            return columns, rows, components
+        if marker in (0xD9, 0xDA):
+            return None
+        pos += 2 + length
+    return None
+
+
+__all__ = [
+    "STORAGE_SOP_CLASSES",
+    "Uids",
+    "codestream_size",
+    "dataset_of",
+    "frames",
+    "is_uid",
+    "read",
+    "read_header",
+    "uids",
+]
