@@ -1,0 +1,74 @@
+"""Which identity may call which method; what is not in the table is refused."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from shared.identity import Identity
+
+_EVERYONE = frozenset(Identity)
+_PRODUCERS = frozenset({Identity.INGEST, Identity.REDACTION, Identity.INFERENCE, Identity.AUDIT})
+_READERS = frozenset({Identity.AUDITOR, Identity.OPERATOR})
+_CALLERS = frozenset({Identity.PACS, Identity.OPERATOR, Identity.CONSOLE})
+_INGEST = frozenset({Identity.INGEST})
+
+METHODS: Mapping[str, frozenset[Identity]] = MappingProxyType(
+    {
+        "/stepwedge.audit.v1.AuditService/Append": _PRODUCERS,
+        "/stepwedge.audit.v1.AuditService/GetEntry": _READERS,
+        "/stepwedge.audit.v1.AuditService/QueryEntries": _READERS,
+        "/stepwedge.audit.v1.AuditService/GetCheckpoint": _READERS | _INGEST,
+        "/stepwedge.audit.v1.AuditService/GetInclusionProof": _READERS | _INGEST,
+        "/stepwedge.audit.v1.AuditService/GetConsistencyProof": _READERS,
+        "/stepwedge.audit.v1.AuditService/Export": _READERS,
+        "/stepwedge.redaction.v1.RedactionService/RedactInstance": _INGEST,
+        "/stepwedge.inference.v1.InferenceService/AssessInstance": _INGEST,
+        "/stepwedge.inference.v1.InferenceService/ListModels": _READERS | _INGEST,
+        "/stepwedge.ingest.v1.IngestService/SubmitInstance": frozenset({Identity.PACS, Identity.OPERATOR}),
+        "/stepwedge.ingest.v1.IngestService/GetStudy": _CALLERS,
+        "/stepwedge.ingest.v1.IngestService/ListStudies": _CALLERS,
+        "/stepwedge.ingest.v1.IngestService/RequeueStudy": frozenset({Identity.OPERATOR, Identity.CONSOLE}),
+        "/stepwedge.ingest.v1.IngestService/WatchDecisions": _CALLERS,
+        "/stepwedge.ingest.v1.IngestService/ExplainStudy": _CALLERS,
+        "/grpc.health.v1.Health/Check": _EVERYONE,
+        "/grpc.health.v1.Health/List": _EVERYONE,
+        "/grpc.health.v1.Health/Watch": _EVERYONE,
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": frozenset({Identity.OPERATOR}),
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": frozenset({Identity.OPERATOR}),
+    }
+)
+"""Full method name -> who may call it."""
+
+OPEN_ENDED: frozenset[str] = frozenset(
+    {
+        "/stepwedge.ingest.v1.IngestService/WatchDecisions",
+        "/grpc.health.v1.Health/Watch",
+        # Held open by the tools for as long as a person explores; operators only.
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    }
+)
+"""Methods that may be called without a deadline, because they stay open by design; a drain ends them."""
+
+ALWAYS_ADMITTED: frozenset[str] = frozenset(
+    {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/grpc.health.v1.Health/Watch"}
+)
+"""Methods that the bound on concurrent calls does not count: a server at its limit is still healthy and must say so."""
+
+RETRIED: frozenset[str] = frozenset(
+    {
+        "/stepwedge.audit.v1.AuditService/GetEntry",
+        "/stepwedge.audit.v1.AuditService/QueryEntries",
+        "/stepwedge.audit.v1.AuditService/GetCheckpoint",
+        "/stepwedge.audit.v1.AuditService/GetInclusionProof",
+        "/stepwedge.audit.v1.AuditService/GetConsistencyProof",
+        "/stepwedge.redaction.v1.RedactionService/RedactInstance",
+        "/stepwedge.inference.v1.InferenceService/AssessInstance",
+        "/stepwedge.inference.v1.InferenceService/ListModels",
+        "/stepwedge.ingest.v1.IngestService/GetStudy",
+        "/stepwedge.ingest.v1.IngestService/ListStudies",
+        "/stepwedge.ingest.v1.IngestService/ExplainStudy",
+        "/grpc.health.v1.Health/Check",
+    }
+)
+"""Idempotent methods that the channel itself tries again. Append is not among them: `shared.audit.Recorder` retries it
+knowing what it sent; RequeueStudy is not idempotent."""

@@ -1,0 +1,181 @@
+"""The object store as a folder for each zone: `<zone>/<first two digits>/<sha256>`.
+
+A write goes to a temporary file in the same zone, is fsynced, linked to its final name (a link never replaces what is
+there), and the folder is fsynced; only then has it happened. A crash at any point leaves at most a temporary file,
+which the next start sweeps once it is an hour old.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from shared.errors import ErrorCode, StepwedgeError
+from shared.objects import Stored, Zone, corrupt, not_found, not_opened, sweep, validated
+
+_TEMPORARY = "incoming"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class DirectoryStore:
+    """An `ObjectStore` in the file system.
+
+    Parameters
+    ----------
+    places
+        Folder of each zone that is open; made where absent.
+    low_water_bytes
+        Bytes that must stay free for `check` to pass.
+    """
+
+    def __init__(self, places: Mapping[Zone, Path], *, low_water_bytes: int = 0) -> None:
+        self._places = dict(places)
+        self._low_water_bytes = low_water_bytes
+        for place in self._places.values():
+            with _translated():
+                _make_folder(place)
+                _make_folder(place / _TEMPORARY)
+                sweep(place / _TEMPORARY)
+
+    def put(self, zone: Zone, data: bytes | memoryview) -> Stored:
+        """See `ObjectStore.put`."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        with _translated():
+            final = self._final(zone, sha256)
+            if self._is_whole(final, len(data), sha256):
+                return Stored(sha256, len(data), created=False)
+            temporary = self.new_temporary(zone)
+            try:
+                with temporary.open("xb") as file:
+                    file.write(data)
+                    _make_durable(file)
+                return Stored(sha256, len(data), created=self._publish(temporary, final, len(data), sha256))
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def put_file(self, zone: Zone, path: Path) -> Stored:
+        """See `ObjectStore.put_file`."""
+        if path.parent != self._place(zone) / _TEMPORARY:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the file was not named by new_temporary")
+        with _translated():
+            try:
+                with path.open("r+b") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    size = file.tell()
+                    _make_durable(file)
+                final = self._final(zone, digest)
+                return Stored(digest, size, created=self._publish(path, final, size, digest))
+            finally:
+                path.unlink(missing_ok=True)
+
+    def new_temporary(self, zone: Zone) -> Path:
+        """See `ObjectStore.new_temporary`."""
+        return self._place(zone) / _TEMPORARY / secrets.token_hex(16)
+
+    def get(self, zone: Zone, sha256: str) -> bytes:
+        """See `ObjectStore.get`."""
+        path = self._final(zone, sha256)
+        with _translated():
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                raise not_found(zone) from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise corrupt(zone)
+        return data
+
+    def exists(self, zone: Zone, sha256: str) -> bool:
+        """See `ObjectStore.exists`."""
+        path = self._final(zone, sha256)
+        with _translated():
+            return path.is_file()
+
+    def check(self, zone: Zone) -> None:
+        """See `ObjectStore.check`."""
+        folder = self._place(zone) / _TEMPORARY
+        with _translated():
+            space = os.statvfs(folder)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError
+        if space.f_bavail * space.f_frsize < self._low_water_bytes:
+            raise StepwedgeError(
+                ErrorCode.ERROR_CODE_STORAGE_FULL, f"the zone {zone.value} is below its low-water mark"
+            )
+
+    def _place(self, zone: Zone) -> Path:
+        try:
+            return self._places[zone]
+        except KeyError:
+            raise not_opened(zone) from None
+
+    def _final(self, zone: Zone, sha256: str) -> Path:
+        return self._place(zone) / validated(sha256)[:2] / sha256
+
+    @staticmethod
+    def _is_whole(final: Path, size: int, sha256: str) -> bool:
+        """Say whether the object is there with its right bytes; a damaged one is as good as absent."""
+        try:
+            with final.open("rb") as file:
+                return (
+                    os.fstat(file.fileno()).st_size == size
+                    and hashlib.file_digest(file, "sha256").hexdigest() == sha256
+                )
+        except FileNotFoundError:
+            return False
+
+    def _publish(self, temporary: Path, final: Path, size: int, sha256: str) -> bool:
+        """Give the durable temporary file its name; return whether the name is new."""
+        _make_folder(final.parent)
+        temporary.chmod(0o440)
+        created = True
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            created = False
+            if not self._is_whole(final, size, sha256):
+                # The bytes under this name are damaged, and we hold the right ones: mend it in one step.
+                temporary.replace(final)
+                created = True
+        _fsync_folder(final.parent)
+        return created
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the file system's errors into ours; paths stay out of the words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_STORAGE_FULL, "no space is left in the object store") from error
+        name = errno.errorcode.get(error.errno or 0, "error")
+        raise StepwedgeError(
+            ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, f"the object store does not answer ({name})"
+        ) from error
+
+
+def _make_durable(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make `folder` and the folders above it, each durably: a name is durable once its own folder is fsynced."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o750)
+    _fsync_folder(folder.parent)

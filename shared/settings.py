@@ -1,0 +1,403 @@
+"""Every setting of the cluster: one TOML file, overridden by the environment.
+
+An override is named by section and key: `STEPWEDGE_INGEST__LISTEN=0.0.0.0:7101`. Lists and objects are given as JSON.
+Relative paths are resolved against the folder of the TOML file, or the working directory where there is none. A key
+that does not exist is an error, never ignored.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from shared import paths
+from shared.errors import ErrorCode, StepwedgeError
+from shared.identity import Identity
+
+PREFIX = "STEPWEDGE_"
+FILE_VARIABLE = "STEPWEDGE_CONFIG"
+
+_UNSET = Path()
+_file: ContextVar[Path | None] = ContextVar("settings_file", default=None)
+
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+# PS3.5 6.2, AE: 16 characters at most of the default repertoire, no backslash and no control; no outer spaces here.
+_AE_TITLE = re.compile(r"[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?")
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Split "host:port" or "[IPv6]:port"; the host comes back without brackets. Raises ValueError."""
+    match = _HOST_PORT.fullmatch(address)
+    if match is None or int(match["port"]) > 65535:
+        raise ValueError("must be host:port, with an IPv6 address in brackets")
+    return match["host"].strip("[]"), int(match["port"])
+
+
+def _endpoint(value: str) -> str:
+    host_and_port(value)
+    return value
+
+
+def _optional_endpoint(value: str) -> str:
+    return value and _endpoint(value)
+
+
+def _ae_title(value: str) -> str:
+    if not _AE_TITLE.fullmatch(value):
+        raise ValueError("must be an AE title of 1 to 16 characters (PS3.5 6.2)")
+    return value
+
+
+def _base() -> Path:
+    file = _file.get()
+    return (file.parent if file else Path.cwd()).resolve()
+
+
+def _database_url(value: str) -> str:
+    for scheme in ("sqlite:///", "sqlite+pysqlite:///"):
+        file = value.removeprefix(scheme)
+        if file != value and file and not file.startswith(("/", ":memory:", "file:")):
+            return f"{scheme}{_absolute(Path(file))}"
+    return value
+
+
+def _absolute(value: Path) -> Path:
+    # What is left unset is filled in by Settings, which knows the folder of the data.
+    return value if value == _UNSET else _base() / value.expanduser()
+
+
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+OptionalEndpoint = Annotated[str, AfterValidator(_optional_endpoint)]
+AeTitle = Annotated[str, AfterValidator(_ae_title)]
+DatabaseUrl = Annotated[str, AfterValidator(_database_url), Field(repr=False)]
+File = Annotated[Path, AfterValidator(_absolute)]
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A table of the TOML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=False, validate_default=True, use_attribute_docstrings=True)
+
+
+class Cluster(Section):
+    """What all services share."""
+
+    production: bool = False
+    """Refuse development certificates and development keys."""
+    data: File = Path("var")
+    """Folder of everything the cluster writes, unless another setting says otherwise."""
+    pki: File = _UNSET
+    """Folder of the CA's certificate and of each identity's certificate and key; default <data>/pki."""
+    keys: File = _UNSET
+    """Folder of the pseudonym key and of the log's signing key; default <data>/keys."""
+    names: list[str] = ["localhost"]
+    """DNS names and IP addresses under which the services are reached; minted into their certificates."""
+
+
+class Objects(Section):
+    """Where objects lie."""
+
+    kind: Literal["directory", "s3"] = "directory"
+    """A folder for each zone, or an S3-compatible store (its credentials come from the usual AWS_* variables)."""
+    original: str = ""
+    """Zone `original`: a path, or s3://bucket/prefix; default <data>/objects/original."""
+    deidentified: str = ""
+    """Zone `deidentified`: a path, or s3://bucket/prefix; default <data>/objects/deidentified."""
+    low_water_bytes: Annotated[int, Field(ge=0)] = 268_435_456
+    """Bytes that must stay free in a zone's file system; below it nothing is taken in."""
+    scratch: File = _UNSET
+    """Folder where objects wait while they are received, where kind is s3; default <data>/objects/scratch."""
+    s3_endpoint: str = ""
+    """URL of the S3-compatible store; empty for the provider's own."""
+    s3_region: str = ""
+    """Region of the bucket; empty for the library's default."""
+    s3_ca: str = ""
+    """File of the CA certificates that the store's certificate is checked against; empty for the system's."""
+
+    @model_validator(mode="after")
+    def _places_fit_the_kind(self) -> Self:
+        for zone in ("original", "deidentified"):
+            place: str = getattr(self, zone)
+            if self.kind == "s3" and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s]*)?", place):
+                raise ValueError(f"{zone} must be s3://bucket/prefix where kind is s3")
+            if self.kind == "directory":
+                if place.startswith("s3://"):
+                    raise ValueError(f"{zone} must be a path where kind is directory")
+                if place:
+                    setattr(self, zone, str(_absolute(Path(place))))
+        if self.s3_ca:
+            self.s3_ca = str(_absolute(Path(self.s3_ca)))
+        return self
+
+
+class Service(Section):
+    """What every service has."""
+
+    listen: Endpoint
+    """Where gRPC is served, host:port; port 0 for any free one."""
+    address: OptionalEndpoint = ""
+    """Where the others reach it, host:port; default `listen`."""
+    metrics: OptionalEndpoint = ""
+    """Where Prometheus metrics are served, host:port; empty for nowhere."""
+    max_concurrent_rpcs: Positive = 64
+    """Calls in progress beyond which the next is refused as OVERLOADED."""
+    workers: Positive = 1
+    """Processes or threads that do the service's heavy work side by side."""
+
+    @model_validator(mode="after")
+    def _is_reached_where_it_listens(self) -> Self:
+        if not self.address:
+            host, port = host_and_port(self.listen)
+            everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - the name of it, not a bind
+            self.address = f"{everywhere[host]}:{port}" if host in everywhere else self.listen
+        return self
+
+
+class Destination(Section):
+    """A DICOM peer that decided studies are forwarded to."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    """What the records call it."""
+    ae_title: AeTitle
+    """Called AE title."""
+    host: Annotated[str, Field(min_length=1)]
+    """Host name or IP address."""
+    port: Annotated[int, Field(ge=1, le=65535)]
+    """TCP port."""
+    verdicts: list[Literal["ACCEPT", "REVIEW", "REJECT"]] = ["ACCEPT"]
+    """Verdicts with which a study goes there."""
+
+
+class Ingest(Service):
+    """The front door."""
+
+    listen: Endpoint = "127.0.0.1:7101"
+    metrics: OptionalEndpoint = "127.0.0.1:9101"
+    workers: Positive = 2
+    database: DatabaseUrl = ""
+    """SQLAlchemy URL; default an SQLite file in the data folder."""
+    dimse: Endpoint = "127.0.0.1:11112"
+    """Where DICOM associations are accepted, host:port."""
+    ae_title: AeTitle = "STEPWEDGE"
+    """Own AE title."""
+    calling_ae_titles: list[AeTitle] = []
+    """Calling AE titles that are let in; empty for any."""
+    max_associations: Positive = 32
+    """Associations open at once."""
+    max_object_bytes: Positive = 2_147_483_648
+    """Largest object taken, bytes."""
+    quiet_seconds: Seconds = 10.0
+    """A study is complete when nothing arrived for it for so long."""
+    lease_seconds: Seconds = 60.0
+    """How long a claimed study stays with a worker that does not renew its claim."""
+    max_attempts: Positive = 5
+    """Attempts at a step that fails transiently before the study goes to the dead letter."""
+    policy: File = paths.POLICY
+    """TOML file of the policy."""
+    destinations: list[Destination] = []
+    """Where decided studies are forwarded."""
+
+    @field_validator("destinations")
+    @classmethod
+    def _names_differ(cls, value: list[Destination]) -> list[Destination]:
+        if len({destination.name for destination in value}) < len(value):
+            raise ValueError("two destinations bear one name")
+        return value
+
+
+class Redaction(Service):
+    """The service that takes identity out."""
+
+    listen: Endpoint = "127.0.0.1:7102"
+    metrics: OptionalEndpoint = "127.0.0.1:9102"
+
+
+class Inference(Service):
+    """The service that measures pixels."""
+
+    listen: Endpoint = "127.0.0.1:7103"
+    metrics: OptionalEndpoint = "127.0.0.1:9103"
+    model: File = paths.MODEL
+    """Folder of the released model."""
+    provider: str = "CPUExecutionProvider"
+    """Execution provider of ONNX Runtime; where it is absent the service refuses to start."""
+    threads: Positive = 1
+    """Threads in one inference."""
+
+
+class Audit(Service):
+    """The log."""
+
+    listen: Endpoint = "127.0.0.1:7104"
+    metrics: OptionalEndpoint = "127.0.0.1:9104"
+    database: DatabaseUrl = ""
+    """SQLAlchemy URL; default an SQLite file in the data folder."""
+    origin: Annotated[str, Field(pattern=r"^[^\s+]{1,200}$")] = "stepwedge/audit"
+    """Name of the log in its checkpoints (C2SP tlog-checkpoint); no spaces and no plus."""
+    group_commit_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
+    """How long a batch waits for company before it is committed, milliseconds."""
+    group_commit_records: Positive = 256
+    """Records in one commit at most."""
+    high_water: File = _UNSET
+    """File that remembers the newest checkpoint outside the database; default <data>/audit.high-water."""
+
+
+class Telemetry(Section):
+    """What the cluster says about itself."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe level that is logged."""
+    otlp_endpoint: str = ""
+    """URL of an OpenTelemetry collector for traces (gRPC); empty for none."""
+
+
+class Settings(BaseSettings):
+    """Everything; `load()` makes one."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", validate_default=True, hide_input_in_errors=True
+    )
+
+    cluster: Cluster = Field(default_factory=lambda: Cluster())
+    objects: Objects = Field(default_factory=lambda: Objects())
+    ingest: Ingest = Field(default_factory=lambda: Ingest())
+    redaction: Redaction = Field(default_factory=lambda: Redaction())
+    inference: Inference = Field(default_factory=lambda: Inference())
+    audit: Audit = Field(default_factory=lambda: Audit())
+    telemetry: Telemetry = Field(default_factory=lambda: Telemetry())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments before environment before file; nothing else is read."""
+        file = _file.get()
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        return (*sources, TomlConfigSettingsSource(settings_cls, toml_file=file)) if file else sources
+
+    @model_validator(mode="after")
+    def _what_is_unset_lies_below_data(self) -> Self:
+        data = self.cluster.data
+        for section, key, value in (
+            (self.cluster, "pki", data / "pki"),
+            (self.cluster, "keys", data / "keys"),
+            (self.objects, "scratch", data / "objects" / "scratch"),
+            (self.audit, "high_water", data / "audit.high-water"),
+        ):
+            if getattr(section, key) == _UNSET:
+                setattr(section, key, value)
+        self.objects.original = self.objects.original or str(data / "objects" / "original")
+        self.objects.deidentified = self.objects.deidentified or str(data / "objects" / "deidentified")
+        self.ingest.database = self.ingest.database or f"sqlite:///{data / 'ingest.db'}"
+        self.audit.database = self.audit.database or f"sqlite:///{data / 'audit.db'}"
+        return self
+
+    def for_service(self, name: str | Identity) -> Service:
+        """Return the section of the service `name`; CONFIGURATION where there is no such service."""
+        section = getattr(self, str(name), None)
+        if not isinstance(section, Service):
+            raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, "no service of this name has settings")
+        return section
+
+
+def load(path: Path | None = None) -> Settings:
+    """Read the settings.
+
+    Parameters
+    ----------
+    path
+        The TOML file; by default the one that the environment variable STEPWEDGE_CONFIG names, else none.
+
+    Raises
+    ------
+    StepwedgeError
+        CONFIGURATION, in one line that names the keys and never their values.
+    """
+    if path is None and os.environ.get(FILE_VARIABLE):
+        path = Path(os.environ[FILE_VARIABLE])
+    if path is not None:
+        path = path.resolve()
+        if not path.is_file():
+            raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, f"the settings file {path.name} is not there")
+    _refuse_unknown_overrides()
+    with _reading(path):
+        try:
+            return Settings()
+        except ValidationError as error:
+            raise _configuration(_in_one_line(error)) from None
+        except SettingsError:
+            raise _configuration("an environment variable does not hold the JSON that its key needs") from None
+        except (ValueError, OSError) as error:  # tomllib's errors are ValueErrors: position, no content
+            raise _configuration(f"the settings file cannot be read: {_first_line(error)}") from None
+
+
+@contextmanager
+def _reading(path: Path | None) -> Iterator[None]:
+    token = _file.set(path)
+    try:
+        yield
+    finally:
+        _file.reset(token)
+
+
+def _configuration(message: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, message)
+
+
+def _refuse_unknown_overrides() -> None:
+    # pydantic-settings reads the variables it knows and is silent about STEPWEDGE_INJEST__LISTEN.
+    sections = {name.upper() for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(PREFIX) and "__" in variable:
+            section = variable.upper().removeprefix(PREFIX).split("__", 1)[0]
+            if section not in sections:
+                raise _configuration(f"the environment variable {variable} names no section of the settings")
+
+
+def _in_one_line(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    words = [
+        f"{'.'.join(str(part) for part in one['loc']) or 'settings'}: {_words(one['type'], one['msg'])}"
+        for one in found
+    ]
+    shown = "; ".join(words[:5])
+    return shown if len(words) <= 5 else f"{shown}; and {len(words) - 5} more"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "settings"
+
+
+def _words(kind: str, message: str) -> str:
+    return "no such key" if kind == "extra_forbidden" else _first_line(message)
+
+
+def _first_line(message: object) -> str:
+    return (str(message).splitlines() or [""])[0].removeprefix("Value error, ")
