@@ -1,0 +1,276 @@
+"""Every command and option of `stepwedge`; what a command does lies in the module of its name, loaded when it runs."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cli import exit_codes
+
+
+class Group(TyperGroup):
+    """The command, whose help ends with the table of exit codes."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, then the table."""
+        super().format_help(ctx, formatter)
+        exit_codes.print_table()
+
+
+app = typer.Typer(
+    name="stepwedge",
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Quality assurance for medical images whose every decision is recorded or refused.\n\n"
+    "A failure is one line on stderr: `error CODE: sentence`. With --json, stdout holds one JSON object a line.",
+)
+
+
+class Person(enum.StrEnum):
+    """In whose name a command speaks to the cluster."""
+
+    OPERATOR = "operator"
+    AUDITOR = "auditor"
+    PACS = "pacs"
+    CONSOLE = "console"
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="Settings (TOML). Default: what STEPWEDGE_CONFIG names, else ./stepwedge.toml, else built in.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+As = Annotated[Person, typer.Option("--as", help="Whose certificate to show to the cluster.")]
+StudyName = Annotated[
+    str, typer.Argument(metavar="STUDY", help="Study Instance UID as sent, or as it stands in the log.")
+]
+
+CLUSTER = "The cluster"
+STUDIES = "Studies"
+LOG = "The log"
+FILES = "Files, without a cluster"
+
+
+@app.command(rich_help_panel=CLUSTER)
+def up(config: Config = None) -> None:
+    """Start the four services here, watch over them, and drain them in order at Ctrl-C.
+
+    On the first run the certificates and keys of a development cluster are made.
+    """
+    from cli.up import up
+
+    up(config)
+
+
+@app.command(rich_help_panel=CLUSTER)
+def demo(
+    input: Annotated[
+        Path | None,
+        typer.Option(
+            "--input", metavar="FOLDER", help="Send the DICOM files of this folder instead of the built-in ones."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="FOLDER", help="Where the demo keeps its files (a new folder). Default: a temporary one."
+        ),
+    ] = None,
+) -> None:
+    """Start a cluster, send it images, watch each get its verdict, prove the log, and catch a forger."""
+    from cli.demo import demo
+
+    raise typer.Exit(demo(input, data))
+
+
+@app.command(rich_help_panel=CLUSTER)
+def doctor(config: Config = None, json: Json = False) -> None:
+    """Check settings, keys, certificates, ports, services, disk, clock, model: one line each, and what to do."""
+    from cli.doctor import doctor
+
+    raise typer.Exit(doctor(config, json=json))
+
+
+@app.command(rich_help_panel=STUDIES)
+def send(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="DICOM files, or folders of them.")],
+    to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="Where the storage SCP listens.")],
+    aet: Annotated[str, typer.Option("--aet", metavar="CALLED", help="Its AE title.")],
+    calling: Annotated[str, typer.Option("--calling", metavar="AET", help="Our AE title.")] = "STEPWEDGE_SCU",
+    json: Json = False,
+) -> None:
+    """Send files by DICOM C-STORE, byte for byte, in their own transfer syntaxes."""
+    from cli.storing import store
+
+    raise typer.Exit(store(paths, to, aet, calling, json=json))
+
+
+@app.command(rich_help_panel=STUDIES)
+def submit(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="DICOM files, or folders of them.")],
+    config: Config = None,
+    identity: As = Person.OPERATOR,
+    json: Json = False,
+) -> None:
+    """Hand files to the cluster over gRPC, as an integrator's client does."""
+    from cli.storing import submit
+
+    raise typer.Exit(submit(paths, config, identity.value, json=json))
+
+
+@app.command(rich_help_panel=STUDIES)
+def studies(
+    config: Config = None,
+    state: Annotated[
+        str,
+        typer.Option(
+            "--state", metavar="STATE", help="Only those: receiving, processing, delivering, done, dead-letter."
+        ),
+    ] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, newest first.")] = 50,
+    identity: As = Person.OPERATOR,
+    json: Json = False,
+) -> None:
+    """List studies, newest first."""
+    from cli.studies import studies
+
+    studies(config, state, limit, identity.value, json=json)
+
+
+@app.command(rich_help_panel=STUDIES)
+def explain(study: StudyName, config: Config = None, identity: As = Person.OPERATOR, json: Json = False) -> None:
+    """Say where a study is, why, what happens next, and what happened so far."""
+    from cli.studies import explain
+
+    raise typer.Exit(explain(study, config, identity.value, json=json))
+
+
+@app.command(rich_help_panel=STUDIES)
+def watch(
+    config: Config = None,
+    since: Annotated[str, typer.Option("--since", metavar="CURSOR", help="Only decisions after this cursor.")] = "",
+    count: Annotated[int, typer.Option("--count", min=0, help="End after so many decisions; 0 for never.")] = 0,
+    identity: As = Person.OPERATOR,
+    json: Json = False,
+) -> None:
+    """Print decisions as they are made, the past ones first."""
+    from cli.studies import watch
+
+    watch(config, since, count, identity.value, json=json)
+
+
+@app.command(rich_help_panel=STUDIES)
+def requeue(study: StudyName, config: Config = None, identity: As = Person.OPERATOR, json: Json = False) -> None:
+    """Put a study of the dead letter back in the queue."""
+    from cli.studies import requeue
+
+    requeue(study, config, identity.value, json=json)
+
+
+@app.command(rich_help_panel=LOG)
+def verify(
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", metavar="FILE", help="Verify this export, offline. Default: fetch one from the cluster."
+        ),
+    ] = None,
+    key: Annotated[
+        str,
+        typer.Option(
+            "--key", metavar="KEY", help="Public key of the log, or a file that holds it. Default: of this cluster."
+        ),
+    ] = "",
+    config: Config = None,
+    identity: As = Person.OPERATOR,
+    json: Json = False,
+) -> None:
+    """Prove that nothing in the log was changed, removed, inserted or reordered; exits as the stand-alone verifier."""
+    from cli.log import verify
+
+    raise typer.Exit(verify(export, key, config, identity.value, json=json))
+
+
+@app.command(rich_help_panel=LOG)
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the archive (zip).")],
+    config: Config = None,
+    identity: As = Person.OPERATOR,
+    json: Json = False,
+) -> None:
+    """Write the whole log as one archive that anybody can verify offline."""
+    from cli.log import export
+
+    export(file, config, identity.value, json=json)
+
+
+@app.command(rich_help_panel=FILES)
+def redact(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A DICOM file, or a folder of them.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file, or the folder, to write.")],
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            metavar="FILE",
+            help="Pseudonym key. Default: that of the settings, else a random one for this run.",
+        ),
+    ] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Take identity out of DICOM files (PS3.15 Annex E); one receipt a file."""
+    from cli.redact import redact
+
+    raise typer.Exit(redact(source, target, key, config, json=json))
+
+
+@app.command(rich_help_panel=FILES)
+def assess(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="DICOM, PNG, JPEG or TIFF files, or folders of them.")
+    ],
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            "--masks",
+            metavar="DIR",
+            help="Write each mask as <file stem>.<channel>.png, 0 and 255, of the image's size.",
+        ),
+    ] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Measure images and say whether they are good enough."""
+    from cli.assess import assess
+
+    raise typer.Exit(assess(paths, masks, config, json=json))
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from shared.build import software_build
+
+        typer.echo(f"stepwedge {software_build()}")
+        raise typer.Exit
+
+
+@app.callback()
+def stepwedge(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which build this is, and end.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options that stand before a command."""

@@ -1,0 +1,149 @@
+"""Settings as the commands need them: read, completed on the first run, and cut down to what each child may know."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from random import SystemRandom
+from typing import TYPE_CHECKING, Any
+
+from cli import tables
+from shared import keys, pki
+from shared.errors import ErrorCode, StepwedgeError
+from shared.identity import SERVICES, Identity
+
+if TYPE_CHECKING:
+    from shared.settings import Settings
+
+WITHHELD = "/nonexistent/withheld-from-this-service"
+"""Stands in a child's settings where a path is none of its business."""
+
+SEES: Mapping[str, frozenset[str]] = {
+    "ingest": frozenset({"cluster.keys", "objects.original", "objects.deidentified"}),
+    "redaction": frozenset({"cluster.keys", "objects.original", "objects.deidentified"}),
+    "inference": frozenset({"objects.deidentified"}),
+    "audit": frozenset({"cluster.keys"}),
+}
+"""Which places each service is told."""
+
+# Below the range from which the kernel takes ports for outgoing connections, so that none is taken between the choice
+# of a port here and its use by the child.
+PORTS = range(20000, 32000)
+
+
+def load(file: Path | None) -> Settings:
+    """The settings: of `file`, else of STEPWEDGE_CONFIG, else of `stepwedge.toml` here where it is, else defaults."""
+    from shared import settings
+
+    here = Path("stepwedge.toml")
+    if file is None and not os.environ.get(settings.FILE_VARIABLE) and here.is_file():
+        file = here
+    return settings.load(file)
+
+
+def prepare(settings: Settings) -> Path:
+    """Make what a first run needs: folders, certificates and keys; return the folder of the running cluster.
+
+    A cluster in production gets its certificates and keys from its owner: there nothing is made.
+
+    Raises
+    ------
+    StepwedgeError
+        CONFIGURATION where a cluster in production lacks one of them.
+    """
+    folder = settings.cluster.data / "run"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not settings.cluster.production:
+        pki.create(settings.cluster.pki, Identity, names=settings.cluster.names, development=True)
+        keys.create(settings.cluster.keys, origin=settings.audit.origin, development=True)
+    for identity in SERVICES:
+        pki.Credentials.load(settings.cluster.pki, identity)
+    return folder
+
+
+def write_for_service(settings: Settings, service: str, file: Path) -> Path:
+    """Write the settings of one child, with its own certificate and nobody else's beside them; return the file."""
+    certificates = file.with_suffix(".pki")
+    own = pki.Credentials.load(settings.cluster.pki, Identity(service))
+    _private_folder(certificates)
+    for source, name in ((own.ca, "ca.crt"), (own.certificate, f"{service}.crt"), (own.key, f"{service}.key")):
+        _write_private(certificates / name, source.read_bytes())
+    _write_private(file, tables.dumps(for_service(settings, service, certificates)).encode())
+    return file
+
+
+def for_service(settings: Settings, service: str, certificates: Path) -> dict[str, Any]:
+    """The settings as one service may know them: of the others only where they are reached."""
+    whole: dict[str, Any] = settings.model_dump(mode="json")
+    for other in SERVICES:
+        if other != service:
+            whole[other] = {"listen": whole[other]["address"]}
+    whole["cluster"]["pki"] = str(certificates)
+    for place in ("cluster.keys", "objects.original", "objects.deidentified"):
+        section, key = place.split(".")
+        if place not in SEES[service]:
+            whole[section][key] = f"s3://{WITHHELD.rpartition('/')[2]}" if _on_s3(whole, section) else WITHHELD
+    return whole
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different TCP ports of the loopback that are free now.
+
+    Raises
+    ------
+    StepwedgeError
+        DEPENDENCY_UNAVAILABLE where there are not so many.
+    """
+    found: list[int] = []
+    candidates = SystemRandom().sample(PORTS, 2000)
+    for port in candidates:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, "no free ports on the loopback")
+
+
+def on_free_ports(data: Path, **sections: Mapping[str, Any]) -> Path:
+    """Write a settings file for a cluster below `data` with every listener on a free loopback port; return the file.
+
+    `sections` adds to the sections of the file: `ingest={"quiet_seconds": 1.0}`.
+    """
+    ports = iter(free_ports(2 * len(SERVICES) + 1))
+    table: dict[str, Any] = {"cluster": {"data": str(data)}}
+    for service in SERVICES:
+        table[service] = {"listen": f"127.0.0.1:{next(ports)}", "metrics": f"127.0.0.1:{next(ports)}"}
+    table["ingest"]["dimse"] = f"127.0.0.1:{next(ports)}"
+    for name, section in sections.items():
+        table[name] = {**table.get(name, {}), **section}
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = data / "stepwedge.toml"
+    _write_private(file, tables.dumps(table).encode())
+    return file
+
+
+def _on_s3(whole: Mapping[str, Any], section: str) -> bool:
+    return section == "objects" and whole["objects"]["kind"] == "s3"
+
+
+def _private_folder(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+
+
+def _write_private(file: Path, data: bytes) -> None:
+    """Write a file that only its owner reads, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(data)
+    temporary.replace(file)
