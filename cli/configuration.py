@@ -14,20 +14,21 @@ from cli import tables
 from shared import keys, pki
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import SERVICES, Identity
+from shared.provision import KEYS_OF
 
 if TYPE_CHECKING:
     from shared.settings import Settings
 
-WITHHELD = "/nonexistent/withheld-from-this-service"
-"""Stands in a child's settings where a path is none of its business."""
+WITHHELD: Mapping[str, str] = {"directory": "/nonexistent/withheld", "s3": "s3://withheld"}
+"""Stands in a child's settings, by kind of store, where a zone is none of its business."""
 
 SEES: Mapping[str, frozenset[str]] = {
-    "ingest": frozenset({"cluster.keys", "objects.original", "objects.deidentified"}),
-    "redaction": frozenset({"cluster.keys", "objects.original", "objects.deidentified"}),
-    "inference": frozenset({"objects.deidentified"}),
-    "audit": frozenset({"cluster.keys"}),
+    "ingest": frozenset({"original", "deidentified"}),
+    "redaction": frozenset({"original", "deidentified"}),
+    "inference": frozenset({"deidentified"}),
+    "audit": frozenset(),
 }
-"""Which places each service is told."""
+"""Which zones of the object store each service is told."""
 
 # Below the range from which the kernel takes ports for outgoing connections, so that none is taken between the choice
 # of a port here and its use by the child.
@@ -57,36 +58,47 @@ def prepare(settings: Settings) -> Path:
     folder = settings.cluster.data / "run"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not settings.cluster.production:
-        pki.create(settings.cluster.pki, Identity, names=settings.cluster.names, development=True)
+        if not _given_by_site(settings.cluster.pki):
+            pki.create(settings.cluster.pki, Identity, names=settings.cluster.names, development=True)
         keys.create(settings.cluster.keys, origin=settings.audit.origin, development=True)
     for identity in SERVICES:
-        pki.Credentials.load(settings.cluster.pki, identity)
+        credentials = pki.Credentials.load(settings.cluster.pki, identity)
+        pki.refuse_development(credentials, production=settings.cluster.production)
+    keys.refuse_development(settings.cluster.keys, production=settings.cluster.production)
     return folder
 
 
 def write_for_service(settings: Settings, service: str, file: Path) -> Path:
-    """Write the settings of one child, with its own certificate and nobody else's beside them; return the file."""
-    certificates = file.with_suffix(".pki")
-    own = pki.Credentials.load(settings.cluster.pki, Identity(service))
-    _private_folder(certificates)
-    for source, name in ((own.ca, "ca.crt"), (own.certificate, f"{service}.crt"), (own.key, f"{service}.key")):
-        _write_private(certificates / name, source.read_bytes())
-    _write_private(file, tables.dumps(for_service(settings, service, certificates)).encode())
+    """Write the settings of one child; beside them its own certificate and keys and nobody else's. Return the file."""
+    identity = Identity(service)
+    secrets = file.with_suffix(".secrets")
+    own = pki.Credentials.load(settings.cluster.pki, identity)
+    wanted = [own.ca, own.certificate, own.key, *(settings.cluster.keys / name for name in KEYS_OF[identity])]
+    _private_folder(secrets)
+    for source in wanted:
+        if source.exists():
+            _write_private(secrets / source.name, source.read_bytes())
+    _write_private(file, tables.dumps(for_service(settings, service, secrets)).encode())
     return file
 
 
-def for_service(settings: Settings, service: str, certificates: Path) -> dict[str, Any]:
-    """The settings as one service may know them: of the others only where they are reached."""
+def for_service(settings: Settings, service: str, secrets: Path) -> dict[str, Any]:
+    """The settings as one service may know them: its own secrets, and of the others only where they are reached."""
     whole: dict[str, Any] = settings.model_dump(mode="json")
     for other in SERVICES:
         if other != service:
             whole[other] = {"listen": whole[other]["address"]}
-    whole["cluster"]["pki"] = str(certificates)
-    for place in ("cluster.keys", "objects.original", "objects.deidentified"):
-        section, key = place.split(".")
-        if place not in SEES[service]:
-            whole[section][key] = f"s3://{WITHHELD.rpartition('/')[2]}" if _on_s3(whole, section) else WITHHELD
+    whole["cluster"].update(pki=str(secrets), keys=str(secrets))
+    for zone in {"original", "deidentified"} - SEES[service]:
+        whole["objects"][zone] = WITHHELD[settings.objects.kind]
     return whole
+
+
+def _given_by_site(folder: Path) -> bool:
+    """Whether the PKI folder holds certificates of a CA that is not one of development."""
+    if not (folder / pki.CA_CERTIFICATE).exists():
+        return False
+    return not pki.Credentials.load(folder, Identity.INGEST).development()
 
 
 def free_ports(count: int) -> list[int]:
@@ -128,10 +140,6 @@ def on_free_ports(data: Path, **sections: Mapping[str, Any]) -> Path:
     file = data / "stepwedge.toml"
     _write_private(file, tables.dumps(table).encode())
     return file
-
-
-def _on_s3(whole: Mapping[str, Any], section: str) -> bool:
-    return section == "objects" and whole["objects"]["kind"] == "s3"
 
 
 def _private_folder(folder: Path) -> None:
