@@ -1,0 +1,529 @@
+"""The DICOM door: C-ECHO and C-STORE as SCP (PS3.7 9.1.1 and 9.1.5; PS3.4 Annexes A and B) on top of pynetdicom.
+
+pynetdicom's state machine and negotiation are used as they are. Three of its parts are replaced, because a door must
+not trust who knocks: how a PDU is read from the socket (bounded in length and in time), how the fragments of a message
+are put together (straight into a file of the object store, so that memory does not grow with the object), and what is
+left of an association that ends in the middle (nothing).
+"""
+
+import asyncio
+import logging
+import select
+import struct
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from io import BytesIO
+from typing import Any, Final, TypeVar
+
+from pydicom.dataset import Dataset
+from pynetdicom import AE, _config, evt
+from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
+from pynetdicom.dimse_primitives import C_CANCEL
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when the module is read
+from pynetdicom.transport import AddressInformation, AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+from services.ingest import metrics
+from services.ingest.door import RECORD_SECONDS, Announced, Door, Incoming, Kept
+from shared import logs
+from shared.errors import ErrorCode, StepwedgeError
+from shared.settings import Ingest, host_and_port
+
+CHANNEL: Final = "DIMSE"
+SUCCESS: Final = 0x0000
+
+STATUS: Final[Mapping[ErrorCode.ValueType, int]] = {
+    # PS3.4 Table B.2-1, "Refused: Out of Resources": the sender tries again.
+    ErrorCode.ERROR_CODE_STORAGE_FULL: 0xA700,
+    ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE: 0xA700,
+    ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE: 0xA700,
+    ErrorCode.ERROR_CODE_OVERLOADED: 0xA700,
+    # "Error: Data Set does not match SOP Class".
+    ErrorCode.ERROR_CODE_SOP_CLASS_MISMATCH: 0xA900,
+    # "Error: Cannot understand"; the last digits are ours and tell the errors apart.
+    ErrorCode.ERROR_CODE_MALFORMED_DICOM: 0xC000,
+    ErrorCode.ERROR_CODE_NOT_DICOM: 0xC010,
+    ErrorCode.ERROR_CODE_OBJECT_TOO_LARGE: 0xC020,
+    # PS3.7 Annex C.5.9: "Invalid SOP Instance", the UID breaks the rules by which UIDs are made.
+    ErrorCode.ERROR_CODE_INVALID_UID: 0x0117,
+}
+"""Status of a C-STORE response by the error that it stands for; any other is `PROCESSING_FAILURE`."""
+PROCESSING_FAILURE: Final = 0x0110  # PS3.7 Annex C.5.18
+
+# Constant over versions: these stand in the file meta information, and so in the digest of what is stored.
+IMPLEMENTATION_CLASS_UID: Final = "2.25.219318437153370129845962184113450937652"
+IMPLEMENTATION_VERSION_NAME: Final = "STEPWEDGE"
+
+MAX_PDU_BYTES: Final = 1 << 18
+"""Announced maximum length of a PDU (PS3.8 D.1); fewer, longer PDUs cost less in Python."""
+_MAX_NEGOTIATION_BYTES: Final = 1 << 20  # 128 presentation contexts with all their transfer syntaxes fit in well
+_MAX_COMMAND_BYTES: Final = 1 << 14
+_MAX_OTHER_DATA_SET_BYTES: Final = 1 << 24
+_MAX_WAITING_MESSAGES: Final = 8  # no asynchronous window is negotiated (PS3.7 D.3.3.3), so one would do
+_PDU_TYPES: Final = range(0x01, 0x08)
+_P_DATA_TF: Final = 0x04
+_A_ASSOCIATE_RQ: Final = 0x01
+
+NETWORK_SECONDS: Final = 60.0
+"""Silence after which an association is aborted, and the time within which one PDU must come in whole."""
+NEGOTIATION_SECONDS: Final = 10.0
+"""Time within which a connection must ask for an association (the ARTIM timer of PS3.8 9.1.5)."""
+
+_T = TypeVar("_T")
+_log = logs.get_logger(__name__)
+
+
+def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    """Preamble, prefix and file meta information (PS3.10 7.1) around a data set that came without.
+
+    Made of the association alone, and of nothing that changes between two receptions of the same data set.
+    """
+
+    def element(number: int, vr: bytes, value: bytes) -> bytes:
+        value += (b" " if vr == b"SH" else b"\0") * (len(value) & 1)
+        return struct.pack("<HH2sH", 0x0002, number, vr, len(value)) + value
+
+    rest = b"".join(
+        (
+            struct.pack("<HH2sHI", 0x0002, 0x0001, b"OB", 0, 2) + b"\x00\x01",
+            element(0x0002, b"UI", sop_class_uid.encode("ascii", "replace")),
+            element(0x0003, b"UI", sop_instance_uid.encode("ascii", "replace")),
+            element(0x0010, b"UI", transfer_syntax_uid.encode("ascii", "replace")),
+            element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
+            element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode()),
+        )
+    )
+    return bytes(128) + b"DICM" + element(0x0000, b"UL", struct.pack("<I", len(rest))) + rest
+
+
+def error_status(error: StepwedgeError) -> Dataset:
+    """The status of a response (PS3.7 C): its number, and the error's code as Error Comment (0000,0902)."""
+    status = Dataset()
+    status.Status = STATUS.get(error.code, PROCESSING_FAILURE)
+    status.ErrorComment = error.name
+    return status
+
+
+class Reception:
+    """The data set of one C-STORE request: a file while all goes well, an error to answer with once it does not."""
+
+    def __init__(self, door: Door, preface: bytes, error: StepwedgeError | None = None) -> None:
+        self.error = error
+        self.incoming: Incoming | None = None
+        if error is None:
+            self._guarded(lambda: self._open(door, preface))
+
+    def write(self, piece: memoryview) -> None:
+        """Take a fragment; after an error the rest of the data set is read from the network and dropped."""
+        incoming = self.incoming
+        if incoming is not None:
+            self._guarded(lambda: incoming.write(piece))
+
+    def discard(self) -> None:
+        """Leave nothing of it."""
+        if self.incoming is not None:
+            self.incoming.discard()
+            self.incoming = None
+
+    def _open(self, door: Door, preface: bytes) -> None:
+        self.incoming = door.open()
+        self.incoming.write(preface)
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except StepwedgeError as error:
+            self.error = error
+            self.discard()
+
+
+class _Fragments:
+    """A P-DATA-TF PDU whose values are views on the bytes that were read; what the state machine needs of one."""
+
+    def __init__(self, values: list[tuple[int, memoryview]]) -> None:
+        self._values = values
+
+    def to_primitive(self) -> P_DATA:
+        primitive = P_DATA()
+        primitive._presentation_data_value_list = self._values
+        return primitive
+
+
+class BoundedReader(DULServiceProvider):
+    """The upper layer (PS3.8 9), reading PDUs of bounded length within bounded time."""
+
+    def _read_pdu_data(self) -> None:
+        """Read one PDU and tell the state machine what it was (PS3.8 Table 9-10)."""
+        deadline = time.monotonic() + NETWORK_SECONDS
+        try:
+            header = self.socket.receive(6, deadline)
+            kind, length = header[0], int.from_bytes(header[2:6], "big")
+            limit = _MAX_NEGOTIATION_BYTES if kind == _A_ASSOCIATE_RQ else MAX_PDU_BYTES + 6
+            if kind not in _PDU_TYPES or length > limit:
+                self.event_queue.put("Evt19")  # unrecognized or invalid PDU
+                return
+            body = self.socket.receive(length, deadline)
+        except (OSError, EOFError):
+            self.event_queue.put("Evt17")  # transport connection closed
+            return
+        try:
+            if kind == _P_DATA_TF:
+                self._recv_pdu.put(_Fragments(_values(memoryview(body))))
+                self.event_queue.put("Evt10")
+            else:
+                pdu, event = self._decode_pdu(header + body)
+                self._recv_pdu.put(pdu)
+                self.event_queue.put(event)
+        except Exception:  # noqa: BLE001 - pynetdicom's decoders raise whatever the bytes make them raise
+            self.event_queue.put("Evt19")
+
+
+def _values(body: memoryview) -> list[tuple[int, memoryview]]:
+    """The presentation data values of a P-DATA-TF PDU (PS3.8 9.3.5.1): context ID; control header and fragment."""
+    values = []
+    pos = 0
+    while pos < len(body):
+        if len(body) - pos < 6:
+            raise ValueError("a presentation data value is cut off")
+        end = pos + 4 + int.from_bytes(body[pos : pos + 4], "big")
+        if end > len(body) or end < pos + 6:
+            raise ValueError("a presentation data value has a wrong length")
+        values.append((body[pos + 4], body[pos + 5 : end]))
+        pos = end
+    return values
+
+
+class BoundedSocket(AssociationSocket):
+    """A socket that is read in large pieces up to a deadline, and polled without a limit on its number."""
+
+    def receive(self, count: int, deadline: float) -> bytearray:
+        """Exactly `count` bytes. Raises EOFError where the peer ends first, OSError at the deadline."""
+        buffer = bytearray(count)
+        view = memoryview(buffer)
+        while view:
+            left = deadline - time.monotonic()
+            if left <= 0 or self.socket is None:
+                raise TimeoutError
+            self.socket.settimeout(left)
+            size = self.socket.recv_into(view)
+            if not size:
+                raise EOFError
+            view = view[size:]
+        return buffer
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to read; `select` cannot be asked about descriptors from 1024 on."""
+        if self.socket is None or not self._is_connected:
+            return False
+        try:
+            if hasattr(self.socket, "pending") and self.socket.pending():
+                return True
+            poll = select.poll()
+            poll.register(self.socket, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            self.event_queue.put("Evt17")
+            return False
+
+
+class FragmentsToFile(DIMSEServiceProvider):
+    """Puts messages together (PS3.7 6.3, PS3.8 Annex E); the data set of a C-STORE request goes straight to a file."""
+
+    def __init__(self, association: Association, door: Door) -> None:
+        super().__init__(association)
+        self._door = door
+        self._lock = threading.Lock()
+        self._ended = False
+        self._command = bytearray()
+        self._reception: Reception | None = None
+        self._receptions: list[Reception] = []
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Take the values of one PDU; anything that breaks the rules ends the association (AA-8 of PS3.8 9.2)."""
+        try:
+            with self._lock:
+                if self._ended:
+                    return
+                for context_id, value in primitive.presentation_data_value_list:
+                    self._take(context_id, memoryview(value))
+        except Exception:  # noqa: BLE001 - pynetdicom's decoders raise whatever the bytes make them raise
+            self.dul.event_queue.put("Evt19")
+
+    def end(self) -> None:
+        """The association is over: leave nothing of what was not kept."""
+        with self._lock:
+            self._ended = True
+            for reception in self._receptions:
+                reception.discard()
+            self._receptions.clear()
+
+    def served(self, reception: Reception) -> None:
+        """A request was answered; whatever is left of it goes."""
+        with self._lock:
+            reception.discard()
+            if reception in self._receptions:
+                self._receptions.remove(reception)
+
+    def _take(self, context_id: int, value: memoryview) -> None:
+        is_command, is_last = value[0] & 1, value[0] & 2
+        if is_command:
+            self._command += value[1:]
+            if self.message is not None or len(self._command) > _MAX_COMMAND_BYTES:
+                raise ValueError("a command set out of place or too long")
+            if is_last:
+                self._begin(context_id)
+            return
+        if self.message is None or context_id != self.message.context_id:
+            raise ValueError("a data set without its command set")
+        if self._reception is not None:
+            self._reception.write(value[1:])
+        else:
+            self.message.data_set.write(value[1:])
+            if self.message.data_set.tell() > _MAX_OTHER_DATA_SET_BYTES:
+                raise ValueError("a data set too long")
+        if is_last:
+            self._complete()
+
+    def _begin(self, context_id: int) -> None:
+        command = P_DATA()
+        command._presentation_data_value_list = [(context_id, b"\x03" + bytes(self._command))]
+        self._command.clear()
+        self.message = DIMSEMessage()
+        complete = self.message.decode_msg(command, self.assoc)
+        if isinstance(self.message, C_STORE_RQ):
+            self._reception = self._receive(self.message, context_id)
+            self._receptions.append(self._reception)
+        if complete:
+            self._complete()
+
+    def _receive(self, message: DIMSEMessage, context_id: int) -> Reception:
+        command, context = message.command_set, self.assoc._accepted_cx.get(context_id)
+        sop_class, sop_instance = str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID)
+        error = None
+        if context is None or str(context.abstract_syntax) != sop_class:
+            error = StepwedgeError(ErrorCode.ERROR_CODE_SOP_CLASS_MISMATCH, "not the SOP class of its context")
+        elif len(sop_instance) > 64:
+            # PS3.5 9.1; pynetdicom would end the association instead of answering.
+            command.AffectedSOPInstanceUID = sop_instance[:64]
+            error = StepwedgeError(ErrorCode.ERROR_CODE_INVALID_UID, "the announced UID is too long")
+        syntax = "" if context is None else str(context.transfer_syntax[0])
+        return Reception(self._door, file_meta(sop_class, sop_instance, syntax) if error is None else b"", error)
+
+    def _complete(self) -> None:
+        message, reception = self.message, self._reception
+        self.message = self._reception = None
+        request = message.message_to_primitive()
+        if isinstance(request, C_CANCEL):
+            return  # nothing here is ever cancelled
+        if reception is not None:
+            request.DataSet = BytesIO()  # it lies in the file; the request only has to have one
+            request.reception = reception
+        if self.msg_queue.qsize() >= _MAX_WAITING_MESSAGES:
+            raise ValueError("more requests at once than were negotiated")
+        self.msg_queue.put((message.context_id, request))
+
+
+class Acceptor(Association):
+    """One association, as acceptor."""
+
+    def __init__(self, ae: AE, door: Door) -> None:
+        super().__init__(ae, MODE_ACCEPTOR)
+        timer = self.dul._idle_timer.timeout
+        self.dul = BoundedReader(self)
+        self.dul._idle_timer.timeout = timer
+        self.dimse = FragmentsToFile(self, door)
+
+    def run_reactor(self) -> None:
+        """Serve until the association ends, however it ends."""
+        metrics.ASSOCIATIONS.inc()
+        try:
+            super().run_reactor()
+        finally:
+            self.dimse.end()
+            metrics.ASSOCIATIONS.dec()
+            how = "aborted" if self.is_aborted else "rejected" if self.is_rejected else "released"
+            metrics.ASSOCIATIONS_ENDED.labels(how).inc()
+
+
+class _Handler(RequestHandler):
+    """Makes the association of one connection, of our parts."""
+
+    server: "_Server"
+
+    def _create_association(self) -> Association:
+        association = Acceptor(self.ae, self.server.door)
+        association._server = self.server
+        # pynetdicom finds its associations by this name.
+        association.name = f"AcceptorThread@{self.client_address[1]}"
+        association.set_socket(BoundedSocket(association, client_socket=self.request))
+        association.acceptor.maximum_length = self.ae.maximum_pdu_size
+        association.acceptor.ae_title = self.server.ae_title
+        association.acceptor.address_info = self.local
+        association.acceptor.implementation_class_uid = self.ae.implementation_class_uid
+        association.acceptor.implementation_version_name = self.ae.implementation_version_name
+        association.acceptor.supported_contexts = self.server.contexts
+        association.requestor.address_info = AddressInformation.from_tuple(self.client_address)
+        association.bind(evt.EVT_C_STORE, self.server.on_store)
+        association.bind(evt.EVT_C_ECHO, self.server.on_echo)
+        return association
+
+
+class _Server(ThreadedAssociationServer):
+    """Listens for connections."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+    def __init__(
+        self,
+        ae: AE,
+        address: tuple[str, int],
+        door: Door,
+        on_store: Callable[[evt.Event], Dataset | int],
+        on_echo: Callable[[evt.Event], Dataset | int],
+    ) -> None:
+        self.door = door
+        self.on_store = on_store
+        self.on_echo = on_echo
+        self._most_connections = 2 * ae.maximum_associations
+        super().__init__(ae, address, ae.ae_title, ae.supported_contexts, request_handler=_Handler)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Let a connection in, unless there are many that have not even asked for an association."""
+        return len(self.active_associations) < self._most_connections
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """The base class would print a traceback, values and all."""
+        _log.error("a connection could not be served", exc_info=True)
+
+
+class DimseServer:
+    """The application entity.
+
+    Parameters
+    ----------
+    settings
+        Address, AE titles and limits.
+    door
+        Where objects go.
+    ready
+        Raises where objects could not be accepted now; a C-ECHO says so.
+    loop
+        The event loop on which records are made.
+    """
+
+    def __init__(
+        self, settings: Ingest, door: Door, ready: Callable[[], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        _silence()
+        self._door = door
+        self._ready = ready
+        self._loop = loop
+        self._ae = AE(settings.ae_title)
+        self._ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        self._ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        self._ae.maximum_pdu_size = MAX_PDU_BYTES
+        self._ae.maximum_associations = settings.max_associations
+        self._ae.require_calling_aet = settings.calling_ae_titles
+        self._ae.acse_timeout = NEGOTIATION_SECONDS
+        self._ae.dimse_timeout = NETWORK_SECONDS
+        self._ae.network_timeout = NETWORK_SECONDS
+        # Every storage SOP class, private ones too, in whatever transfer syntax is proposed first: bytes are kept as
+        # they come, so nothing needs to be understood (see `_silence` for the switch).
+        self._ae.add_supported_context(Verification)
+        try:
+            self._server = _Server(self._ae, host_and_port(settings.dimse), door, self._on_store, self._on_echo)
+        except OSError:
+            raise StepwedgeError(
+                ErrorCode.ERROR_CODE_CONFIGURATION, f"DICOM cannot be served on {settings.dimse}: taken or not ours"
+            ) from None
+        self._ae._servers.append(self._server)
+        host, port = self._server.server_address[:2]
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="dimse", daemon=True)
+
+    def start(self) -> None:
+        """Accept connections."""
+        self._thread.start()
+
+    def drain(self, seconds: float) -> None:
+        """Take no new connections, let the open associations end by themselves, abort those that do not; blocks."""
+        self._server.shutdown()
+        deadline = time.monotonic() + seconds
+        while self._server.active_associations and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for association in self._server.active_associations:
+            with suppress(Exception):
+                association.abort()
+        self._thread.join(5.0)
+
+    def _on_echo(self, event: evt.Event) -> Dataset | int:
+        """PS3.4 A.4: here success says more than the standard asks, namely that a C-STORE would succeed."""
+        try:
+            self._ready()
+        except StepwedgeError as error:
+            status = error_status(error)
+            status.Status = PROCESSING_FAILURE
+            return status
+        return SUCCESS
+
+    def _on_store(self, event: evt.Event) -> Dataset | int:
+        """PS3.4 B.2.3: success is said when the object is durable and recorded, and not before."""
+        reception: Reception = event.request.reception
+        began = time.perf_counter()
+        try:
+            self._accept(event, reception)
+        except StepwedgeError as error:
+            metrics.REFUSED.labels(CHANNEL, error.name).inc()
+            _log.warning("object refused", code=error.name, permanent=error.permanent)
+            return error_status(error)
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not reach the sender as pynetdicom's text
+            _log.error("object could not be accepted", **logs.describe(error))
+            return error_status(StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "see the log"))
+        finally:
+            event.assoc.dimse.served(reception)
+            metrics.ACCEPT_SECONDS.labels(CHANNEL).observe(time.perf_counter() - began)
+        return SUCCESS
+
+    def _accept(self, event: evt.Event, reception: Reception) -> None:
+        if reception.error is not None:
+            raise reception.error
+        incoming, reception.incoming = reception.incoming, None
+        if incoming is None:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_MALFORMED_DICOM, "the request has no data set")
+        announced = Announced(str(event.request.AffectedSOPClassUID), str(event.request.AffectedSOPInstanceUID))
+        kept: Kept = self._door.keep(incoming, CHANNEL, announced)
+        self._wait(self._door.record(kept))
+
+    def _wait(self, work: Awaitable[_T]) -> _T:
+        future = asyncio.run_coroutine_threadsafe(_bounded(work), self._loop)
+        try:
+            return future.result(RECORD_SECONDS + 5.0)
+        except (FutureTimeoutError, asyncio.CancelledError):
+            future.cancel()
+            raise StepwedgeError(ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE, "the log did not answer in time") from None
+
+
+async def _bounded(work: Awaitable[_T]) -> _T:
+    async with asyncio.timeout(RECORD_SECONDS):
+        return await work
+
+
+def _silence() -> None:
+    """Set what pynetdicom has only one of for the whole process; its log lines may hold values from objects."""
+    _config.UNRESTRICTED_STORAGE_SERVICE = True
+    _config.STORE_RECV_CHUNKED_DATASET = False
+    _config.STORE_SEND_CHUNKED_DATASET = True
+    _config.LOG_HANDLER_LEVEL = "none"
+    _config.LOG_REQUEST_IDENTIFIERS = False
+    _config.LOG_RESPONSE_IDENTIFIERS = False
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+    logging.getLogger("pynetdicom").handlers.clear()

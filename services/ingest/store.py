@@ -1,0 +1,693 @@
+"""What happens to the rows of ingest's database; every method is one transaction, and every worker's write is fenced.
+
+A worker holds a study by a lease. A lease can be lost (a stalled process, a stepped clock), so each write of a worker
+first locks the study's row and finds its own name in it, or raises `LeaseLostError`: two workers never both move one
+study. All methods block; the caller runs them in a thread.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Engine, case, func, or_, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session, sessionmaker
+
+from services.ingest.states import (
+    ACTIVE_STATES,
+    InstanceEvent,
+    InstanceState,
+    StudyEvent,
+    StudyState,
+    next_instance_state,
+    next_study_state,
+)
+from services.ingest.tables import (
+    Counter,
+    Decision,
+    DeliveredInstance,
+    Delivery,
+    Failure,
+    Instance,
+    Requeue,
+    Study,
+)
+from shared import database
+from shared.errors import ErrorCode, StepwedgeError
+
+CONFIRM_GRACE: Final = timedelta(seconds=30)
+"""How long a door has to confirm the record of what it stored before a worker does it in its place."""
+
+_DECISIONS: Final = "decisions"
+"""Name of the counter that puts decisions in the order in which they became visible."""
+
+_UNSETTLED: Final = (InstanceState.STORED.value, InstanceState.RECEIVED.value, InstanceState.REDACTED.value)
+
+
+class LeaseLostError(Exception):
+    """Another worker has claimed the study since; whatever was being done for it must stop here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An object that lies in the zone `original`, as the door read it. All digests in hexadecimal."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    study: str
+    series: str
+    instance: str
+    """These three: pseudonyms of the three UIDs."""
+    subject: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    modality: str
+    sha256: str
+    content_sha256: str
+    size_bytes: int
+    commitment: str
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A study that this worker may work on until the lease ends or is lost."""
+
+    study_id: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A study and everything of it, detached from the database."""
+
+    study: Study
+    instances: Sequence[Instance]
+    decisions: Sequence[Decision]
+    deliveries: Sequence[Delivery]
+    failures: Sequence[Failure] = field(default_factory=tuple)
+    requeues: Sequence[Requeue] = field(default_factory=tuple)
+
+    @property
+    def pending_decision(self) -> Decision | None:
+        """The decision that was written but is not yet known to be in the log."""
+        return next((decision for decision in self.decisions if decision.record_index is None), None)
+
+
+class StudyStore:
+    """The rows of studies, instances, decisions and deliveries.
+
+    Parameters
+    ----------
+    engine
+        From `shared.database.create_engine`; the schema is up to date.
+    quiet
+        A study is complete when nothing arrived for it for so long.
+    """
+
+    def __init__(self, engine: Engine, *, quiet: timedelta) -> None:
+        self._engine = engine
+        self._quiet = quiet
+        self._sessions = sessionmaker(engine, expire_on_commit=False)
+        self._reading = sessionmaker(database.reader(engine), expire_on_commit=False)
+        self._postgres = engine.dialect.name == "postgresql"
+
+    def check(self) -> None:
+        """One round trip to the database. Raises DEPENDENCY_UNAVAILABLE where it does not answer."""
+        database.ping(self._engine)
+
+    # -- the door -------------------------------------------------------------------------------------------------
+
+    def receive(self, arrival: Arrival, now: datetime) -> tuple[Instance, bool]:
+        """Make an arrival durable as a row; return it, and whether the same object was there before.
+
+        The same (SOP Instance UID, digest) is the same row. Another digest under a known SOP Instance UID is a row of
+        its own, and it and the others are flagged as in conflict (law 3).
+        """
+        with self._sessions.begin() as session:
+            self._lock_instance_uid(session, arrival.sop_instance_uid)
+            known = list(
+                session.scalars(
+                    select(Instance).where(Instance.sop_instance_uid == arrival.sop_instance_uid).order_by(Instance.id)
+                )
+            )
+            for instance in known:
+                if instance.content_sha256 == arrival.content_sha256:
+                    return instance, True
+            study = self._open_study(session, arrival, now)
+            instance = _new_instance(study, arrival, conflict=bool(known), now=now)
+            session.add(instance)
+            self._arrived(study, now)
+            self._flag_conflict(session, known, study, now)
+            session.flush()
+            return instance, False
+
+    def confirm_received(self, instance_id: int, record_index: int, now: datetime) -> None:
+        """The log has the `received` record: the instance goes to work."""
+        with self._sessions.begin() as session:
+            instance = session.get_one(Instance, instance_id)
+            study = self._locked(session, instance.study_id)
+            session.refresh(instance)
+            if instance.record_index is None:
+                instance.state = next_instance_state(InstanceState(instance.state), InstanceEvent.RECORDED)
+                instance.record_index = record_index
+            if study.state in ACTIVE_STATES:
+                study.next_action_at = now
+
+    def unconfirmed(self) -> list[int]:
+        """Instances whose `received` record was never confirmed, oldest first; read once at the start of a process."""
+        with self._reading.begin() as session:
+            return list(
+                session.scalars(select(Instance.id).where(Instance.state == InstanceState.STORED).order_by(Instance.id))
+            )
+
+    def instance(self, instance_id: int) -> tuple[Instance, Study]:
+        """One instance and its study."""
+        with self._reading.begin() as session:
+            instance = session.get_one(Instance, instance_id)
+            return instance, session.get_one(Study, instance.study_id)
+
+    def _lock_instance_uid(self, session: Session, uid: str) -> None:
+        # Two objects under one SOP Instance UID in two studies lock no common row; SQLite has one writer anyway.
+        if self._postgres:
+            session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:uid, 0))"), {"uid": uid})
+
+    def _open_study(self, session: Session, arrival: Arrival, now: datetime) -> Study:
+        insert = postgresql.insert(Study) if self._postgres else sqlite.insert(Study)
+        session.execute(
+            insert.values(
+                study_instance_uid=arrival.study_instance_uid,
+                pseudonym=arrival.study,
+                state=StudyState.RECEIVING,
+                generation=0,
+                revision=0,
+                first_received_at=now,
+                last_received_at=now,
+                waiting_for="",
+                attempts=0,
+                last_error=0,
+            ).on_conflict_do_nothing(index_elements=["study_instance_uid"])
+        )
+        return session.scalars(
+            select(Study).where(Study.study_instance_uid == arrival.study_instance_uid).with_for_update()
+        ).one()
+
+    def _arrived(self, study: Study, now: datetime) -> None:
+        study.state = next_study_state(StudyState(study.state), StudyEvent.INSTANCE)
+        study.generation += 1
+        study.last_received_at = max(study.last_received_at, now)
+        if study.state in ACTIVE_STATES and (study.next_action_at is None or study.next_action_at > now):
+            # The door confirms it much sooner; this is for the case that the door dies now.
+            study.next_action_at = now + CONFIRM_GRACE
+
+    def _flag_conflict(self, session: Session, known: Sequence[Instance], study: Study, now: datetime) -> None:
+        for other in known:
+            if other.conflict:
+                continue
+            other.conflict = True
+            if other.study_id != study.id:
+                theirs = self._locked(session, other.study_id)
+                self._arrived(theirs, now)
+                if theirs.state in ACTIVE_STATES:
+                    theirs.next_action_at = now
+
+    # -- the hallway: claims --------------------------------------------------------------------------------------
+
+    def claim(self, owner: str, now: datetime, lease: timedelta) -> Claim | None:
+        """Take the study that is due longest and that nobody holds; None where there is none."""
+        with self._sessions.begin() as session:
+            study = session.scalars(
+                select(Study)
+                .where(
+                    Study.next_action_at <= now,
+                    or_(Study.lease_until.is_(None), Study.lease_until < now),
+                    Study.state.in_(sorted(ACTIVE_STATES)),
+                )
+                .order_by(Study.next_action_at, Study.id)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).one_or_none()
+            if study is None:
+                return None
+            study.lease_owner = owner
+            study.lease_until = now + lease
+            return Claim(study.id, owner)
+
+    def renew(self, claim: Claim, now: datetime, lease: timedelta) -> None:
+        """Hold the study longer. Raises LeaseLostError."""
+        with self._held(claim) as (_, study):
+            study.lease_until = now + lease
+
+    def release(self, claim: Claim, now: datetime, *, waiting_for: str = "", pause: timedelta = timedelta()) -> None:
+        """Let go of the study and say when it is due next. Raises LeaseLostError.
+
+        Parameters
+        ----------
+        waiting_for, pause
+            The dependency without which nothing can be done now, and how long not to try; `wake` ends the pause.
+        """
+        with self._held(claim) as (session, study):
+            study.lease_owner = None
+            study.lease_until = None
+            due = self._due(session, study, now)
+            study.waiting_for = waiting_for if due is not None else ""
+            study.next_action_at = max(due, now + pause) if due is not None else None
+
+    def wake(self, dependency: str, now: datetime) -> int:
+        """A dependency is back: what waited for it is due now. Returns how many studies did."""
+        with self._sessions.begin() as session:
+            result = session.execute(
+                update(Study)
+                .where(Study.waiting_for == dependency)
+                .values(waiting_for="", next_action_at=case((Study.next_action_at.is_(None), None), else_=now))
+                .execution_options(synchronize_session=False)
+            )
+            return int(getattr(result, "rowcount", 0))
+
+    def next_due(self) -> datetime | None:
+        """When the next study is due; None where none is."""
+        with self._reading.begin() as session:
+            return session.scalar(select(func.min(Study.next_action_at)).where(Study.lease_owner.is_(None)))
+
+    def _due(self, session: Session, study: Study, now: datetime) -> datetime | None:
+        if study.state not in ACTIVE_STATES:
+            return None
+        open_instances = session.execute(
+            select(Instance.state, Instance.received_at, Instance.next_attempt_at).where(
+                Instance.study_id == study.id, Instance.state.in_(_UNSETTLED)
+            )
+        ).all()
+        if open_instances:
+            return min(
+                received_at + CONFIRM_GRACE if state == InstanceState.STORED else next_attempt_at or now
+                for state, received_at, next_attempt_at in open_instances
+            )
+        if study.state == StudyState.RECEIVING and not self._has_pending_decision(session, study):
+            return study.last_received_at + self._quiet
+        if study.state == StudyState.DELIVERING:
+            waits = session.scalars(
+                select(Delivery.next_attempt_at).where(
+                    Delivery.study_id == study.id, Delivery.state.in_(("PENDING", "SENT"))
+                )
+            ).all()
+            return min((at or now for at in waits), default=now)
+        return now
+
+    @staticmethod
+    def _has_pending_decision(session: Session, study: Study) -> bool:
+        return (
+            session.scalar(
+                select(Decision.id).where(Decision.study_id == study.id, Decision.record_index.is_(None)).limit(1)
+            )
+            is not None
+        )
+
+    @contextmanager
+    def _held(self, claim: Claim) -> Iterator[tuple[Session, Study]]:
+        with self._sessions.begin() as session:
+            study = self._locked(session, claim.study_id)
+            if study.lease_owner != claim.owner:
+                raise LeaseLostError
+            yield session, study
+
+    @staticmethod
+    def _locked(session: Session, study_id: int) -> Study:
+        return session.scalars(select(Study).where(Study.id == study_id).with_for_update()).one()
+
+    # -- the hallway: steps ---------------------------------------------------------------------------------------
+
+    def complete(self, claim: Claim, now: datetime) -> Study:
+        """Note that the quiet period has passed, where it has. Returns the study as it stands now."""
+        with self._held(claim) as (_, study):
+            if study.state == StudyState.RECEIVING and now >= study.last_received_at + self._quiet:
+                study.state = next_study_state(StudyState.RECEIVING, StudyEvent.QUIET)
+            return study
+
+    def redacted(
+        self, claim: Claim, instance_id: int, *, sha256: str, size_bytes: int, record_index: int, now: datetime
+    ) -> None:
+        """An instance has its de-identified object."""
+        with self._held(claim) as (session, study):
+            instance = _advance(session, instance_id, InstanceEvent.REDACTED)
+            instance.deidentified_sha256 = sha256
+            instance.deidentified_bytes = size_bytes
+            instance.redacted_index = record_index
+            instance.redacted_at = now
+            _succeeded(study, instance)
+
+    def assessed(
+        self,
+        claim: Claim,
+        instance_id: int,
+        *,
+        assessment: bytes,
+        record_index: int,
+        verdict: int,
+        reasons: Sequence[int],
+        now: datetime,
+    ) -> None:
+        """An instance has its findings and its verdict."""
+        with self._held(claim) as (session, study):
+            instance = _advance(session, instance_id, InstanceEvent.ASSESSED)
+            instance.assessment = assessment
+            instance.assessed_index = record_index
+            instance.assessed_at = now
+            instance.verdict = verdict
+            instance.reasons = list(reasons)
+            _succeeded(study, instance)
+
+    def not_assessable(
+        self, claim: Claim, instance_id: int, *, verdict: int, reasons: Sequence[int], error: int, now: datetime
+    ) -> None:
+        """It is settled that no judgement can be made on an instance."""
+        with self._held(claim) as (session, _):
+            instance = _advance(session, instance_id, InstanceEvent.NOT_ASSESSABLE)
+            instance.assessed_at = now
+            instance.verdict = verdict
+            instance.reasons = list(reasons)
+            instance.last_error = error
+            instance.next_attempt_at = None
+
+    def attempt_failed(
+        self, claim: Claim, instance_id: int, *, error: int, attempts: int, next_attempt_at: datetime
+    ) -> None:
+        """A step of an instance failed and will be tried again."""
+        with self._held(claim) as (session, study):
+            instance = session.get_one(Instance, instance_id)
+            instance.attempts = attempts
+            instance.last_error = error
+            instance.next_attempt_at = next_attempt_at
+            study.attempts = max(study.attempts, attempts)
+            study.last_error = error
+
+    def study_attempt_failed(self, claim: Claim, *, error: int, attempts: int) -> None:
+        """A step of the study as a whole failed and will be tried again."""
+        with self._held(claim) as (_, study):
+            study.attempts = attempts
+            study.last_error = error
+
+    def waits(self, claim: Claim, *, error: int) -> None:
+        """Nothing can be done now for want of a dependency, which is no fault of the study: no attempt is counted."""
+        with self._held(claim) as (_, study):
+            study.last_error = error
+
+    def give_up(self, claim: Claim, *, error: int) -> None:
+        """To the dead letter; nothing of the study is deleted."""
+        with self._held(claim) as (_, study):
+            study.state = next_study_state(StudyState(study.state), StudyEvent.GIVEN_UP)
+            study.last_error = error
+
+    # -- the hallway: failures ------------------------------------------------------------------------------------
+
+    def fail(self, claim: Claim, failure: Failure) -> Failure:
+        """Write down a failure before its record is handed in; the same key again gives the row that is there."""
+        with self._held(claim) as (session, _):
+            known = session.scalars(select(Failure).where(Failure.key == failure.key)).one_or_none()
+            if known is not None:
+                return known
+            session.add(failure)
+            session.flush()
+            return failure
+
+    def confirm_failure(self, failure_id: int, record_index: int) -> None:
+        """The log has the `failed` record."""
+        with self._sessions.begin() as session:
+            session.get_one(Failure, failure_id).record_index = record_index
+
+    # -- the hallway: decisions -----------------------------------------------------------------------------------
+
+    def write_decision(self, claim: Claim, decision: Decision) -> Decision | None:
+        """Write down a decision before its record is handed in.
+
+        None where the study changed since it was looked at, or is not ready: the caller looks again.
+        """
+        with self._held(claim) as (session, study):
+            unsettled = session.scalar(
+                select(func.count())
+                .select_from(Instance)
+                .where(Instance.study_id == study.id, Instance.state.in_(_UNSETTLED))
+            )
+            ready = study.generation == decision.generation and study.state == StudyState.PROCESSING and not unsettled
+            if not ready or self._has_pending_decision(session, study):
+                return None
+            decision.revision = study.revision + 1
+            session.add(decision)
+            session.flush()
+            return decision
+
+    def confirm_decision(
+        self, claim: Claim, decision_id: int, record_index: int, destinations: Sequence[str], now: datetime
+    ) -> Study:
+        """The log has the `decided` record: the decision becomes visible, and its deliveries are due.
+
+        Where an instance came in meanwhile, it is visible all the same, and the next revision is open.
+        """
+        with self._held(claim) as (session, study):
+            decision = session.get_one(Decision, decision_id)
+            if decision.record_index is None:
+                decision.record_index = record_index
+                decision.cursor = self._next(session, _DECISIONS)
+            study.revision = decision.revision
+            study.attempts = 0
+            study.last_error = 0
+            current = study.generation == decision.generation
+            event = StudyEvent.DECIDED if current else StudyEvent.SUPERSEDED
+            study.state = next_study_state(StudyState(study.state), event)
+            session.execute(
+                update(Delivery)
+                .where(Delivery.study_id == study.id, Delivery.state.in_(("PENDING", "FAILED")))
+                .values(state="SUPERSEDED")
+            )
+            if current:
+                session.add_all(
+                    Delivery(
+                        study_id=study.id,
+                        revision=decision.revision,
+                        destination=name,
+                        state="PENDING",
+                        next_attempt_at=now,
+                    )
+                    for name in destinations
+                )
+                session.flush()
+                self._perhaps_done(session, study)
+            return study
+
+    def _next(self, session: Session, name: str) -> int:
+        # The row stays locked until the commit, so numbers become visible in their own order and a reader of
+        # `cursor > n` misses none.
+        insert = postgresql.insert(Counter) if self._postgres else sqlite.insert(Counter)
+        session.execute(insert.values(name=name, value=0).on_conflict_do_nothing(index_elements=["name"]))
+        session.execute(update(Counter).where(Counter.name == name).values(value=Counter.value + 1))
+        return session.scalars(select(Counter.value).where(Counter.name == name)).one()
+
+    # -- the hallway: deliveries ----------------------------------------------------------------------------------
+
+    def undelivered(self, claim: Claim, delivery: Delivery) -> list[Instance]:
+        """The instances of the study that the destination has not acknowledged yet, in order of receipt."""
+        with self._held(claim) as (session, study):
+            done = select(DeliveredInstance.instance_id).where(DeliveredInstance.destination == delivery.destination)
+            return list(
+                session.scalars(
+                    select(Instance)
+                    .where(Instance.study_id == study.id, Instance.id.not_in(done))
+                    .order_by(Instance.id)
+                )
+            )
+
+    def delivered_instance(self, claim: Claim, delivery: Delivery, instance_id: int, now: datetime) -> None:
+        """One object was acknowledged by the destination; it is never sent there again."""
+        with self._held(claim) as (session, _):
+            session.merge(
+                DeliveredInstance(destination=delivery.destination, instance_id=instance_id, delivered_at=now)
+            )
+            session.get_one(Delivery, delivery.id).objects += 1
+
+    def sent(self, claim: Claim, delivery_id: int, now: datetime) -> Delivery:
+        """Every object of a delivery is acknowledged; its record is due."""
+        with self._held(claim) as (session, _):
+            delivery = session.get_one(Delivery, delivery_id)
+            if delivery.state == "PENDING":
+                delivery.state = "SENT"
+                delivery.sent_at = now
+            return delivery
+
+    def confirm_delivered(self, claim: Claim, delivery_id: int, record_index: int) -> None:
+        """The log has the `delivered` record."""
+        with self._held(claim) as (session, study):
+            delivery = session.get_one(Delivery, delivery_id)
+            delivery.state = "DELIVERED"
+            delivery.record_index = record_index
+            delivery.last_error = 0
+            session.flush()
+            self._perhaps_done(session, study)
+
+    def delivery_failed(
+        self, claim: Claim, delivery_id: int, *, error: int, attempts: int, next_attempt_at: datetime | None
+    ) -> None:
+        """A delivery failed; it is tried again at `next_attempt_at`, or never where that is None."""
+        with self._held(claim) as (session, study):
+            delivery = session.get_one(Delivery, delivery_id)
+            delivery.attempts = attempts
+            delivery.last_error = error
+            delivery.next_attempt_at = next_attempt_at
+            if next_attempt_at is None:
+                delivery.state = "FAILED"
+            study.last_error = error
+
+    def _perhaps_done(self, session: Session, study: Study) -> None:
+        left = session.scalar(
+            select(func.count())
+            .select_from(Delivery)
+            .where(Delivery.study_id == study.id, Delivery.state.in_(("PENDING", "SENT", "FAILED")))
+        )
+        if not left and study.state == StudyState.DELIVERING:
+            study.state = next_study_state(StudyState.DELIVERING, StudyEvent.DELIVERED)
+            study.attempts = 0
+            study.last_error = 0
+
+    # -- people ---------------------------------------------------------------------------------------------------
+
+    def ask_requeue(self, study_id: int, requested_by: str, now: datetime) -> Requeue:
+        """Write down that a person wants a study back in the queue. Raises WRONG_STATE unless it is a dead letter."""
+        with self._sessions.begin() as session:
+            study = self._locked(session, study_id)
+            if study.state != StudyState.DEAD_LETTER:
+                raise StepwedgeError(ErrorCode.ERROR_CODE_WRONG_STATE, f"the study is {study.state}, not DEAD_LETTER")
+            requeue = Requeue(study_id=study_id, requested_by=requested_by, requested_at=now)
+            session.add(requeue)
+            session.flush()
+            return requeue
+
+    def requeue(self, requeue_id: int, record_index: int, now: datetime) -> None:
+        """The log has the `requeued` record: the study goes back to work with fresh attempts."""
+        with self._sessions.begin() as session:
+            requeue = session.get_one(Requeue, requeue_id)
+            study = self._locked(session, requeue.study_id)
+            requeue.record_index = record_index
+            if study.state != StudyState.DEAD_LETTER:
+                return
+            latest = session.scalars(
+                select(Decision).where(Decision.study_id == study.id).order_by(Decision.revision.desc()).limit(1)
+            ).one_or_none()
+            decided = latest is not None and latest.record_index is not None and latest.generation == study.generation
+            event = StudyEvent.REDELIVER if decided else StudyEvent.REQUEUED
+            study.state = next_study_state(StudyState.DEAD_LETTER, event)
+            study.attempts = 0
+            study.last_error = 0
+            study.lease_owner = None
+            study.lease_until = None
+            study.next_action_at = now
+            session.execute(
+                update(Instance)
+                .where(Instance.study_id == study.id, Instance.state.in_(_UNSETTLED))
+                .values(attempts=0, next_attempt_at=None)
+            )
+            session.execute(
+                update(Delivery)
+                .where(Delivery.study_id == study.id, Delivery.state == "FAILED")
+                .values(state="PENDING", attempts=0, next_attempt_at=now)
+            )
+
+    def find(self, *, study_instance_uid: str = "", pseudonym: str = "") -> int:
+        """The row of a study by one of its two names. Raises STUDY_NOT_FOUND."""
+        column, value = (
+            (Study.study_instance_uid, study_instance_uid) if study_instance_uid else (Study.pseudonym, pseudonym)
+        )
+        with self._reading.begin() as session:
+            found = session.scalars(select(Study.id).where(column == value).order_by(Study.id).limit(1)).one_or_none()
+        if found is None:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_STUDY_NOT_FOUND, "no study of this name has been received")
+        return found
+
+    def snapshot(self, study_id: int) -> Snapshot:
+        """A study with everything of it, each list in its own order."""
+        with self._reading.begin() as session:
+
+            def rows(table: Any) -> list[Any]:
+                return list(session.scalars(select(table).where(table.study_id == study_id).order_by(table.id)))
+
+            return Snapshot(
+                study=session.get_one(Study, study_id),
+                instances=rows(Instance),
+                decisions=rows(Decision),
+                deliveries=rows(Delivery),
+                failures=rows(Failure),
+                requeues=rows(Requeue),
+            )
+
+    def page(self, *, state: StudyState | None, before: int | None, size: int) -> list[Study]:
+        """Studies, newest first, with a row number below `before`."""
+        query = select(Study).order_by(Study.id.desc()).limit(size)
+        if state is not None:
+            query = query.where(Study.state == state)
+        if before is not None:
+            query = query.where(Study.id < before)
+        with self._reading.begin() as session:
+            return list(session.scalars(query))
+
+    def decisions_after(self, cursor: int, limit: int) -> list[tuple[Decision, Study]]:
+        """Visible decisions with a cursor above `cursor`, in the order in which they became visible."""
+        query = (
+            select(Decision, Study)
+            .join(Study, Study.id == Decision.study_id)
+            .where(Decision.cursor > cursor)
+            .order_by(Decision.cursor)
+            .limit(limit)
+        )
+        with self._reading.begin() as session:
+            return [(decision, study) for decision, study in session.execute(query)]
+
+    def figures(self, now: datetime) -> tuple[Mapping[str, int], int, float]:
+        """Studies by state; how many are due; the age of the longest due in seconds."""
+        with self._reading.begin() as session:
+            by_state = {
+                str(state): int(count)
+                for state, count in session.execute(select(Study.state, func.count()).group_by(Study.state))
+            }
+            due, oldest = session.execute(
+                select(func.count(), func.min(Study.next_action_at)).where(Study.next_action_at <= now)
+            ).one()
+        age = (now - oldest).total_seconds() if oldest is not None else 0.0
+        return by_state, int(due), age
+
+
+def _new_instance(study: Study, arrival: Arrival, *, conflict: bool, now: datetime) -> Instance:
+    return Instance(
+        study_id=study.id,
+        sop_instance_uid=arrival.sop_instance_uid,
+        series_instance_uid=arrival.series_instance_uid,
+        pseudonym=arrival.instance,
+        series_pseudonym=arrival.series,
+        subject=arrival.subject,
+        sop_class_uid=arrival.sop_class_uid,
+        transfer_syntax_uid=arrival.transfer_syntax_uid,
+        modality=arrival.modality,
+        sha256=arrival.sha256,
+        content_sha256=arrival.content_sha256,
+        size_bytes=arrival.size_bytes,
+        commitment=arrival.commitment,
+        channel=arrival.channel,
+        conflict=conflict,
+        conflict_at_receipt=conflict,
+        state=InstanceState.STORED,
+        received_at=now,
+    )
+
+
+def _advance(session: Session, instance_id: int, event: InstanceEvent) -> Instance:
+    instance = session.get_one(Instance, instance_id)
+    instance.state = next_instance_state(InstanceState(instance.state), event)
+    return instance
+
+
+def _succeeded(study: Study, instance: Instance) -> None:
+    instance.attempts = 0
+    instance.last_error = 0
+    instance.next_attempt_at = None
+    study.attempts = 0
+    study.last_error = 0
+    study.waiting_for = ""

@@ -1,0 +1,236 @@
+"""The tables of ingest's database: what the hallway must remember, and of a person nothing but UIDs.
+
+Times are UTC. UIDs are kept as received, because the work needs them; names, numbers and dates of people are not kept
+here at all (law 4): they stay inside the objects of the zone `original`.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+RowId = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite numbers rows by itself only in a column of type INTEGER."""
+
+
+class Utc(TypeDecorator[datetime]):
+    """A time with zone UTC; SQLite keeps no zone, so it is put back on reading."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a time without a zone: it would mean another moment on another machine."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the time its zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """The tables of ingest."""
+
+
+class Study(Base):
+    """One study: a state, a lease and an attempt count. Whoever holds the lease may work on it."""
+
+    __tablename__ = "studies"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    pseudonym: Mapped[str] = mapped_column(String(64), index=True)
+    """Not unique: a study that comes back de-identified by us is its own pseudonym."""
+    state: Mapped[str] = mapped_column(String(16))
+    generation: Mapped[int] = mapped_column(Integer, default=0)
+    """Counts what changed under a decision: every new instance and every new conflict."""
+    revision: Mapped[int] = mapped_column(Integer, default=0)
+    """Revision of the newest decision that is in the log; 0 before the first."""
+    first_received_at: Mapped[datetime] = mapped_column(Utc)
+    last_received_at: Mapped[datetime] = mapped_column(Utc)
+    next_action_at: Mapped[datetime | None] = mapped_column(Utc)
+    """When a worker shall look at it; null when nothing is to be done."""
+    waiting_for: Mapped[str] = mapped_column(String(32), default="")
+    """The dependency whose return it waits for; empty for none."""
+    lease_owner: Mapped[str | None] = mapped_column(String(64))
+    lease_until: Mapped[datetime | None] = mapped_column(Utc)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    last_error: Mapped[int] = mapped_column(Integer, default=0)
+    """`ErrorCode`; 0 for none."""
+
+    __table_args__ = (
+        Index("ix_studies_due", "next_action_at"),
+        Index("ix_studies_state", "state", "id"),
+        Index("ix_studies_waiting", "waiting_for"),
+    )
+
+
+class Instance(Base):
+    """One object as received: the pair (SOP Instance UID, digest of its data set) is unique (law 3)."""
+
+    __tablename__ = "instances"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), index=True)
+    sop_instance_uid: Mapped[str] = mapped_column(String(64))
+    series_instance_uid: Mapped[str] = mapped_column(String(64))
+    pseudonym: Mapped[str] = mapped_column(String(64))
+    series_pseudonym: Mapped[str] = mapped_column(String(64))
+    subject: Mapped[str] = mapped_column(String(80))
+    """Pseudonym of the person."""
+    sop_class_uid: Mapped[str] = mapped_column(String(64))
+    transfer_syntax_uid: Mapped[str] = mapped_column(String(64))
+    modality: Mapped[str] = mapped_column(String(16))
+    sha256: Mapped[str] = mapped_column(String(64))
+    """Digest of the object in the zone `original`."""
+    content_sha256: Mapped[str] = mapped_column(String(64))
+    """Digest of transfer syntax and data set alone, without preamble and file meta information, which each door and
+    each vendor writes in its own way around the same data set."""
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    commitment: Mapped[str] = mapped_column(String(64))
+    """Salted commitment to `sha256`, as it stands in the log."""
+    channel: Mapped[str] = mapped_column(String(8))
+    conflict: Mapped[bool] = mapped_column(Boolean, default=False)
+    conflict_at_receipt: Mapped[bool] = mapped_column(Boolean, default=False)
+    """Whether the conflict was known when it came, which is what its `received` record says."""
+    state: Mapped[str] = mapped_column(String(16))
+    received_at: Mapped[datetime] = mapped_column(Utc)
+    record_index: Mapped[int | None] = mapped_column(BigInteger)
+    redacted_at: Mapped[datetime | None] = mapped_column(Utc)
+    redacted_index: Mapped[int | None] = mapped_column(BigInteger)
+    deidentified_sha256: Mapped[str] = mapped_column(String(64), default="")
+    deidentified_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    assessed_at: Mapped[datetime | None] = mapped_column(Utc)
+    assessed_index: Mapped[int | None] = mapped_column(BigInteger)
+    assessment: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    """`stepwedge.inference.v1.Assessment`, serialized."""
+    verdict: Mapped[int] = mapped_column(Integer, default=0)
+    """`Verdict`; 0 before it is settled."""
+    reasons: Mapped[list[int]] = mapped_column(JSON, default=list)
+    """`Reason` numbers, worst first."""
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(Utc)
+    last_error: Mapped[int] = mapped_column(Integer, default=0)
+
+    __table_args__ = (
+        UniqueConstraint("sop_instance_uid", "content_sha256", name="uq_instances_identity"),
+        Index("ix_instances_state", "state"),
+    )
+
+
+class Decision(Base):
+    """One decision on a study. Written before its record is handed in, visible when the log has taken it (law 1)."""
+
+    __tablename__ = "decisions"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"))
+    revision: Mapped[int] = mapped_column(Integer)
+    generation: Mapped[int] = mapped_column(Integer)
+    """`Study.generation` that it covers."""
+    verdict: Mapped[int] = mapped_column(Integer)
+    reasons: Mapped[list[int]] = mapped_column(JSON)
+    details: Mapped[list[str]] = mapped_column(JSON)
+    policy_sha256: Mapped[str] = mapped_column(String(64))
+    software_build: Mapped[str] = mapped_column(String(128))
+    previous_index: Mapped[int | None] = mapped_column(BigInteger)
+    instances: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    """For each instance `id`, `instance` (pseudonym), `verdict`, `reasons`, `assessed_index`, in order of receipt."""
+    decided_at: Mapped[datetime] = mapped_column(Utc)
+    record_index: Mapped[int | None] = mapped_column(BigInteger)
+    cursor: Mapped[int | None] = mapped_column(BigInteger, unique=True)
+    """Place in the order in which decisions became visible; null while it is not."""
+
+    __table_args__ = (UniqueConstraint("study_id", "revision", name="uq_decisions_revision"),)
+
+
+class Delivery(Base):
+    """What one destination shall get of one decision."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), index=True)
+    revision: Mapped[int] = mapped_column(Integer)
+    destination: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    """PENDING, SENT (every object acknowledged, its record not yet confirmed), DELIVERED, SUPERSEDED, FAILED."""
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(Utc)
+    objects: Mapped[int] = mapped_column(Integer, default=0)
+    sent_at: Mapped[datetime | None] = mapped_column(Utc)
+    last_error: Mapped[int] = mapped_column(Integer, default=0)
+    record_index: Mapped[int | None] = mapped_column(BigInteger)
+
+    __table_args__ = (UniqueConstraint("study_id", "revision", "destination", name="uq_deliveries_route"),)
+
+
+class DeliveredInstance(Base):
+    """One object that one destination has acknowledged; it is never sent there again."""
+
+    __tablename__ = "delivered_instances"
+
+    destination: Mapped[str] = mapped_column(String(64), primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey("instances.id"), primary_key=True)
+    delivered_at: Mapped[datetime] = mapped_column(Utc)
+
+
+class Failure(Base):
+    """A step that failed, as its record says it; written before the record is handed in, so that it is only one."""
+
+    __tablename__ = "failures"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), index=True)
+    instance_id: Mapped[int | None] = mapped_column(ForeignKey("instances.id"))
+    key: Mapped[str] = mapped_column(String(200), unique=True)
+    """Idempotency key of the record."""
+    step: Mapped[str] = mapped_column(String(16))
+    error: Mapped[int] = mapped_column(Integer)
+    permanent: Mapped[bool] = mapped_column(Boolean)
+    attempts: Mapped[int] = mapped_column(Integer)
+    revision: Mapped[int] = mapped_column(Integer)
+    failed_at: Mapped[datetime] = mapped_column(Utc)
+    record_index: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Requeue(Base):
+    """A person put a study back in the queue."""
+
+    __tablename__ = "requeues"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), index=True)
+    requested_by: Mapped[str] = mapped_column(String(32))
+    requested_at: Mapped[datetime] = mapped_column(Utc)
+    record_index: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Counter(Base):
+    """A number that grows by one in the order of commits; its row is locked until its user commits."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)
