@@ -1,0 +1,1 @@
+"""The central store: an append-only log of every decision that anybody can verify."""

@@ -1,0 +1,593 @@
+"""The log: one sequencer that gives every record its place, and commits many at a time.
+
+A batch is one transaction: entries, tiles of the tree, the producers' numbering and a newly signed checkpoint. Only
+after its commit, and after the high-water file holds the new size and root, is anything acknowledged.
+"""
+
+import os
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from services.audit import merkle, record, store, tiles
+from services.audit.high_water import HighWater, Mark
+from services.audit.note import (
+    BadSignatureError,
+    Checkpoint,
+    MalformedNoteError,
+    Signer,
+    VerificationKey,
+    open_checkpoint,
+)
+from services.audit.record import Prepared
+from services.audit.sequences import Incarnation
+from services.audit.store import Batch, Head, Lease, Store
+from shared.errors import ErrorCode, StepwedgeError
+from shared.identity import Identity
+from shared.logs import get_logger
+from stepwedge.audit.v1 import audit_pb2
+from stepwedge.common.v1 import common_pb2
+
+CLOCK_STEP_US = 1_000_000
+"""A clock that moved so much against the monotonic clock was set, not slewed."""
+
+_IDLE_SECONDS = 1.0
+_CACHED_INCARNATIONS = 1024
+_KEEP_CHECKPOINT_US = 60_000_000  # of those that are superseded, one a minute is kept
+
+_logger = get_logger(__name__)
+
+
+class Receipt(NamedTuple):
+    """What is answered for a submission."""
+
+    indexes: list[int]
+    checkpoint: str
+
+
+@dataclass(slots=True)
+class Submission:
+    """Records that are taken together or not at all."""
+
+    records: Sequence[Prepared]
+    done: "Future[Receipt]" = field(default_factory=Future)
+
+
+def inconsistent(message: str) -> StepwedgeError:
+    """The error of a log whose stored state contradicts what it signed."""
+    return StepwedgeError(ErrorCode.ERROR_CODE_LOG_INCONSISTENT, message)
+
+
+def unavailable(message: str) -> StepwedgeError:
+    """The error of a log that cannot take a record now."""
+    return StepwedgeError(ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE, message)
+
+
+@dataclass
+class State:
+    """What the sequencer must know of the log to go on from its end."""
+
+    head: Head
+    root: bytes
+    range: merkle.CompactRange
+    levels: list[list[bytes]]
+    """For each level of tiles the hashes of its partial tile."""
+    recorded_max_us: int
+    kept_us: int
+    """When the newest checkpoint that is kept for good was signed."""
+
+
+def verified_state(
+    connection: sa.Connection, trusted: Sequence[VerificationKey], origin: str, marks: Iterable[Mark]
+) -> State:
+    """Read the end of the log and hold it against its signed checkpoint and against `marks`.
+
+    Raises
+    ------
+    StepwedgeError
+        LOG_INCONSISTENT where they do not agree, or where the log is shorter than a mark.
+    """
+    newest = store.head(connection)
+    if newest is None:
+        raise inconsistent("the log has entries and no checkpoint")
+    try:
+        checkpoint = open_checkpoint(newest.note.encode(), trusted, origin)
+    except (MalformedNoteError, BadSignatureError):
+        raise inconsistent("the newest checkpoint is not signed by this log's key") from None
+    size = checkpoint.size
+    if size != newest.size or store.last_index(connection) != size - 1:
+        raise inconsistent(f"the newest checkpoint does not cover what is stored (size {size})")
+    levels = _partial_tiles(connection, size)
+    edge = tiles.reader(lambda level, _: b"".join(levels[level]))
+    try:
+        compact = merkle.CompactRange(size, [edge(height, index) for height, index in merkle.subtrees(size)])
+    except (LookupError, ValueError):
+        raise inconsistent("tiles of the tree are missing") from None
+    if compact.root() != checkpoint.root:
+        raise inconsistent("the stored tree does not have the root that was signed")
+    _hold_against(connection, checkpoint, marks)
+    recorded = store.last_recorded_us(connection)
+    return State(newest, checkpoint.root, compact, levels, recorded, newest.signed_us)
+
+
+def _partial_tiles(connection: sa.Connection, size: int) -> list[list[bytes]]:
+    """Hashes of the rightmost, partial tile of each level."""
+    levels = []
+    level = 0
+    while True:
+        width = size % tiles.WIDTH
+        data = store.tile(connection, level, size // tiles.WIDTH) if width else b""
+        data = data[: width * merkle.HASH_SIZE]
+        levels.append([data[i : i + merkle.HASH_SIZE] for i in range(0, len(data), merkle.HASH_SIZE)])
+        size //= tiles.WIDTH
+        level += 1
+        if not size:
+            return levels
+
+
+def _hold_against(connection: sa.Connection, checkpoint: Checkpoint, marks: Iterable[Mark]) -> None:
+    nodes = store.node_reader(connection)
+    for mark in marks:
+        if mark.size > checkpoint.size:
+            raise inconsistent(f"the log holds {checkpoint.size} entries and once had {mark.size}")
+        try:
+            root = merkle.root_of(mark.size, nodes)
+        except LookupError:
+            raise inconsistent("tiles of the tree are missing") from None
+        if root != mark.root:
+            raise inconsistent(f"the first {mark.size} entries are not those that were once signed")
+
+
+class Log:
+    """The sequencer. One thread writes; `submit` may be called from any."""
+
+    def __init__(
+        self,
+        the_store: Store,
+        signer: Signer,
+        high_water: HighWater,
+        *,
+        group_commit_seconds: float = 0.005,
+        group_commit_records: int = 256,
+        on_commit: Callable[[int, float], None] = lambda records, seconds: None,
+        on_gap: Callable[[str, int], None] = lambda producer, missing: None,
+    ) -> None:
+        self.store = the_store
+        self.origin = signer.key.name
+        self._signer = signer
+        self._high_water = high_water
+        self._wait = group_commit_seconds
+        self._most = group_commit_records
+        self._on_commit = on_commit
+        self._on_gap = on_gap
+        self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
+        self._lease: Lease | None = None
+        self._state: State | None = None
+        self._acknowledged: Mark | None = None
+        self._broken: StepwedgeError | None = None
+        self._incarnations: dict[tuple[str, str], Incarnation] = {}
+        self._self = Incarnation(Identity.AUDIT.value, str(uuid.uuid4()))
+        self._clock: tuple[int, int] | None = None
+        self._loaded_last = False
+        self._thread = threading.Thread(target=self._run, name="sequencer", daemon=True)
+        self._closing = False
+
+    @property
+    def key(self) -> VerificationKey:
+        """The key that checkpoints are signed with."""
+        return self._signer.key
+
+    def open(self) -> None:
+        """Verify the end of the log and start to write, or to wait until no other process does.
+
+        Raises
+        ------
+        StepwedgeError
+            LOG_INCONSISTENT, CONFIGURATION (the signing key is not this log's) or DEPENDENCY_UNAVAILABLE.
+        """
+        if not self._become_writer():
+            with self.store.reading() as connection:
+                if store.head(connection) is not None:
+                    verified_state(connection, [self.key], self.origin, self._marks())
+        self._thread.start()
+
+    def close(self) -> None:
+        """Commit what was submitted, then stop."""
+        self._closing = True
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._stand_down()
+        self._high_water.close()
+
+    def submit(self, records: Sequence[Prepared]) -> "Future[Receipt]":
+        """Hand records in, all or none; the future ends when they are durable, or with a StepwedgeError."""
+        submission = Submission(records)
+        if self._closing:
+            submission.done.set_exception(unavailable("the log is closing"))
+        else:
+            self._queue.put(submission)
+        return submission.done
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the writer."""
+        return self._state is not None
+
+    def check(self) -> None:
+        """Raise what keeps the log from taking records."""
+        if self._broken is not None:
+            raise self._broken
+        if self._state is None:
+            raise unavailable("this process does not write the log now")
+
+    def sign(self, size: int, root: bytes) -> str:
+        """A signed checkpoint of a tree that is a prefix of the log; the caller computed its root from the log."""
+        return str(Checkpoint(self.origin, size, root).sign([self._signer]))
+
+    # The thread.
+
+    def _run(self) -> None:
+        while True:
+            batch = self._collect()
+            if batch is None:
+                return
+            if not batch and self._broken is not None:
+                continue
+            try:
+                self._commit(batch)
+            except StepwedgeError as error:
+                self._fail(batch, error)
+            except Exception as error:
+                # Whatever it was: nothing is acknowledged, and the thread lives.
+                _logger.error("a batch could not be committed", exc_info=error)
+                self._fail(batch, unavailable("the log could not commit"))
+
+    def _collect(self) -> list[Submission] | None:
+        """Wait for company until the batch is full or its time is up; an empty list when idle, None at the end."""
+        try:
+            first = self._queue.get(timeout=_IDLE_SECONDS)
+        except queue.Empty:
+            return []
+        if first is None:
+            return None
+        batch = [first]
+        count = len(first.records)
+        # Alone the last time: nobody to wait for.
+        deadline = time.monotonic() + (self._wait if self._loaded_last else 0)
+        while count < self._most:
+            try:
+                following = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if following is None:
+                self._queue.put(None)
+                break
+            batch.append(following)
+            count += len(following.records)
+        self._loaded_last = len(batch) > 1
+        return batch
+
+    def _fail(self, batch: Iterable[Submission], error: StepwedgeError) -> None:
+        """Nothing of this batch is acknowledged, and what was read is read anew before the next."""
+        self._stand_down()
+        if error.code == ErrorCode.ERROR_CODE_LOG_INCONSISTENT:
+            self._broken = error
+            _logger.critical("the log is inconsistent and takes no more records", code=error.name)
+        elif error.code != ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE:
+            _logger.error("a batch was not committed", code=error.name)
+            error = unavailable("the log could not commit")
+        for submission in batch:
+            if not submission.done.done():
+                submission.done.set_exception(error)
+
+    def _stand_down(self) -> None:
+        self._state = None
+        self._incarnations.clear()
+        # A batch whose end is unknown may have used numbers of this one.
+        self._self = Incarnation(Identity.AUDIT.value, str(uuid.uuid4()))
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    def _marks(self) -> list[Mark]:
+        marks = [self._high_water.read(), self._acknowledged]
+        return [mark for mark in marks if mark is not None]
+
+    def _become_writer(self) -> bool:
+        """Take the lease if it is free, and read and verify the end of the log."""
+        if self._broken is not None:
+            raise self._broken
+        lease = self.store.try_lease()
+        if lease is None:
+            return False
+        try:
+            with lease.writing() as connection:
+                if store.head(connection) is None:
+                    self._begin_log(connection)
+                self._check_key(connection)
+                state = verified_state(connection, [self.key], self.origin, self._marks())
+                for row in store.unreported(connection):
+                    self._remember(Incarnation.from_row(row))
+            self._high_water.write(Mark(state.head.size, state.root))
+        except BaseException:
+            lease.release()
+            raise
+        self._lease, self._state = lease, state
+        _logger.info("this process writes the log", index=state.head.size)
+        return True
+
+    def _begin_log(self, connection: sa.Connection) -> None:
+        """The first checkpoint: that of the empty tree."""
+        if store.last_index(connection) >= 0:
+            raise inconsistent("the log has entries and no checkpoint")
+        store.add_key(connection, store.Key(str(self.key), 0))
+        first = Head(0, self.sign(0, merkle.EMPTY_ROOT), time.time_ns() // 1000)
+        store.write(connection, Batch(checkpoint=first))
+
+    def _check_key(self, connection: sa.Connection) -> None:
+        known = store.keys(connection)
+        if not known or known[-1].verification_key != str(self.key):
+            message = "the signing key or the origin is not that of this log"
+            raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, message)
+
+    def _remember(self, incarnation: Incarnation) -> None:
+        while len(self._incarnations) >= _CACHED_INCARNATIONS:
+            self._incarnations.pop(next(iter(self._incarnations)))
+        self._incarnations[incarnation.producer, incarnation.name] = incarnation
+
+    def _commit(self, batch: list[Submission]) -> None:
+        if self._state is None and not self._become_writer():
+            if batch:
+                raise unavailable("another process writes the log")
+            return
+        lease, state = self._lease, self._state
+        assert lease is not None
+        assert state is not None
+        began = time.monotonic()
+        now_us = time.time_ns() // 1000
+        if not batch and not self._has_news(now_us):
+            return
+        answers: list[tuple[Submission, list[int] | StepwedgeError]] = []
+        with lease.writing() as connection:
+            draft = Draft(connection, state, self._incarnations, now_us, self._self.copy())
+            draft.look_up(submission.records for submission in batch)
+            for submission in batch:
+                try:
+                    answers.append((submission, draft.take(submission.records)))
+                except StepwedgeError as error:
+                    answers.append((submission, error))
+            draft.report(self._clock_step(now_us))
+            following = draft.finish(lambda size, root: self.sign(size, root))
+            store.write(connection, following.batch)
+        self._after(following, now_us)
+        for submission, answer in answers:
+            if isinstance(answer, StepwedgeError):
+                submission.done.set_exception(answer)
+            else:
+                submission.done.set_result(Receipt(answer, following.state.head.note))
+        self._on_commit(len(following.batch.entries), time.monotonic() - began)
+
+    def _after(self, following: "Following", now_us: int) -> None:
+        """The batch is committed: make the mark outside the database, then go on from there."""
+        mark = Mark(following.state.head.size, following.state.root)
+        if following.batch.entries:
+            self._high_water.write(mark)
+        self._state, self._acknowledged, self._self = following.state, mark, following.own
+        self._clock = (now_us, time.monotonic_ns() // 1000)
+        for incarnation in following.incarnations:
+            self._incarnations.pop((incarnation.producer, incarnation.name), None)
+            self._remember(incarnation)
+            self._on_gap(incarnation.producer, incarnation.missing)
+
+    def _has_news(self, now_us: int) -> bool:
+        """Whether something is to be recorded though nobody submitted anything."""
+        return any(one.overdue(now_us) for one in self._incarnations.values()) or self._clock_step(now_us) != 0
+
+    def _clock_step(self, now_us: int) -> int:
+        """How far the clock was set since the last commit, microseconds; 0 where it was not."""
+        if self._clock is not None:
+            wall, monotonic = self._clock
+            step = now_us - wall - (time.monotonic_ns() // 1000 - monotonic)
+        elif self._state is not None:
+            step = min(0, now_us - self._state.recorded_max_us)
+        else:
+            return 0
+        return step if abs(step) > CLOCK_STEP_US else 0
+
+
+class Following(NamedTuple):
+    """What a batch makes of the log."""
+
+    batch: Batch
+    state: State
+    incarnations: list[Incarnation]
+    own: Incarnation
+
+
+class Draft:
+    """A batch in the making. Nothing outside it changes until it is committed."""
+
+    def __init__(
+        self,
+        connection: sa.Connection,
+        state: State,
+        incarnations: Mapping[tuple[str, str], Incarnation],
+        now_us: int,
+        own: Incarnation,
+    ) -> None:
+        self._connection = connection
+        self._before = state
+        self._known = incarnations
+        self._now_us = now_us
+        self._own = own
+        self._touched: dict[tuple[str, str], Incarnation] = {}
+        self._found: dict[bytes, tuple[int, Mapping[str, object]]] = {}
+        self._range = state.range.copy()
+        self._levels = [list(level) for level in state.levels]
+        self._recorded_max_us = max(state.recorded_max_us, now_us)
+        self._recorded_at = record.timestamp(now_us // 1_000_000, now_us % 1_000_000 * 1000)
+        self._batch = Batch()
+        self._alerts: list[audit_pb2.AlertEvent] = []
+
+    def look_up(self, batches: Iterable[Sequence[Prepared]]) -> None:
+        """Find the idempotency keys that the log knows."""
+        hashes = {store.key_hash(one.producer, one.key) for records in batches for one in records}
+        for digest, entry in store.find_keys(self._connection, list(hashes)).items():
+            self._found[digest] = entry.index, record.content(record.parse(entry.leaf))
+
+    def take(self, records: Sequence[Prepared]) -> list[int]:
+        """Give each record its place, or the one that it had. Raises IDEMPOTENCY_CONFLICT and takes none."""
+        hashes = [store.key_hash(one.producer, one.key) for one in records]
+        fresh: dict[bytes, Mapping[str, object]] = {}
+        for one, digest in zip(records, hashes, strict=True):
+            known = self._found[digest][1] if digest in self._found else fresh.get(digest)
+            if known is None:
+                fresh[digest] = one.content
+            elif known != one.content:
+                message = "the idempotency key was used for another record"
+                raise StepwedgeError(ErrorCode.ERROR_CODE_IDEMPOTENCY_CONFLICT, message)
+        return [self._place(one, digest) for one, digest in zip(records, hashes, strict=True)]
+
+    def _place(self, one: Prepared, digest: bytes) -> int:
+        incarnation = self._incarnation(one.producer, one.incarnation)
+        if digest in self._found:
+            incarnation.repeat(one.sequence, self._now_us)
+            return self._found[digest][0]
+        if not incarnation.take(one.sequence, self._now_us):
+            self._alert(incarnation, common_code("SEQUENCE_REUSED"), one.sequence, one.sequence)
+        index = self._append(one, digest, incarnation)
+        self._found[digest] = index, one.content
+        return index
+
+    def _incarnation(self, producer: str, name: str) -> Incarnation:
+        place = producer, name
+        if place not in self._touched:
+            known = self._known.get(place)
+            if known is None:
+                row = store.incarnation(self._connection, producer, name)
+                known = Incarnation.from_row(row) if row is not None else Incarnation(producer, name)
+            self._touched[place] = known.copy()
+        return self._touched[place]
+
+    def _append(self, one: Prepared, digest: bytes, incarnation: Incarnation) -> int:
+        index = self._range.size
+        repeats = incarnation.repeats[: record.MAX_REPEATS]
+        del incarnation.repeats[: record.MAX_REPEATS]
+        leaf = record.leaf(
+            one, index=index, entry_id=uuid7(self._now_us // 1000), recorded_at=self._recorded_at, repeats=repeats
+        )
+        self._range.append(merkle.leaf_hash(leaf), self._grow)
+        self._batch.attachments.update(one.attachments)
+        self._batch.entries.append(self._row(one, index, leaf, digest))
+        return index
+
+    def _row(self, one: Prepared, index: int, leaf: bytes, digest: bytes) -> dict[str, object]:
+        members = one.members
+        verdict = members["event"].get("verdict")
+        return {
+            "index": index,
+            "leaf": leaf,
+            "key_hash": digest,
+            "kind": record.KINDS[one.kind],
+            "producer": one.producer,
+            "outcome": audit_pb2.EventOutcome.Value(f"EVENT_OUTCOME_{members['outcome']}"),
+            "recorded_us": self._now_us,
+            "recorded_max_us": self._recorded_max_us,
+            "verdict": None if verdict is None else common_pb2.Verdict.Value(f"VERDICT_{verdict}"),
+            "study": members.get("study"),
+            "instance": members.get("instance"),
+            "subject": members.get("subject"),
+            "model_sha256": members.get("pins", {}).get("model_sha256"),
+        }
+
+    def _grow(self, height: int, index: int, node: bytes) -> None:
+        """Put the root of a perfect subtree into its tile, and keep a tile that this fills or widens."""
+        level, between = divmod(height, 8)
+        if between:
+            return
+        if level == len(self._levels):
+            self._levels.append([])
+        row = self._levels[level]
+        row.append(node)
+        if level or len(row) == tiles.WIDTH:
+            self._batch.tiles[level, index // tiles.WIDTH] = b"".join(row)
+        if len(row) == tiles.WIDTH:
+            row.clear()
+
+    def report(self, clock_step_us: int) -> None:
+        """Append the alerts: what was noticed in this batch, gaps that are overdue, a clock that was set."""
+        for place, known in list(self._known.items()):
+            if place not in self._touched and known.overdue(self._now_us):
+                self._touched[place] = known.copy()
+        for incarnation in self._touched.values():
+            for gap in incarnation.overdue(self._now_us):
+                gap.reported = True
+                self._alert(incarnation, common_code("SEQUENCE_GAP"), gap.first, gap.last)
+        if clock_step_us:
+            step = audit_pb2.AlertEvent(code=common_code("CLOCK_STEP"), clock_step_ms=clock_step_us // 1000)
+            self._alerts.append(step)
+        for alert in self._alerts:
+            self._append_alert(alert)
+
+    def _alert(self, about: Incarnation, code: audit_pb2.AlertCode.ValueType, first: int, last: int) -> None:
+        self._alerts.append(
+            audit_pb2.AlertEvent(
+                code=code,
+                about=about.producer,
+                incarnation=about.name,
+                first_sequence=first,
+                last_sequence=min(last, 2**53 - 1),
+            )
+        )
+
+    def _append_alert(self, alert: audit_pb2.AlertEvent) -> None:
+        own = self._own
+        own.take(own.highest + 1, self._now_us)
+        made = audit_pb2.Record(
+            idempotency_key=f"alert/{uuid.uuid4()}",
+            incarnation=own.name,
+            sequence=own.highest,
+            outcome=audit_pb2.EVENT_OUTCOME_SERIOUS_FAILURE,
+            alert=alert,
+        )
+        made.occurred_at.FromMicroseconds(self._now_us)
+        prepared = record.prepare(made, Identity.AUDIT)
+        self._append(prepared, store.key_hash(prepared.producer, prepared.key), own)
+        self._touched[own.producer, own.name] = own
+
+    def finish(self, sign: Callable[[int, bytes], str]) -> Following:
+        """Sign the new tree, and say what is to be written."""
+        batch, before = self._batch, self._before
+        head, root, kept_us = before.head, before.root, before.kept_us
+        if batch.entries:
+            root = self._range.root()
+            head = batch.checkpoint = Head(self._range.size, sign(self._range.size, root), self._now_us)
+            if before.head.size and before.head.signed_us - kept_us < _KEEP_CHECKPOINT_US:
+                batch.superseded = before.head.size if before.head.signed_us != kept_us else None
+            else:
+                kept_us = before.head.signed_us
+        batch.producers = [incarnation.row() for incarnation in self._touched.values()]
+        state = State(head, root, self._range, self._levels, self._recorded_max_us, kept_us)
+        return Following(batch, state, list(self._touched.values()), self._own)
+
+
+def common_code(name: str) -> audit_pb2.AlertCode.ValueType:
+    """An alert's code by its name."""
+    return audit_pb2.AlertCode.Value(f"ALERT_CODE_{name}")
+
+
+def uuid7(milliseconds: int) -> str:
+    """A UUID of version 7 (RFC 9562 5.7)."""
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (
+        (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (1 << 62) - 1
+    )
+    return str(uuid.UUID(int=value))

@@ -1,0 +1,424 @@
+"""The canonical record: what a producer hands in, checked field by field, and the bytes that become the leaf.
+
+The leaf is canonical JSON (RFC 8785, no floating-point numbers) and is kept verbatim. Its members:
+
+`schema`, `index`, `id` (UUIDv7), `producer`, `recorded_at` are the log's; `repeats` lists sequence numbers of this
+producer's incarnation that brought nothing new, because their idempotency keys were known. `key`, `incarnation`,
+`sequence`, `occurred_at`, `outcome`, `subject`, `study`, `series`, `instance`, `pins`, `trace_id`, `kind` and `event`
+are the producer's. Strings and lists that are empty are left out; numbers and booleans of an event never are.
+
+Free text has no place in it: every string field has a shape in `SHAPES`, and what does not fit is refused.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from services.audit.tiles import MAX_ENTRY
+from shared.errors import ErrorCode, StepwedgeError
+from shared.identity import Identity
+from stepwedge.audit.v1 import audit_pb2
+
+SCHEMA = "stepwedge.record/1"
+"""Names the form of the leaf."""
+
+MAX_RECORD = 3_900_000
+"""Longest record that is taken, bytes on the wire; it must fit into an answer of 4 MiB again."""
+
+_LARGEST = 2**53 - 1  # I-JSON (RFC 7493 2.2)
+_LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z
+_INLINE = 16_384
+"""Longest list of instances, in bytes of JSON, that stands in the leaf itself; a longer one is kept beside it."""
+
+_TOKEN = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"  # noqa: S105 - a shape
+_HEX = r"[0-9a-f]{32}|[0-9a-f]{64}"
+_UID = r"2\.25\.[1-9][0-9]{22,38}"
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_VERSION = r"[0-9A-Za-z][0-9A-Za-z._+-]{0,99}"
+_STANDARD_UID = r"1\.2\.840\.10008\.[0-9.]{1,49}|private"
+_SUBJECT = r"SW-[A-Z2-7]{24}"
+_KEY_PART = rf"(?:{_TOKEN}|{_HEX}|{_UID}|{_UUID}|{_SUBJECT}|[0-9]{{1,6}})"
+
+SHAPES: Mapping[str, str] = {
+    "Record.idempotency_key": rf"(?=.{{1,200}}\Z){_KEY_PART}(?:/{_KEY_PART})*",
+    "Record.incarnation": _UUID,
+    "Record.subject": rf"{_SUBJECT}|[0-9a-f]{{64}}",
+    "Record.study": _UID,
+    "Record.series": _UID,
+    "Record.instance": _UID,
+    "Record.trace_id": r"[0-9a-f]{32}",
+    "Pins.input_commitment": r"[0-9a-f]{64}",
+    "Pins.deidentified_sha256": r"[0-9a-f]{64}",
+    "Pins.model_sha256": r"[0-9a-f]{64}",
+    "Pins.model": r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}/[0-9A-Za-z][0-9A-Za-z._+-]{0,63}",
+    "Pins.preprocessing": _VERSION,
+    "Pins.preprocessed_sha256": r"[0-9a-f]{64}",
+    "Pins.policy_sha256": r"[0-9a-f]{64}",
+    "Pins.calibration_sha256": r"[0-9a-f]{64}",
+    "Pins.profile_sha256": r"[0-9a-f]{64}",
+    "Pins.profile_edition": r"[0-9]{4}[a-e]",
+    "Pins.execution_provider": r"[A-Za-z][A-Za-z0-9_;=.,:+-]{0,199}",
+    "Pins.software_build": _VERSION,
+    "Pins.output_sha256": r"[0-9a-f]{64}",
+    "ActionCount.action": r"[A-Z][A-Z0-9_/*]{0,31}",
+    "ReceivedEvent.channel": r"DIMSE|GRPC|STOW",
+    "ReceivedEvent.sop_class_uid": _STANDARD_UID,
+    "ReceivedEvent.transfer_syntax_uid": _STANDARD_UID,
+    "RedactedEvent.method_codes": r"[0-9]{6}",
+    "RecordedValue.name": r"[a-z][a-z0-9_]{0,63}",
+    "RecordedValue.value": r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,6})?",
+    "RecordedValue.unit": r"[A-Za-z0-9%/.{}\[\]*'_-]{1,24}",
+    "AssessedEvent.confidence": r"0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?",
+    "DecidedInstance.instance": _UID,
+    "DeliveredEvent.destination": r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}",
+    "FailedEvent.step": r"[a-z][a-z_]{0,31}",
+    "RequeuedEvent.requested_by": r"[a-z][a-z0-9_-]{0,31}",
+    "AlertEvent.about": r"[a-z][a-z0-9_-]{0,31}",
+    "AlertEvent.incarnation": _UUID,
+}
+"""What each string field may hold, as a pattern for the whole value; a field that is not here is refused."""
+
+LONGEST: Mapping[str, int] = {"DecidedEvent.instances": 100_000}
+"""Most items of a repeated field, where it is not `_MANY`."""
+_MANY = 128
+
+PRODUCERS: Mapping[str, frozenset[Identity]] = {
+    "received": frozenset({Identity.INGEST}),
+    "redacted": frozenset({Identity.REDACTION}),
+    "assessed": frozenset({Identity.INFERENCE}),
+    "decided": frozenset({Identity.INGEST}),
+    "delivered": frozenset({Identity.INGEST}),
+    "failed": frozenset({Identity.INGEST, Identity.REDACTION, Identity.INFERENCE}),
+    "requeued": frozenset({Identity.INGEST}),
+    "alert": frozenset({Identity.AUDIT}),
+}
+"""Who may record what: nobody vouches for another's act."""
+
+KINDS: Mapping[str, int] = {
+    name.removeprefix("RECORD_KIND_").lower(): number for name, number in audit_pb2.RecordKind.items() if number
+}
+"""Member of `Record.event` to the number of its kind."""
+
+_OF_THE_MOMENT = ("key", "incarnation", "sequence", "occurred_at", "trace_id")
+"""Members that differ when the same act is recorded again."""
+
+
+def _invalid(message: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, message)
+
+
+class _Field(NamedTuple):
+    """One field of a message, as the conversion needs it."""
+
+    name: str
+    place: str
+    """Message and field, "Pins.model"."""
+    type: str
+    """"string", "int", "bool", "enum" or "message"."""
+    repeated: bool
+    optional: bool
+    shape: re.Pattern[str] | None
+    values: Mapping[int, str]
+    """Names of an enum's numbers, without prefix; 0 is not among them."""
+    numbers: Mapping[str, int]
+    low: int
+    """Smallest integer."""
+
+
+_TYPES = {
+    FieldDescriptor.TYPE_STRING: "string",
+    FieldDescriptor.TYPE_UINT64: "int",
+    FieldDescriptor.TYPE_UINT32: "int",
+    FieldDescriptor.TYPE_SINT64: "int",
+    FieldDescriptor.TYPE_BOOL: "bool",
+    FieldDescriptor.TYPE_ENUM: "enum",
+    FieldDescriptor.TYPE_MESSAGE: "message",
+}
+
+
+@cache
+def _fields(descriptor: Descriptor) -> tuple[_Field, ...]:
+    result = []
+    for one in descriptor.fields:
+        place = f"{descriptor.name}.{one.name}"
+        names: dict[int, str] = {}
+        if one.enum_type is not None:
+            prefix = one.enum_type.values_by_number[0].name.removesuffix("UNSPECIFIED")
+            names = {value.number: value.name.removeprefix(prefix) for value in one.enum_type.values if value.number}
+        result.append(
+            _Field(
+                one.name,
+                place,
+                _TYPES[one.type],
+                one.is_repeated,
+                one.has_presence and one.type != FieldDescriptor.TYPE_MESSAGE,
+                re.compile(SHAPES[place]) if place in SHAPES else None,
+                names,
+                {name: number for number, name in names.items()},
+                -_LARGEST if one.type == FieldDescriptor.TYPE_SINT64 else 0,
+            )
+        )
+    return tuple(result)
+
+
+def _scalar(one: _Field, value: Any) -> Any:
+    """The value as it stands in JSON. Raises INVALID_REQUEST that names the field, never the value."""
+    if one.type == "string":
+        if one.shape is None or not one.shape.fullmatch(value):
+            raise _invalid(f"{one.place} does not have the form that this field takes")
+        return value
+    if one.type == "int":
+        if not one.low <= value <= _LARGEST:
+            raise _invalid(f"{one.place} is out of range")
+        return value
+    if one.type == "enum":
+        if value not in one.values:
+            raise _invalid(f"{one.place} holds a number without a name")
+        return one.values[value]
+    return _members(value) if one.type == "message" else value
+
+
+def _members(message: Message) -> dict[str, Any]:
+    """A message as a JSON object."""
+    result: dict[str, Any] = {}
+    for one in _fields(message.DESCRIPTOR):
+        value = getattr(message, one.name)
+        if one.repeated:
+            if len(value) > LONGEST.get(one.place, _MANY):
+                raise _invalid(f"{one.place} has too many items")
+            if value:
+                result[one.name] = [_scalar(one, item) for item in value]
+        elif one.optional:
+            if message.HasField(one.name):
+                result[one.name] = _scalar(one, value)
+        elif one.type in ("int", "bool") or value:
+            result[one.name] = _scalar(one, value)
+    return result
+
+
+def encode(obj: object) -> bytes:
+    """Canonical JSON of what `prepare` lets through: printable ASCII strings, integers, booleans.
+
+    For these the standard library's encoder writes the same bytes as `shared.canonical` (a test holds it to that), and
+    it does so many times faster.
+    """
+    return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def timestamp(seconds: int, nanos: int) -> str:
+    """RFC 3339 in UTC with nine digits of a second."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanos:09d}Z"
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A record that passed every check and waits for its place in the log."""
+
+    producer: str
+    key: str
+    incarnation: str
+    sequence: int
+    kind: str
+    members: dict[str, Any]
+    """The producer's part of the leaf."""
+    attachments: dict[str, bytes] = field(default_factory=dict)
+    """What is kept beside the leaf, by its SHA-256."""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What must be equal when the same idempotency key comes again."""
+        return content(self.members)
+
+
+def content(members: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a leaf, or of a producer's members, that says what happened and not when or how it was handed in.
+
+    The software build is left out: a service that was upgraded between two tries records the same act.
+    """
+    names = ("outcome", "subject", "study", "series", "instance", "kind", "event")
+    result = {name: members[name] for name in names if name in members}
+    result["pins"] = {name: value for name, value in members.get("pins", {}).items() if name != "software_build"}
+    return result
+
+
+def prepare(record: audit_pb2.Record, producer: Identity) -> Prepared:
+    """Check a record and give the producer's part of its leaf.
+
+    Raises
+    ------
+    StepwedgeError
+        INVALID_REQUEST where a field is absent, unknown, too long, out of range or not of its shape;
+        PERMISSION_DENIED where this producer may not record such an act. The message names the field only.
+    """
+    kind = record.WhichOneof("event")
+    if kind is None:
+        raise _invalid("Record.event is not set")
+    if producer not in PRODUCERS[kind]:
+        raise StepwedgeError(ErrorCode.ERROR_CODE_PERMISSION_DENIED, f"{producer} may not record that it {kind}")
+    _refuse_unknown(record)
+    members = {
+        one.name: _scalar(one, value)
+        for one in _TOP
+        if (value := getattr(record, one.name)) or one.name in ("idempotency_key", "incarnation")
+    }
+    key = members.pop("idempotency_key")
+    members["key"] = key
+    _require("outcome" in members, "Record.outcome")
+    _require(record.sequence >= 1, "Record.sequence")
+    _require(record.HasField("occurred_at"), "Record.occurred_at")
+    members["occurred_at"] = _moment(record.occurred_at.seconds, record.occurred_at.nanos)
+    if record.HasField("pins") and (pins := _members(record.pins)):
+        members["pins"] = pins
+    members["kind"] = kind.upper()
+    event = members["event"] = _members(getattr(record, kind))
+    _REQUIRED.get(kind, lambda _: None)(record)
+    prepared = Prepared(producer.value, key, record.incarnation, record.sequence, kind, members)
+    _put_beside(event, prepared.attachments)
+    if len(encode(members)) > MAX_ENTRY - 1024 - 24 * MAX_REPEATS:
+        raise _invalid("the record is too long")
+    return prepared
+
+
+MAX_REPEATS = 256
+"""Most sequence numbers in `repeats` of one leaf."""
+
+_TOP = tuple(
+    one
+    for one in _fields(audit_pb2.Record.DESCRIPTOR)
+    if one.type in ("string", "int", "enum") and one.name != "occurred_at"
+)
+
+
+def _refuse_unknown(record: audit_pb2.Record) -> None:
+    """A field that this build does not know must not be dropped in silence: it could be part of what was decided."""
+    size = record.ByteSize()
+    if size > MAX_RECORD:
+        raise _invalid("the record is too long")
+    record.DiscardUnknownFields()
+    if record.ByteSize() != size:
+        raise _invalid("the record has a field that this log does not know")
+
+
+def _moment(seconds: int, nanos: int) -> str:
+    if not 0 <= seconds <= _LATEST or not 0 <= nanos < 1_000_000_000:
+        raise _invalid("Record.occurred_at is out of range")
+    return timestamp(seconds, nanos)
+
+
+def _require(condition: bool, place: str) -> None:
+    if not condition:
+        raise _invalid(f"{place} is not set")
+
+
+def _require_decided(record: audit_pb2.Record) -> None:
+    _require(bool(record.study), "Record.study")
+    _require(bool(record.decided.verdict), "DecidedEvent.verdict")
+    _require(record.decided.revision >= 1, "DecidedEvent.revision")
+    for instance in record.decided.instances:
+        _require(bool(instance.instance) and bool(instance.verdict), "DecidedInstance.instance or .verdict")
+
+
+def _require_received(record: audit_pb2.Record) -> None:
+    _require(bool(record.instance), "Record.instance")
+    _require(bool(record.received.channel), "ReceivedEvent.channel")
+
+
+def _require_delivered(record: audit_pb2.Record) -> None:
+    _require(bool(record.study), "Record.study")
+    _require(bool(record.delivered.destination), "DeliveredEvent.destination")
+
+
+def _require_failed(record: audit_pb2.Record) -> None:
+    _require(bool(record.failed.step), "FailedEvent.step")
+    _require(bool(record.failed.error), "FailedEvent.error")
+
+
+_REQUIRED: Mapping[str, Any] = {
+    "received": _require_received,
+    "decided": _require_decided,
+    "delivered": _require_delivered,
+    "failed": _require_failed,
+}
+
+
+def _put_beside(event: dict[str, Any], attachments: dict[str, bytes]) -> None:
+    """Replace a list of instances that would not fit into an entry (uint16 length) by its digest."""
+    instances = event.get("instances")
+    if instances is None or len(instances) * 64 < _INLINE:
+        return
+    data = encode(instances)
+    if len(data) <= _INLINE:
+        return
+    digest = sha256(data).hexdigest()
+    attachments[digest] = data
+    del event["instances"]
+    event["attachment"] = {"count": len(instances), "field": "instances", "sha256": digest, "size": len(data)}
+
+
+def leaf(prepared: Prepared, *, index: int, entry_id: str, recorded_at: str, repeats: list[int]) -> bytes:
+    """The bytes of the leaf."""
+    members = {
+        **prepared.members,
+        "schema": SCHEMA,
+        "index": index,
+        "id": entry_id,
+        "producer": prepared.producer,
+        "recorded_at": recorded_at,
+    }
+    if repeats:
+        members["repeats"] = repeats
+    return encode(members)
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """The members of a leaf. Raises ValueError for what is not canonical or not of this schema."""
+    members = json.loads(data, parse_float=_no_float, parse_constant=_no_float)
+    if not isinstance(members, dict) or members.get("schema") != SCHEMA or encode(members) != data:
+        raise ValueError("not a canonical record")
+    return members
+
+
+def _no_float(_: str) -> None:
+    raise ValueError("a floating-point number in a record")
+
+
+def to_record(members: Mapping[str, Any], attachments: Mapping[str, bytes]) -> audit_pb2.Record:
+    """The producer's record out of a leaf's members; a list that was put beside it is put back where it is given."""
+    record = audit_pb2.Record(idempotency_key=members["key"])
+    for one in _TOP:
+        if one.name in members:
+            value = members[one.name]
+            setattr(record, one.name, one.numbers[value] if one.type == "enum" else value)
+    record.occurred_at.FromJsonString(members["occurred_at"])
+    if "pins" in members:
+        _fill(record.pins, members["pins"])
+    event = dict(members["event"])
+    beside = event.pop("attachment", None)
+    if beside is not None and beside["sha256"] in attachments:
+        event[beside["field"]] = json.loads(attachments[beside["sha256"]])
+    target = getattr(record, members["kind"].lower())
+    target.SetInParent()
+    _fill(target, event)
+    return record
+
+
+def _fill(message: Message, members: Mapping[str, Any]) -> None:
+    for one in _fields(message.DESCRIPTOR):
+        if one.name not in members:
+            continue
+        value = members[one.name]
+        if one.type == "message":
+            for item in value:
+                _fill(getattr(message, one.name).add(), item)
+        elif one.repeated:
+            getattr(message, one.name).extend(one.numbers[item] if one.type == "enum" else item for item in value)
+        else:
+            setattr(message, one.name, one.numbers[value] if one.type == "enum" else value)

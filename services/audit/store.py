@@ -1,0 +1,415 @@
+"""The tables of the log, what is read from them, and the one connection that may write."""
+
+import base64
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from services.audit import merkle, tiles
+from shared import database
+from shared.errors import ErrorCode, StepwedgeError
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+_METADATA = sa.MetaData()
+
+ENTRIES = sa.Table(
+    "entries",
+    _METADATA,
+    sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("leaf", sa.LargeBinary),
+    sa.Column("key_hash", sa.LargeBinary),
+    sa.Column("kind", sa.SmallInteger),
+    sa.Column("producer", sa.String),
+    sa.Column("outcome", sa.SmallInteger),
+    sa.Column("recorded_us", sa.BigInteger),
+    sa.Column("recorded_max_us", sa.BigInteger),  # of this entry and all before: never falls, so it can be searched
+    sa.Column("verdict", sa.SmallInteger),
+    sa.Column("study", sa.String),
+    sa.Column("instance", sa.String),
+    sa.Column("subject", sa.String),
+    sa.Column("model_sha256", sa.String),
+)
+ATTACHMENTS = sa.Table(
+    "attachments", _METADATA, sa.Column("sha256", sa.String, primary_key=True), sa.Column("content", sa.LargeBinary)
+)
+# Level 0 holds full tiles only: the partial one is the hashes of the newest leaves.
+TILES = sa.Table(
+    "tiles",
+    _METADATA,
+    sa.Column("level", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("hashes", sa.LargeBinary),
+)
+CHECKPOINTS = sa.Table(
+    "checkpoints",
+    _METADATA,
+    sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("note", sa.Text),
+    sa.Column("signed_us", sa.BigInteger),
+)
+KEYS = sa.Table(
+    "keys",
+    _METADATA,
+    sa.Column("verification_key", sa.String, primary_key=True),
+    sa.Column("from_size", sa.BigInteger),
+)
+PRODUCERS = sa.Table(
+    "producers",
+    _METADATA,
+    sa.Column("producer", sa.String, primary_key=True),
+    sa.Column("incarnation", sa.String, primary_key=True),
+    sa.Column("highest", sa.BigInteger),
+    sa.Column("gaps", sa.JSON),
+    sa.Column("repeats", sa.JSON),
+    sa.Column("unreported", sa.Boolean),
+)
+
+_WRITER_LOCK = zlib.crc32(b"stepwedge audit log writer")
+
+
+class Head(NamedTuple):
+    """The newest checkpoint as it is stored."""
+
+    size: int
+    note: str
+    signed_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """One row of the log."""
+
+    index: int
+    leaf: bytes
+
+
+class Key(NamedTuple):
+    """A verification key of the log and the size of the tree from which on it signs."""
+
+    verification_key: str
+    from_size: int
+
+
+@dataclass
+class Batch:
+    """Everything that one commit writes."""
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    attachments: dict[str, bytes] = field(default_factory=dict)
+    tiles: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    producers: list[dict[str, Any]] = field(default_factory=list)
+    checkpoint: Head | None = None
+    superseded: int | None = None
+    """Size of a checkpoint that need not be kept beside the new one."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a query asks for; None matches everything."""
+
+    study: str | None = None
+    instance: str | None = None
+    subject: str | None = None
+    kind: int | None = None
+    producer: str | None = None
+    outcome: int | None = None
+    verdict: int | None = None
+    model_sha256: str | None = None
+    recorded_from_us: int | None = None
+    recorded_before_us: int | None = None
+
+    def digest(self) -> str:
+        """Names this filter in a page token."""
+        return sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def key_hash(producer: str, key: str) -> bytes:
+    """What an idempotency key is looked up by; keys of two producers never meet. 32 bytes."""
+    return sha256(f"{producer}\n{key}".encode()).digest()
+
+
+def encode_token(wanted: Filter, last: int) -> str:
+    """Token of the page behind the entry `last`."""
+    return base64.urlsafe_b64encode(f"1:{wanted.digest()}:{last}".encode()).decode()
+
+
+def decode_token(token: str, wanted: Filter) -> int:
+    """The entry behind which the page begins; -1 for an empty token. Raises INVALID_REQUEST."""
+    if not token:
+        return -1
+    try:
+        version, digest, last = base64.urlsafe_b64decode(token.encode()).decode("ascii").split(":")
+        if (version, digest) != ("1", wanted.digest()) or not 0 <= int(last) < 2**63:
+            raise ValueError
+    except ValueError:
+        message = "the page token is not of this query"
+        raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, message) from None
+    return int(last)
+
+
+class Store:
+    """The log in a database. Methods that read take a connection, so that several reads are of one moment."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._reader = database.reader(engine)
+
+    @classmethod
+    def open(cls, url: str) -> "Store":
+        """Connect and bring the schema up to date."""
+        engine = database.create_engine(url)
+        database.upgrade(engine, MIGRATIONS)
+        return cls(engine)
+
+    @classmethod
+    def open_as_it_is(cls, url: str) -> "Store":
+        """Connect to read only: nothing is migrated, whatever state the tables are in."""
+        return cls(database.create_engine(url))
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads."""
+        with self._reader.connect() as connection, connection.begin():
+            yield connection
+
+    def ping(self) -> None:
+        """Raise DEPENDENCY_UNAVAILABLE where the database does not answer."""
+        database.ping(self._engine)
+
+    def try_lease(self) -> "Lease | None":
+        """Become the one process that writes; None where another one is."""
+        lease = Lease(self._engine)
+        return lease if lease.acquire() else None
+
+
+class Lease:
+    """The right to write, bound to the connection that writes: who loses one has lost the other.
+
+    On PostgreSQL a session's advisory lock, on SQLite a lock on a file beside the database; either ends with the
+    process. Two writers could still not both commit: each inserts the entry with the next index.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._file: int | None = None
+        self.connection: sa.Connection | None = None
+
+    def acquire(self) -> bool:
+        """Whether the lock was free."""
+        if self._engine.dialect.name == "sqlite":
+            if not self._lock_file():
+                return False
+            self.connection = self._engine.connect()
+            return True
+        connection = self._engine.connect()
+        connection.detach()  # a session's lock must not go back into the pool with its connection
+        with connection.begin():
+            taken = bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_WRITER_LOCK))))
+        if taken:
+            self.connection = connection
+        else:
+            connection.close()
+        return taken
+
+    def _lock_file(self) -> bool:
+        file = os.open(f"{self._engine.url.database}.writer", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(file)
+            return False
+        self._file = file
+        return True
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction on the connection that holds the right to write; committed at the end."""
+        if self.connection is None:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, "this process does not write the log")
+        with self.connection.begin():
+            yield self.connection
+
+    def release(self) -> None:
+        """Give the right up."""
+        if self.connection is not None:
+            try:
+                self.connection.invalidate()
+                self.connection.close()
+            except (StepwedgeError, sa.exc.SQLAlchemyError):
+                pass  # the connection is what was lost
+            self.connection = None
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def head(connection: sa.Connection) -> Head | None:
+    """The newest checkpoint; None before the first."""
+    row = connection.execute(sa.select(CHECKPOINTS).order_by(CHECKPOINTS.c.size.desc()).limit(1)).first()
+    return None if row is None else Head(*row)
+
+
+def last_index(connection: sa.Connection) -> int:
+    """Index of the last entry that is stored; -1 where there is none."""
+    found = connection.scalar(sa.select(sa.func.max(ENTRIES.c.index)))
+    return -1 if found is None else int(found)
+
+
+def keys(connection: sa.Connection) -> list[Key]:
+    """The log's verification keys, oldest first."""
+    return [Key(*row) for row in connection.execute(sa.select(KEYS).order_by(KEYS.c.from_size))]
+
+
+def leaves(connection: sa.Connection, start: int, end: int) -> list[StoredEntry]:
+    """Entries start <= index < end that are stored, in order."""
+    wanted = sa.select(ENTRIES.c.index, ENTRIES.c.leaf).where(ENTRIES.c.index >= start, ENTRIES.c.index < end)
+    return [StoredEntry(row[0], bytes(row[1])) for row in connection.execute(wanted.order_by(ENTRIES.c.index))]
+
+
+def tile(connection: sa.Connection, level: int, index: int) -> bytes:
+    """The hashes of a tile, as many as there are; a partial tile of level 0 is computed from its leaves."""
+    wanted = sa.select(TILES.c.hashes).where(TILES.c.level == level, TILES.c.index == index)
+    found = connection.scalar(wanted)
+    if found is not None:
+        return bytes(found)
+    if level:
+        return b""
+    rows = leaves(connection, index * tiles.WIDTH, (index + 1) * tiles.WIDTH)
+    return b"".join(merkle.leaf_hash(row.leaf) for row in rows)
+
+
+def node_reader(connection: sa.Connection) -> merkle.Node:
+    """Roots of perfect subtrees as the tiles give them."""
+    return tiles.reader(lambda level, index: tile(connection, level, index))
+
+
+def attachments(connection: sa.Connection, digests: Iterable[str]) -> dict[str, bytes]:
+    """What is kept beside leaves, by SHA-256."""
+    wanted = sorted(set(digests))
+    if not wanted:
+        return {}
+    rows = connection.execute(sa.select(ATTACHMENTS).where(ATTACHMENTS.c.sha256.in_(wanted)))
+    return {row.sha256: bytes(row.content) for row in rows}
+
+
+def attachment_digests(connection: sa.Connection) -> list[str]:
+    """Digests of everything that is kept beside leaves."""
+    return list(connection.scalars(sa.select(ATTACHMENTS.c.sha256).order_by(ATTACHMENTS.c.sha256)))
+
+
+def find_keys(connection: sa.Connection, hashes: Sequence[bytes]) -> dict[bytes, StoredEntry]:
+    """The entries whose idempotency keys have these hashes."""
+    found: dict[bytes, StoredEntry] = {}
+    for start in range(0, len(hashes), 500):
+        wanted = sa.select(ENTRIES.c.key_hash, ENTRIES.c.index, ENTRIES.c.leaf)
+        for row in connection.execute(wanted.where(ENTRIES.c.key_hash.in_(hashes[start : start + 500]))):
+            found[bytes(row[0])] = StoredEntry(row[1], bytes(row[2]))
+    return found
+
+
+def incarnation(connection: sa.Connection, producer: str, name: str) -> Mapping[str, Any] | None:
+    """What is known of a producer's incarnation."""
+    wanted = sa.select(PRODUCERS).where(PRODUCERS.c.producer == producer, PRODUCERS.c.incarnation == name)
+    found = connection.execute(wanted).mappings().first()
+    return None if found is None else dict(found)
+
+
+def unreported(connection: sa.Connection) -> list[Mapping[str, Any]]:
+    """Incarnations with gaps that no alert was recorded for."""
+    return [dict(row) for row in connection.execute(sa.select(PRODUCERS).where(PRODUCERS.c.unreported)).mappings()]
+
+
+def last_recorded_us(connection: sa.Connection) -> int:
+    """Latest time at which an entry was recorded, microseconds; 0 where there is none."""
+    wanted = sa.select(ENTRIES.c.recorded_max_us).order_by(ENTRIES.c.index.desc()).limit(1)
+    return int(connection.scalar(wanted) or 0)
+
+
+def _upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    dialects: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+    insert = dialects[connection.dialect.name](table)
+    key = [column.name for column in table.primary_key]
+    changed = {c.name: insert.excluded[c.name] for c in table.columns if c.name not in key}
+    connection.execute(insert.on_conflict_do_update(index_elements=key, set_=changed), rows)
+
+
+def write(connection: sa.Connection, batch: Batch) -> None:
+    """Write a batch; the caller commits."""
+    if batch.attachments:
+        rows = [{"sha256": digest, "content": content} for digest, content in batch.attachments.items()]
+        _upsert(connection, ATTACHMENTS, rows)
+    if batch.entries:
+        connection.execute(sa.insert(ENTRIES), batch.entries)
+    if batch.tiles:
+        nodes = [{"level": level, "index": index, "hashes": data} for (level, index), data in batch.tiles.items()]
+        _upsert(connection, TILES, nodes)
+    if batch.producers:
+        _upsert(connection, PRODUCERS, batch.producers)
+    if batch.checkpoint is not None:
+        if batch.superseded is not None:
+            connection.execute(sa.delete(CHECKPOINTS).where(CHECKPOINTS.c.size == batch.superseded))
+        connection.execute(sa.insert(CHECKPOINTS), [batch.checkpoint._asdict()])
+
+
+def add_key(connection: sa.Connection, key: Key) -> None:
+    """Remember a verification key."""
+    connection.execute(sa.insert(KEYS), [key._asdict()])
+
+
+def query(connection: sa.Connection, wanted: Filter, *, after: int, limit: int) -> Iterator[StoredEntry]:
+    """Entries behind the index `after` that match, in the order of the log, at most `limit`."""
+    c = ENTRIES.c
+    names = ("study", "instance", "subject", "kind", "producer", "outcome", "verdict", "model_sha256")
+    conditions: list[sa.ColumnElement[bool]] = [c.index > after]
+    conditions += [c[name] == value for name in names if (value := getattr(wanted, name)) is not None]
+    conditions += _in_time(connection, wanted)
+    statement = sa.select(c.index, c.leaf).where(*conditions).order_by(c.index).limit(limit)
+    with connection.execution_options(stream_results=True).execute(statement) as rows:
+        for row in rows:
+            yield StoredEntry(row[0], bytes(row[1]))
+
+
+def _in_time(connection: sa.Connection, wanted: Filter) -> list[sa.ColumnElement[bool]]:
+    """Conditions on the time, and on the index wherever that bounds the search without losing an entry.
+
+    `recorded_max_us` never falls, so an entry of the time t or later lies at or behind the first whose maximum reaches
+    t. An entry before t lies before that place, unless the clock was set back: such entries are few and indexed.
+    """
+    c = ENTRIES.c
+    conditions: list[sa.ColumnElement[bool]] = []
+    if wanted.recorded_from_us is not None:
+        conditions.append(c.recorded_us >= wanted.recorded_from_us)
+        first = _first_reaching(connection, wanted.recorded_from_us)
+        conditions.append(sa.false() if first is None else c.index >= first)
+    if wanted.recorded_before_us is not None:
+        conditions.append(c.recorded_us < wanted.recorded_before_us)
+        first = _first_reaching(connection, wanted.recorded_before_us)
+        if first is not None:
+            late = sa.select(c.index).where(
+                c.recorded_us < c.recorded_max_us, c.index >= first, c.recorded_us < wanted.recorded_before_us
+            )
+            if connection.scalar(late.limit(1)) is None:
+                conditions.append(c.index < first)
+    return conditions
+
+
+def _first_reaching(connection: sa.Connection, moment_us: int) -> int | None:
+    c = ENTRIES.c
+    wanted = sa.select(c.index).where(c.recorded_max_us >= moment_us).order_by(c.recorded_max_us, c.index).limit(1)
+    found = connection.scalar(wanted)
+    return None if found is None else int(found)
