@@ -27,7 +27,7 @@ ALLOWED_FIELDS: frozenset[str] = frozenset(
         # what was called, by whom, and how it ended
         *("method", "peer", "code", "error", "permanent", "duration_seconds", "outcome", "signal"),
         # errors
-        *("error_type", "frames", "causes"),
+        *("error_type", "frames", "causes", "detail"),
         # what it was about: pseudonyms, digests and positions only
         *("subject", "study", "series", "instance", "sha256", "zone", "key", "index", "sequence", "revision"),
         # states and numbers
@@ -103,7 +103,7 @@ def watch_loop(loop: asyncio.AbstractEventLoop) -> None:
 def describe(exception: BaseException) -> dict[str, Any]:
     """Return what may be logged of an exception: its type, its frames, and the types of its causes.
 
-    Frames are "file:line function", innermost last, at most 12. The text is left out: it may quote a value. A
+    Frames are "file:line", innermost last, at most 12. The text is left out: it may quote a value. A
     `StepwedgeError` adds its code, since its words are ours.
     """
     causes: list[str] = []
@@ -192,7 +192,15 @@ def keep_allowed(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMa
     return kept
 
 
+class Words(str):
+    """Text of ours that may be logged as it is, as the message of a StepwedgeError when a process refuses to start."""
+
+    __slots__ = ()
+
+
 def _safe(value: object) -> object:
+    if isinstance(value, Words):
+        return str(value)[:500]
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):

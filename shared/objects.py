@@ -88,7 +88,7 @@ def open_store(settings: Objects, zones: Collection[Zone]) -> ObjectStore:
 
 
 def validated(sha256: str) -> str:
-    """Return `sha256` where it is a digest in its one spelling, since it becomes part of a path; INVALID_REQUEST else."""
+    """Return `sha256` where it is a digest in its one spelling; else raise INVALID_REQUEST, as it is part of a path."""
     if not _DIGEST.fullmatch(sha256):
         raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "a digest is 64 lower-case hexadecimal digits")
     return sha256

