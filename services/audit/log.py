@@ -29,9 +29,9 @@ from services.audit.note import (
 from services.audit.record import Prepared
 from services.audit.sequences import Incarnation
 from services.audit.store import Batch, Head, Lease, Store
+from shared import logs
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import Identity
-from shared.logs import get_logger
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1 import common_pb2
 
@@ -42,7 +42,7 @@ _IDLE_SECONDS = 1.0
 _CACHED_INCARNATIONS = 1024
 _KEEP_CHECKPOINT_US = 60_000_000  # of those that are superseded, one a minute is kept
 
-_logger = get_logger(__name__)
+_logger = logs.get_logger(__name__)
 
 
 class Receipt(NamedTuple):
@@ -157,7 +157,7 @@ class Log:
         group_commit_seconds: float = 0.005,
         group_commit_records: int = 256,
         on_commit: Callable[[int, float], None] = lambda records, seconds: None,
-        on_gap: Callable[[str, int], None] = lambda producer, missing: None,
+        on_alert: Callable[[audit_pb2.AlertEvent], None] = lambda alert: None,
     ) -> None:
         self.store = the_store
         self.origin = signer.key.name
@@ -166,7 +166,7 @@ class Log:
         self._wait = group_commit_seconds
         self._most = group_commit_records
         self._on_commit = on_commit
-        self._on_gap = on_gap
+        self._on_alert = on_alert
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
         self._lease: Lease | None = None
         self._state: State | None = None
@@ -245,9 +245,8 @@ class Log:
                 self._commit(batch)
             except StepwedgeError as error:
                 self._fail(batch, error)
-            except Exception as error:
-                # Whatever it was: nothing is acknowledged, and the thread lives.
-                _logger.error("a batch could not be committed", exc_info=error)
+            except Exception as error:  # noqa: BLE001 - nothing is acknowledged, and the thread lives
+                _logger.error("a batch could not be committed", **logs.describe(error))
                 self._fail(batch, unavailable("the log could not commit"))
 
     def _collect(self) -> list[Submission] | None:
@@ -360,6 +359,8 @@ class Log:
             draft = Draft(connection, state, self._incarnations, now_us, self._self.copy())
             draft.look_up(submission.records for submission in batch)
             for submission in batch:
+                if not submission.done.set_running_or_notify_cancel():
+                    continue  # whoever handed it in has gone
                 try:
                     answers.append((submission, draft.take(submission.records)))
                 except StepwedgeError as error:
@@ -385,7 +386,8 @@ class Log:
         for incarnation in following.incarnations:
             self._incarnations.pop((incarnation.producer, incarnation.name), None)
             self._remember(incarnation)
-            self._on_gap(incarnation.producer, incarnation.missing)
+        for alert in following.alerts:
+            self._on_alert(alert)
 
     def _has_news(self, now_us: int) -> bool:
         """Whether something is to be recorded though nobody submitted anything."""
@@ -410,6 +412,7 @@ class Following(NamedTuple):
     state: State
     incarnations: list[Incarnation]
     own: Incarnation
+    alerts: list[audit_pb2.AlertEvent]
 
 
 class Draft:
@@ -576,7 +579,7 @@ class Draft:
                 kept_us = before.head.signed_us
         batch.producers = [incarnation.row() for incarnation in self._touched.values()]
         state = State(head, root, self._range, self._levels, self._recorded_max_us, kept_us)
-        return Following(batch, state, list(self._touched.values()), self._own)
+        return Following(batch, state, list(self._touched.values()), self._own, self._alerts)
 
 
 def common_code(name: str) -> audit_pb2.AlertCode.ValueType:

@@ -86,8 +86,3 @@ class Incarnation:
     def overdue(self, now_us: int) -> list[Gap]:
         """Gaps to report now; the caller marks them."""
         return [gap for gap in self.gaps if not gap.reported and now_us - gap.since_us >= GRACE_SECONDS * 1e6]
-
-    @property
-    def missing(self) -> int:
-        """How many numbers are missing and were reported."""
-        return sum(gap.last - gap.first + 1 for gap in self.gaps if gap.reported)

@@ -1,0 +1,104 @@
+"""The whole log as one zip archive: checkpoint, keys, tiles (C2SP tlog-tiles), attachments, manifest of digests.
+
+`verifier/verify.py` checks it with nothing else. The tree and the entries lie where tlog-tiles puts them, so other
+tools of that specification read them too.
+"""
+
+import io
+import time
+import zipfile
+from collections.abc import Callable, Generator, Iterator
+from hashlib import sha256
+from typing import Any
+
+import sqlalchemy as sa
+
+from services.audit import record, store, tiles
+from services.audit.reading import attachment_digests, newest, size_within, tree_root
+from services.audit.store import Head, Store
+
+FORMAT = "stepwedge.export/1"
+"""Names the layout of the archive."""
+
+CHUNK = 1 << 20
+"""Longest piece of the archive, bytes."""
+
+
+class _Pieces(io.RawIOBase):
+    """Where the zip writer writes: kept until it is handed on."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._kept += data
+        return len(data)
+
+    def take(self, least: int) -> Iterator[bytes]:
+        """Pieces of at most CHUNK bytes, as long as `least` bytes are there."""
+        while self._kept and len(self._kept) >= least:
+            piece = bytes(self._kept[:CHUNK])
+            del self._kept[:CHUNK]
+            yield piece
+
+
+def export(the_store: Store, checkpoint: Head, keys: list[store.Key]) -> Generator[bytes, None, None]:
+    """The archive of the log as `checkpoint` covers it, in pieces of at most 1 MiB.
+
+    Rows are taken as they are stored: whether they are right is for the verifier to say.
+    """
+    pieces = _Pieces()
+    digests: dict[str, str] = {}
+    with zipfile.ZipFile(pieces, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for path, data in _files(the_store, checkpoint, keys):
+            digests[path] = sha256(data).hexdigest()
+            _add(archive, path, data)
+            yield from pieces.take(CHUNK)
+        manifest = {
+            "format": FORMAT,
+            "size": checkpoint.size,
+            "exported_at": record.timestamp(time.time_ns() // 1_000_000_000, 0),
+            "keys": [{"verification_key": key.verification_key, "from_size": key.from_size} for key in keys],
+            "files": digests,
+        }
+        _add(archive, "manifest.json", record.encode(manifest))
+    yield from pieces.take(1)
+
+
+def _add(archive: zipfile.ZipFile, path: str, data: bytes) -> None:
+    info = zipfile.ZipInfo(path)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.external_attr = 0o100644 << 16
+    archive.writestr(info, data)
+
+
+def _files(the_store: Store, checkpoint: Head, keys: list[store.Key]) -> Iterator[tuple[str, bytes]]:
+    yield "checkpoint", checkpoint.note.encode()
+    yield "vkey", "".join(f"{key.verification_key}\n" for key in keys).encode()
+    exported: set[str] = set()
+    for bundle in tiles.bundles_of(checkpoint.size):
+        start = bundle.index * tiles.WIDTH
+        with the_store.reading() as connection:
+            rows = store.leaves(connection, start, start + bundle.width)
+            wanted = {digest for row in rows for digest in attachment_digests(row.leaf)} - exported
+            beside = store.attachments(connection, wanted)
+        yield bundle.path, tiles.encode_bundle([row.leaf for row in rows])
+        for digest, content in sorted(beside.items()):
+            yield f"attachments/{digest}", content
+        exported |= wanted
+    for tile in tiles.tiles_of(checkpoint.size):
+        with the_store.reading() as connection:
+            hashes = store.tile(connection, tile.level, tile.index)
+        yield tile.path, hashes[: tile.width * 32]
+
+
+def at(connection: sa.Connection, size: int, sign: Callable[[int, bytes], str]) -> Head:
+    """A checkpoint for an export of `size` entries; 0 means the newest. A smaller one is signed anew."""
+    head = newest(connection)
+    if size in (0, head.size):
+        return head
+    size = size_within(size, head)
+    return Head(size, sign(size, tree_root(connection, size)), time.time_ns() // 1000)

@@ -1,0 +1,117 @@
+# ruff: noqa: N802 - the names of the methods are the contract's
+"""The gRPC face of the log: translates between the contract and the log."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.audit import export, record, store
+from services.audit.log import Log
+from services.audit.reading import Reader, checkpoint_of
+from services.audit.store import Filter
+from shared.errors import ErrorCode, StepwedgeError
+from shared.identity import peer
+from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
+
+MAX_RECORDS = 256
+"""Most records in one Append."""
+
+
+class AuditService(audit_pb2_grpc.AuditServiceServicer):
+    """stepwedge.audit.v1.AuditService."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._reader = Reader(log.store)
+
+    async def Append(self, request: audit_pb2.AppendRequest, context: Any) -> audit_pb2.AppendResponse:
+        """Take a batch; answer when it is durable and under a signed checkpoint."""
+        producer = peer(context)
+        if not 1 <= len(request.records) <= MAX_RECORDS:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, f"a batch has 1 to {MAX_RECORDS} records")
+        prepared = [record.prepare(one, producer) for one in request.records]
+        receipt = await asyncio.wrap_future(self._log.submit(prepared))
+        return audit_pb2.AppendResponse(indexes=receipt.indexes, checkpoint=receipt.checkpoint)
+
+    async def GetEntry(self, request: audit_pb2.GetEntryRequest, context: Any) -> audit_pb2.GetEntryResponse:
+        """One entry."""
+        return audit_pb2.GetEntryResponse(entry=await asyncio.to_thread(self._reader.entry, request.index))
+
+    async def QueryEntries(
+        self, request: audit_pb2.QueryEntriesRequest, context: Any
+    ) -> audit_pb2.QueryEntriesResponse:
+        """A page of the entries that match."""
+        wanted = to_filter(request)
+        entries, token = await asyncio.to_thread(self._reader.query, wanted, request.page_size, request.page_token)
+        return audit_pb2.QueryEntriesResponse(entries=entries, next_page_token=token)
+
+    async def GetCheckpoint(
+        self, request: audit_pb2.GetCheckpointRequest, context: Any
+    ) -> audit_pb2.GetCheckpointResponse:
+        """The newest checkpoint."""
+        head = await asyncio.to_thread(self._reader.head)
+        root = checkpoint_of(head).root
+        return audit_pb2.GetCheckpointResponse(
+            checkpoint=head.note, size=head.size, root_hash=root, verification_key=str(self._log.key)
+        )
+
+    async def GetInclusionProof(
+        self, request: audit_pb2.GetInclusionProofRequest, context: Any
+    ) -> audit_pb2.GetInclusionProofResponse:
+        """That an entry is in the tree."""
+        proof = await asyncio.to_thread(self._reader.inclusion, request.index, request.size)
+        return audit_pb2.GetInclusionProofResponse(
+            index=request.index,
+            size=proof.size,
+            leaf_hash=proof.leaf_hash,
+            path=proof.path,
+            root_hash=proof.root,
+            checkpoint=proof.checkpoint,
+        )
+
+    async def GetConsistencyProof(
+        self, request: audit_pb2.GetConsistencyProofRequest, context: Any
+    ) -> audit_pb2.GetConsistencyProofResponse:
+        """That nothing was changed since an older tree."""
+        proof = await asyncio.to_thread(self._reader.consistency, request.from_size, request.to_size)
+        return audit_pb2.GetConsistencyProofResponse(
+            from_size=request.from_size, to_size=proof.to_size, path=proof.path, checkpoint=proof.checkpoint
+        )
+
+    async def Export(self, request: audit_pb2.ExportRequest, context: Any) -> AsyncIterator[audit_pb2.ExportResponse]:
+        """The log as an archive, in pieces."""
+        checkpoint, keys = await asyncio.to_thread(self._export_head, request.size)
+        pieces = export.export(self._log.store, checkpoint, keys)
+        try:
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                yield audit_pb2.ExportResponse(chunk=piece)
+        finally:
+            pieces.close()
+
+    def _export_head(self, size: int) -> tuple[store.Head, list[store.Key]]:
+        with self._log.store.reading() as connection:
+            return export.at(connection, size, self._log.sign), store.keys(connection)
+
+
+def to_filter(request: audit_pb2.QueryEntriesRequest) -> Filter:
+    """The filter that a request asks for. Raises INVALID_REQUEST for a time that is none."""
+    return Filter(
+        study=request.study or None,
+        instance=request.instance or None,
+        subject=request.subject or None,
+        kind=request.kind or None,
+        producer=request.producer or None,
+        outcome=request.outcome or None,
+        verdict=request.verdict or None,
+        model_sha256=request.model_sha256 or None,
+        recorded_from_us=_microseconds(request.recorded_from) if request.HasField("recorded_from") else None,
+        recorded_before_us=_microseconds(request.recorded_before) if request.HasField("recorded_before") else None,
+    )
+
+
+def _microseconds(moment: Timestamp) -> int:
+    if not 0 <= moment.seconds < 253_402_300_800 or not 0 <= moment.nanos < 1_000_000_000:
+        raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "a time of the query is out of range")
+    return moment.seconds * 1_000_000 + -(-moment.nanos // 1000)
