@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from cli import configuration
+from cli.exit_codes import Exit
 from shared.errors import ErrorCode, StepwedgeError
 
 if TYPE_CHECKING:
@@ -227,7 +228,8 @@ class Cluster:
         )
 
     def _refuse_hopeless(self, child: Child) -> None:
-        if child.starts > FAILED_STARTS or (child.starts == FAILED_STARTS and child.pid is None):
+        useless = child.last_status == Exit.CONFIGURATION
+        if useless or child.starts > FAILED_STARTS or (child.starts == FAILED_STARTS and child.pid is None):
             words = (
                 f"{child.service} {_ended(child.last_status)} before it was ready{_reason(child.log)}; log: {child.log}"
             )
@@ -287,7 +289,7 @@ def _ended(status: int | None) -> str:
 
 
 def _reason(log: Path) -> str:
-    """The code and sentence of the last line in a service's log that has them, as `: CODE: sentence`."""
+    """Code and words of the last line in a service's log that has a code, as `: CODE: words`."""
     try:
         lines = log.read_bytes()[-16384:].decode("utf-8", "replace").splitlines()
     except OSError:
@@ -297,8 +299,8 @@ def _reason(log: Path) -> str:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and (code := entry.get("code") or entry.get("error")):
-            return f": {code}: {entry.get('message') or entry.get('event') or ''}".rstrip(": ")
+        if isinstance(entry, dict) and entry.get("error"):
+            return f": {entry['error']}: {entry.get('detail') or entry.get('event') or ''}".rstrip(": ")
     return ""
 
 

@@ -91,6 +91,9 @@ def for_service(settings: Settings, service: str, secrets: Path) -> dict[str, An
     whole["cluster"].update(pki=str(secrets), keys=str(secrets))
     for zone in {"original", "deidentified"} - SEES[service]:
         whole["objects"][zone] = WITHHELD[settings.objects.kind]
+    if "original" not in SEES[service]:  # which could be guessed from the folder of all data
+        whole["cluster"]["data"] = str(secrets.with_suffix(".data"))
+        whole["objects"]["scratch"] = str(secrets.with_suffix(".data") / "scratch")
     return whole
 
 

@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from cli import terminal
 from cli.exit_codes import Exit, of_error
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ def report(error: BaseException) -> Exit:
 
 def line(code: str, sentence: str) -> None:
     """Print `error CODE: sentence` on stderr, on one line whatever the sentence holds."""
-    text = " ".join(f"error {code}: {sentence}".split())
+    text = terminal.printable(" ".join(f"error {code}: {sentence}".split()))
     # A file name may hold bytes that are not text in this terminal's encoding; it is still printed.
     encoded = text.encode(sys.stderr.encoding or "utf-8", "backslashreplace")
     try:
