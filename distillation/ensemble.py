@@ -1,0 +1,41 @@
+"""The teachers together: their answers to whole, undisturbed images, looked at twice (as they are, and mirrored)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+SWAPPED = [1, 0, 2, 3]  # in a mirror the right lung stands where the left one was
+
+
+@torch.no_grad()
+def probabilities(teachers: Sequence[nn.Module], grids: NDArray[np.uint8]) -> Tensor:
+    """Mean probability [N, 4, 128, 128] over teachers and both looks at grids uint8 [N, 256, 256]."""
+    images = torch.from_numpy(np.array(grids))[:, None].float().div_(255).contiguous(memory_format=torch.channels_last)
+    total = torch.zeros(())
+    for teacher in teachers:
+        with torch.autocast("cpu", torch.bfloat16):
+            plain, mirrored = teacher(images), teacher(images.flip(3))
+        total = total + plain.float().sigmoid() + mirrored.float().sigmoid().flip(3)[:, SWAPPED]
+    return total / (2 * len(teachers))
+
+
+def soft_labels(
+    teachers: Sequence[nn.Module], grids: NDArray[np.uint8], path: Path, progress: Callable[[int, int], None]
+) -> NDArray[np.uint8]:
+    """Soft labels uint8 [n, 128, 128, 4], made once and kept in `path`."""
+    if not path.exists():
+        made = np.zeros((len(grids), 128, 128, 4), np.uint8)
+        for start in range(0, len(grids), 16):
+            found = probabilities(teachers, grids[start : start + 16])
+            made[start : start + 16] = (found * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            progress(min(start + 16, len(grids)), len(grids))
+        part = path.with_suffix(".part.npy")
+        np.save(part, made)
+        part.replace(path)
+    return np.asarray(np.load(path, mmap_mode="r"))

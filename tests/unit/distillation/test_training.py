@@ -1,0 +1,99 @@
+"""Losses see only what is labelled, a short training learns, and the exported file is the same function."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from distillation import procedural
+from distillation.data import CHANNELS, Pool, Radiograph, on_grid
+from distillation.measures import dice
+from distillation.runtime import answer, session, upsampled
+from services.inference.preprocessing import GRID, letterbox
+
+pytestmark = pytest.mark.training
+SQUARE = letterbox(GRID, GRID)
+FLOOR = 0.80
+
+
+def _pool(count: int, seed: int) -> tuple[Pool, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    drawn = [procedural.chest(rng) for _ in range(count)]
+    grids = np.stack([grid for grid, _ in drawn])
+    masks = np.stack([mask for _, mask in drawn])
+    targets = np.stack([np.stack([on_grid(m, SQUARE, 128) for m in mask], -1) for mask in masks])
+    everything = np.rint(targets * 255).astype(np.uint8)
+    items = [Radiograph(str(i), "drawn", "train", str(i), "field", {}) for i in range(count)]
+    full = np.full_like(everything, 255)
+    return Pool(items, grids, everything, full, np.ones((count, 4), bool), [SQUARE] * count), masks
+
+
+def test_unlabelled_channels_and_ignored_cells_move_nothing():
+    torch = pytest.importorskip("torch")
+    from distillation.losses import labelled
+
+    logits = torch.zeros(2, 4, 16, 16, requires_grad=True)
+    weight = torch.ones(2, 4, 16, 16)
+    weight[:, 3], weight[0, 1, :8] = 0, 0
+    complete = torch.tensor([[True, True, False, False]] * 2)
+    labelled(logits, torch.rand(2, 4, 16, 16), weight, complete).backward()
+    assert logits.grad is not None
+    assert not logits.grad[:, 3].any()
+    assert not logits.grad[0, 1, :8].any()
+    assert logits.grad[0, 1, 8:].all()
+
+
+def test_images_without_teachers_are_not_distilled():
+    torch = pytest.importorskip("torch")
+    from distillation.losses import distilled
+
+    logits = torch.randn(2, 4, 16, 16, requires_grad=True)
+    distilled(logits, torch.rand(2, 4, 16, 16), torch.tensor([True, False])).backward()
+    assert logits.grad is not None
+    assert logits.grad[0].any()
+    assert not logits.grad[1].any()
+
+
+@pytest.mark.timeout(240)
+def test_a_training_of_seconds_learns_resumes_exports_and_quantises(tmp_path):
+    torch = pytest.importorskip("torch", reason="pip install -e '.[train]'")
+    from distillation.batches import Mixture
+    from distillation.compress import calibration_grids, export, parity, quantise
+    from distillation.models import Student
+    from distillation.train import Plan, fit, student_loss
+
+    pool, _ = _pool(24, 1)
+    unseen, truth = _pool(8, 2)
+    mixture = Mixture(pool, {"drawn": 6}, 5, labelled_turns=False)
+    torch.manual_seed(5)
+    run = tmp_path / "run"
+    fit(Student(), student_loss, mixture, Plan("first", 60, seed=5, rate=3e-3), run)
+    model = fit(Student(), student_loss, mixture, Plan("second", 240, seed=5, rate=3e-3), run)
+    assert json.loads((run / "run.json").read_text())["steps_done"] == 240
+
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    export(model, whole)
+    images = torch.from_numpy(unseen.grids[:3])[:, None].float() / 255
+    ours = session(whole).run(None, {"image": images.numpy()})
+    with torch.no_grad():
+        for theirs, exported in zip(model(images), ours, strict=True):
+            assert float((theirs - torch.from_numpy(exported)).abs().max()) < 1e-3
+    quantise(whole, small, calibration_grids(pool, 24, 1))
+    assert small.stat().st_size <= 500_000
+    assert parity(whole, small, unseen.grids)["mask_agreement_dice"] > 0.97
+
+    found = answer(session(small), unseen.grids)
+    reached = [
+        np.mean([dice(upsampled(found.logits[i])[c] > 0, truth[i, c]) for i in range(len(truth))])
+        for c in range(len(CHANNELS))
+    ]
+    assert min(reached) > FLOOR, dict(zip(CHANNELS, reached, strict=True))
+
+
+def test_torchvision_imports_beside_a_cpu_build_of_torch():
+    pytest.importorskip("torch", reason="pip install -e '.[train]'")
+    from distillation.torchvision_guard import torchvision
+
+    assert torchvision().models.resnet18(weights=None) is not None
