@@ -1,0 +1,35 @@
+"""What each reason says to a person: one sentence, no identity, the same on every screen and in every answer."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from stepwedge.common.v1.common_pb2 import Reason
+
+WORDS: Mapping[Reason.ValueType, str] = MappingProxyType(
+    {
+        Reason.REASON_PIXELS_UNDECODABLE: "The pixel data is damaged or in a form that does not decode.",
+        Reason.REASON_NO_PIXELS: "The object holds no image.",
+        Reason.REASON_BLANK_IMAGE: "The image is blank.",
+        Reason.REASON_SATURATED: "A large part of the image is clipped to black or white.",
+        Reason.REASON_INVERTED_POLARITY: "Black and white are exchanged, against what the header says.",
+        Reason.REASON_NOT_A_CHEST: "The image does not look like a frontal chest radiograph.",
+        Reason.REASON_LUNG_MARGIN_TOP: "The lungs are cut off at the upper edge.",
+        Reason.REASON_LUNG_MARGIN_BOTTOM: "The lungs are cut off at the lower edge.",
+        Reason.REASON_LUNG_MARGIN_RIGHT: "The right lung is cut off at the side.",
+        Reason.REASON_LUNG_MARGIN_LEFT: "The left lung is cut off at the side.",
+        Reason.REASON_LOW_CONFIDENCE: "The model is not sure of what it outlined.",
+        Reason.REASON_BURNED_IN_TEXT_POSSIBLE: "The picture may show text that names a person; it was not passed on.",
+        Reason.REASON_NOT_REDACTABLE: "Identity could not be removed with certainty, so nothing was passed on.",
+        Reason.REASON_NO_MODEL: "No released model covers this kind of image; only general checks were made.",
+        Reason.REASON_INSTANCE_CONFLICT: "Two different objects claim the same SOP Instance UID; both are kept.",
+        Reason.REASON_PROCESSING_FAILED: "A step failed and was given up; `stepwedge explain` says which.",
+        Reason.REASON_CARDIOTHORACIC_RATIO: "The heart is wide in proportion to the chest.",
+        Reason.REASON_IMAGE_TOO_SMALL: "The image is too small to assess.",
+        Reason.REASON_IMPLAUSIBLE_ANATOMY: "The outlines of the lungs are implausible in number, size or place.",
+    }
+)
+
+
+def name(reason: Reason.ValueType) -> str:
+    """Return the code of a reason as people and JSON see it, "BLANK_IMAGE"."""
+    return Reason.Name(reason).removeprefix("REASON_")
