@@ -1,0 +1,54 @@
+"""What redaction did to one object, in words that hold no identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The receipt; the same fields as `stepwedge.redaction.v1.Receipt`.
+
+    actions: attributes touched, by action. input_commitment: HMAC-SHA-256 over the digest of the original;
+    output_sha256: of the result. residual_hits: values that the residual check found (nothing is released above 0).
+    """
+
+    profile: str
+    profile_sha256: str
+    edition: str
+    actions: Mapping[str, int]
+    method_codes: tuple[str, ...]
+    input_commitment: str
+    output_sha256: str = ""
+    residual_hits: int = 0
+    burned_in_text_possible: bool = False
+    burned_in_text_detail: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values: strings, integers, booleans."""
+        return {
+            "profile": self.profile,
+            "profile_sha256": self.profile_sha256,
+            "edition": self.edition,
+            "actions": dict(sorted(self.actions.items())),
+            "method_codes": list(self.method_codes),
+            "input_commitment": self.input_commitment,
+            "output_sha256": self.output_sha256,
+            "residual_hits": self.residual_hits,
+            "burned_in_text_possible": self.burned_in_text_possible,
+            "burned_in_text_detail": self.burned_in_text_detail,
+        }
+
+
+@dataclass(slots=True)
+class Counts:
+    """Attributes touched so far, by action."""
+
+    by_action: dict[str, int] = field(default_factory=dict)
+
+    def add(self, action: str, number: int = 1) -> None:
+        """Count `number` attributes more."""
+        if number and action:
+            self.by_action[action] = self.by_action.get(action, 0) + number

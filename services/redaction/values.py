@@ -1,0 +1,110 @@
+"""What a value may be: small questions about single values, answered from the data dictionary and our tables."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Final
+
+from pydicom._dicom_dict import DicomDictionary
+from pydicom._uid_dict import UID_dictionary
+from pydicom.charset import python_encoding
+
+from services.redaction.profile import rows
+from services.redaction.text import has_controls
+from shared.dicom_encoding import TEXT_VRS, WIDTHS, Bytes, Elements
+
+_DECIMAL: Final = re.compile(rb"[0-9+\-.eE \\]*")
+_INTEGER: Final = re.compile(rb"[0-9+\- \\]*")
+_BULK: Final = frozenset({"OB", "OD", "OF", "OL", "OV", "OW"})
+_CHARACTER_SET: Final = 0x00080005
+_CODING_SCHEME: Final = 0x00080102
+
+
+def first(elements: Elements, tag: int) -> str:
+    """The first value of an attribute of ASCII text (a UID, a code), without padding; empty where there is none."""
+    for element in elements:
+        if element.tag == tag and element.items is None:
+            return bytes(element.value).split(b"\\")[0].strip(b"\0 ").decode("ascii", "replace")
+    return ""
+
+
+def terms(elements: Elements, tag: int) -> list[str]:
+    """Every value of a Code String in capitals, without padding."""
+    for element in elements:
+        if element.tag == tag and element.items is None:
+            text = bytes(element.value).decode("ascii", "replace").upper()
+            return [term.strip("\0 ") for term in text.split("\\")]
+    return []
+
+
+def number(elements: Elements, tag: int, default: int = 0, *, little: bool = True) -> int:
+    """An attribute of VR US or IS as a number; `default` where it is absent or none."""
+    for element in elements:
+        if element.tag == tag and element.items is None:
+            raw = bytes(element.value)
+            if element.vr in ("US", "UL", "SS", "SL") or (element.vr == "UN" and len(raw) == 2):
+                return int.from_bytes(raw, "little" if little else "big") if raw else default
+            try:
+                return int(raw.split(b"\\")[0])
+            except ValueError:
+                return default
+    return default
+
+
+@lru_cache(maxsize=1)
+def _public_uids() -> frozenset[str]:
+    return frozenset(UID_dictionary) | frozenset(row["uid"] for row in rows("coding_schemes.csv"))
+
+
+def is_public_uid(uid: str) -> bool:
+    """Whether the UID names something of a standard (a SOP class, a coding scheme), not an instance."""
+    return uid in _public_uids()
+
+
+@lru_cache(maxsize=1)
+def _public_schemes() -> frozenset[str]:
+    return frozenset(row["scheme"] for row in rows("coding_schemes.csv"))
+
+
+def is_public_code(item: Elements) -> bool:
+    """Whether an item is a code of a public coding scheme."""
+    return first(item, _CODING_SCHEME) in _public_schemes()
+
+
+@lru_cache(maxsize=8192)
+def _most_values(tag: int) -> int:
+    """Greatest value multiplicity by the data dictionary; 0 for no limit."""
+    entry = DicomDictionary.get(tag)
+    vm = entry[1] if entry else "1-n"
+    upper = vm.rsplit("-", 1)[-1]
+    return int(upper) if upper.isdigit() and "or" not in vm else 0
+
+
+def plausible(tag: int, vr: str, expected: str, value: Bytes) -> bool:
+    """Whether a value that is kept is what its attribute holds by the data dictionary.
+
+    A number that is none, text with control characters, a table in the place of one number: such a value is a length
+    that swallowed its neighbours, or something smuggled, and is not kept.
+    """
+    if (vr in TEXT_VRS) != (expected in TEXT_VRS):
+        return False
+    if not value:
+        return True
+    kind = {vr, expected}
+    if "DS" in kind or "IS" in kind:
+        pattern = _INTEGER if expected == "IS" else _DECIMAL
+        return pattern.fullmatch(bytes(value).rstrip(b"\0 ")) is not None
+    if tag == _CHARACTER_SET:
+        known = bytes(value).decode("ascii", "replace").split("\\")
+        return all(term.strip("\0 ") in python_encoding for term in known)
+    if vr in TEXT_VRS:
+        return not has_controls(value)
+    width = WIDTHS.get(vr)
+    if width is None or vr in _BULK:
+        return vr in _BULK or vr == "UN"
+    count, rest = divmod(len(value), width)
+    if vr == "AT":
+        count, rest = divmod(len(value), 4)
+    most = _most_values(tag)
+    return not rest and (most == 0 or count <= most)
