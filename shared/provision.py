@@ -163,10 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         provision(given.root, names=given.name or ["localhost"], origin=given.origin, postgres=given.postgres)
     except StepwedgeError as error:
-        print(f"error {error.name}: {error.message}", file=sys.stderr)  # noqa: T201 - the face of a command
+        sys.stderr.write(f"error {error.name}: {error.message}\n")
         return 1
     except OSError as error:
-        print(f"error FILE: {error.strerror}: {error.filename}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"error FILE: {error.strerror}: {error.filename}\n")
         return 1
     return 0
 
