@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,8 +37,7 @@ class DirectoryStore:
         self._low_water_bytes = low_water_bytes
         for place in self._places.values():
             with _translated():
-                _make_folder(place)
-                _make_folder(place / _TEMPORARY)
+                _prepare(place)
                 sweep(place / _TEMPORARY)
 
     def put(self, zone: Zone, data: bytes | memoryview) -> Stored:
@@ -47,6 +46,8 @@ class DirectoryStore:
         with _translated():
             final = self._final(zone, sha256)
             if self._is_whole(final, len(data), sha256):
+                # Whoever gave it the name may not have come to this, or be only just about to.
+                _fsync_folder(final.parent)
                 return Stored(sha256, len(data), created=False)
             temporary = self.new_temporary(zone)
             try:
@@ -129,7 +130,6 @@ class DirectoryStore:
 
     def _publish(self, temporary: Path, final: Path, size: int, sha256: str) -> bool:
         """Give the durable temporary file its name; return whether the name is new."""
-        _make_folder(final.parent)
         temporary.chmod(0o440)
         created = True
         try:
@@ -171,11 +171,17 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _make_folder(folder: Path) -> None:
-    """Make `folder` and the folders above it, each durably: a name is durable once its own folder is fsynced."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o750)
-    _fsync_folder(folder.parent)
+def _prepare(place: Path) -> None:
+    """Make the folder of a zone with all that it needs, durably, so that a write makes no folder.
+
+    A name is durable once its own folder is fsynced; this is done even where nothing had to be made, since another
+    process may be making it at this moment.
+    """
+    for folder in reversed((place, *place.parents)):
+        if not folder.is_dir():
+            folder.mkdir(mode=0o750, exist_ok=True)
+            _fsync_folder(folder.parent)
+    for name in (_TEMPORARY, *(f"{number:02x}" for number in range(256))):
+        if not (place / name).is_dir():
+            (place / name).mkdir(mode=0o750, exist_ok=True)
+    _fsync_folder(place)

@@ -7,7 +7,7 @@ been let in. Whatever a handler raises, the caller sees a code of the contracts 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -42,13 +42,25 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         self._limit = max_concurrent_rpcs
         self._in_flight = 0
         self._draining = False
-        self._open_ended: set[asyncio.Task[Any]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._open_ended: dict[asyncio.Task[Any], str] = {}
 
-    def drain(self) -> None:
-        """End the calls that stay open by design; the others are left to finish."""
+    async def drain(self, seconds: float) -> None:
+        """End the calls that stay open by design; wait up to `seconds` for the others to finish.
+
+        Who watches the health is told NOT_SERVING by it, and let go last.
+        """
         self._draining = True
-        for task in self._open_ended:
-            task.cancel()
+        self._end_open(lambda method: method not in ALWAYS_ADMITTED)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        self._end_open(lambda _: True)
+
+    def _end_open(self, which: Callable[[str], bool]) -> None:
+        for task, method in self._open_ended.items():
+            if which(method):
+                task.cancel()
 
     async def intercept_service(
         self,
@@ -138,12 +150,15 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         if self._in_flight >= self._limit:
             raise StepwedgeError(ErrorCode.ERROR_CODE_OVERLOADED, "the service holds as many calls as it may")
         self._in_flight += 1
+        self._idle.clear()
         metrics.IN_FLIGHT.set(self._in_flight)
         try:
             yield
         finally:
             self._in_flight -= 1
             metrics.IN_FLIGHT.set(self._in_flight)
+            if not self._in_flight:
+                self._idle.set()
 
     @contextmanager
     def _until_drained(self, method: str) -> Iterator[None]:
@@ -152,9 +167,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         if method not in OPEN_ENDED or task is None:
             yield
             return
-        if self._draining:
+        if self._draining and method not in ALWAYS_ADMITTED:
             raise _stopping()
-        self._open_ended.add(task)
+        self._open_ended[task] = method
         try:
             yield
         except asyncio.CancelledError:
@@ -163,7 +178,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
                 raise _stopping() from None
             raise
         finally:
-            self._open_ended.discard(task)
+            self._open_ended.pop(task, None)
 
 
 def _stopping() -> StepwedgeError:

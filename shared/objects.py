@@ -115,6 +115,6 @@ def sweep(folder: Path) -> None:
     """Remove the temporary files in `folder` that are an hour old, which no living writer can still own."""
     oldest = time.time() - _SWEPT_AFTER_SECONDS
     for path in folder.iterdir():
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, PermissionError):
             if path.stat().st_mtime < oldest:
                 path.unlink()

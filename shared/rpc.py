@@ -150,8 +150,9 @@ class Server:
             await self._told_to_stop.wait()
             _log.info("draining")
             await self._health.drain()
-            self._guard.drain()
-            await asyncio.gather(self._server.stop(GRACE_SECONDS), _within_grace(on_drain))
+            await asyncio.gather(
+                self._server.stop(GRACE_SECONDS), self._guard.drain(GRACE_SECONDS), _within_grace(on_drain)
+            )
             _log.info("stopped")
         finally:
             remove_handlers()

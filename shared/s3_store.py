@@ -8,7 +8,7 @@ service's zone can also be closed to it by the store's own policy.
 import hashlib
 import secrets
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -86,7 +86,7 @@ class S3Store:
     def get(self, zone: Zone, sha256: str) -> bytes:
         """See `ObjectStore.get`."""
         where = self._where(zone, sha256)
-        with _translated(zone):
+        with _translated(zone, absent=_ABSENT):
             data: bytes = self._client.get_object(**where)["Body"].read()
         if hashlib.sha256(data).hexdigest() != sha256:
             raise corrupt(zone)
@@ -130,7 +130,7 @@ class S3Store:
     def _size(self, zone: Zone, sha256: str) -> int | None:
         where = self._where(zone, sha256)
         try:
-            with _translated(zone):
+            with _translated(zone, absent=_ABSENT):
                 return int(self._client.head_object(**where)["ContentLength"])
         except StepwedgeError as error:
             if error.code == ErrorCode.ERROR_CODE_OBJECT_NOT_FOUND:
@@ -159,13 +159,13 @@ def _code(error: ClientError) -> str:
 
 
 @contextmanager
-def _translated(zone: Zone) -> Iterator[None]:
-    """Turn the library's errors into ours."""
+def _translated(zone: Zone, *, absent: Collection[str] = ()) -> Iterator[None]:
+    """Turn the library's errors into ours; the codes in `absent` mean that the object is not there."""
     try:
         yield
     except ClientError as error:
         code = _code(error)
-        if code in _ABSENT:
+        if code in absent:
             raise not_found(zone) from None
         if code in _FULL:
             raise StepwedgeError(ErrorCode.ERROR_CODE_STORAGE_FULL, "no space is left in the object store") from error

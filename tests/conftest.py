@@ -29,13 +29,13 @@ def pki_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def credentials(pki_folder: Path) -> Callable[[Identity], pki.Credentials]:
     """The credentials of any identity of the test cluster."""
     return lambda identity: pki.Credentials.load(pki_folder, identity)
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_settings(tmp_path: Path, pki_folder: Path) -> Callable[[str], Settings]:
     """Settings below the test's own folder, every port free to choose, from TOML that the test adds."""
 
@@ -54,7 +54,7 @@ def make_settings(tmp_path: Path, pki_folder: Path) -> Callable[[str], Settings]
     return make
 
 
-@pytest.fixture()
+@pytest.fixture
 def free_port() -> Callable[[], int]:
     """A TCP port on loopback that nobody held a moment ago."""
 

@@ -1,0 +1,273 @@
+"""The object store in a folder: durable, idempotent, verified, and closed where it was not opened."""
+
+import errno
+import hashlib
+import os
+import resource
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shared.directory_store import DirectoryStore
+from shared.errors import StepwedgeError
+from shared.objects import ObjectStore, Stored, Zone, open_store
+from shared.paths import ROOT
+from shared.settings import Objects
+
+DATA = b"bytes of an object" * 1000
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "objects" / "original"
+
+
+@pytest.fixture
+def store(place: Path) -> DirectoryStore:
+    return DirectoryStore({Zone.ORIGINAL: place})
+
+
+def _files(place: Path) -> list[str]:
+    return sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+
+
+def test_what_was_put_is_got_back_and_lies_where_its_digest_says(store: DirectoryStore, place: Path) -> None:
+    assert store.put(Zone.ORIGINAL, DATA) == Stored(DIGEST, len(DATA), created=True)
+    assert store.get(Zone.ORIGINAL, DIGEST) == DATA
+    assert store.exists(Zone.ORIGINAL, DIGEST)
+    assert _files(place) == [f"{DIGEST[:2]}/{DIGEST}"]
+    assert stat.S_IMODE((place / DIGEST[:2] / DIGEST).stat().st_mode) == 0o440
+
+
+def test_the_same_bytes_again_are_the_same_success(store: DirectoryStore, place: Path) -> None:
+    store.put(Zone.ORIGINAL, DATA)
+    before = (place / DIGEST[:2] / DIGEST).stat().st_ino
+    assert store.put(Zone.ORIGINAL, memoryview(DATA)) == Stored(DIGEST, len(DATA), created=False)
+    assert (place / DIGEST[:2] / DIGEST).stat().st_ino == before
+    assert len(_files(place)) == 1
+
+
+def test_a_file_is_taken_over_and_its_temporary_name_is_gone(store: DirectoryStore, place: Path) -> None:
+    for created in (True, False):
+        temporary = store.new_temporary(Zone.ORIGINAL)
+        temporary.write_bytes(DATA)
+        assert store.put_file(Zone.ORIGINAL, temporary) == Stored(DIGEST, len(DATA), created=created)
+        assert _files(place) == [f"{DIGEST[:2]}/{DIGEST}"]
+    assert store.get(Zone.ORIGINAL, DIGEST) == DATA
+
+
+def test_a_file_that_it_did_not_name_is_left_alone(store: DirectoryStore, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.write_bytes(DATA)
+    with pytest.raises(StepwedgeError, match="INVALID_REQUEST"):
+        store.put_file(Zone.ORIGINAL, foreign)
+    assert foreign.exists()
+
+
+def test_the_empty_object_is_an_object(store: DirectoryStore) -> None:
+    empty = store.put(Zone.ORIGINAL, b"")
+    assert store.get(Zone.ORIGINAL, empty.sha256) == b""
+
+
+def test_an_absent_object_is_not_found(store: DirectoryStore) -> None:
+    assert not store.exists(Zone.ORIGINAL, DIGEST)
+    with pytest.raises(StepwedgeError, match="OBJECT_NOT_FOUND"):
+        store.get(Zone.ORIGINAL, DIGEST)
+
+
+@pytest.mark.parametrize("damage", [DATA[:-1], DATA + b"x", b"X" + DATA[1:], b""])
+def test_damaged_bytes_are_refused_and_mended_by_the_right_ones(
+    store: DirectoryStore, place: Path, damage: bytes
+) -> None:
+    store.put(Zone.ORIGINAL, DATA)
+    path = place / DIGEST[:2] / DIGEST
+    path.chmod(0o640)
+    path.write_bytes(damage)
+    with pytest.raises(StepwedgeError, match="OBJECT_CORRUPT"):
+        store.get(Zone.ORIGINAL, DIGEST)
+    assert store.put(Zone.ORIGINAL, DATA).created
+    assert store.get(Zone.ORIGINAL, DIGEST) == DATA
+
+
+@pytest.mark.parametrize(
+    "trick",
+    ["../../etc/passwd", "", "a" * 63, "A" * 64, "g" * 64, f"{DIGEST}/..", f"/{DIGEST[1:]}", f"{DIGEST}\n", "\0" * 64,
+     "../" * 21 + "x", "０" * 64],
+)  # fmt: skip
+def test_a_digest_that_is_none_never_becomes_a_path(store: DirectoryStore, trick: str) -> None:
+    for call in (store.get, store.exists):
+        with pytest.raises(StepwedgeError, match="INVALID_REQUEST"):
+            call(Zone.ORIGINAL, trick)
+
+
+def test_a_zone_that_was_not_opened_is_closed(store: DirectoryStore, tmp_path: Path) -> None:
+    for call in (
+        lambda: store.put(Zone.DEIDENTIFIED, DATA),
+        lambda: store.get(Zone.DEIDENTIFIED, DIGEST),
+        lambda: store.exists(Zone.DEIDENTIFIED, DIGEST),
+        lambda: store.check(Zone.DEIDENTIFIED),
+        lambda: store.new_temporary(Zone.DEIDENTIFIED),
+    ):
+        with pytest.raises(StepwedgeError, match="PERMISSION_DENIED"):
+            call()
+    settings = Objects(original=str(tmp_path / "o"), deidentified=str(tmp_path / "d"))
+    opened: ObjectStore = open_store(settings, {Zone.DEIDENTIFIED})
+    opened.put(Zone.DEIDENTIFIED, DATA)
+    assert not (tmp_path / "o").exists()
+
+
+def test_many_writers_of_one_object_make_it_once(store: DirectoryStore, place: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(lambda _: store.put(Zone.ORIGINAL, DATA), range(64)))
+    assert sum(result.created for result in results) == 1
+    assert _files(place) == [f"{DIGEST[:2]}/{DIGEST}"]
+
+
+_DIES = textwrap.dedent(
+    """
+    import os, sys
+    from pathlib import Path
+    from shared.directory_store import DirectoryStore
+    from shared.objects import Zone
+
+    left = int(sys.argv[2])
+
+    def deadly(function):
+        def wrapped(*arguments, **keywords):
+            global left
+            left -= 1
+            if left < 0:
+                os._exit(9)
+            return function(*arguments, **keywords)
+        return wrapped
+
+    for name in ("fsync", "link", "mkdir", "unlink", "replace", "open", "chmod"):
+        setattr(os, name, deadly(getattr(os, name)))
+    DirectoryStore({Zone.ORIGINAL: Path(sys.argv[1])}).put(Zone.ORIGINAL, b"bytes of an object" * 1000)
+    """
+)
+
+
+def test_a_crash_at_any_step_leaves_the_whole_object_or_none_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    outcomes = []
+    before_the_write = 256  # steps that make the folders; a crash among them is the same as one before
+    for step in (0, 1, 2, 100, *range(before_the_write, before_the_write + 60)):
+        place = tmp_path / str(step) / "zone"
+        died = subprocess.run([sys.executable, "-c", _DIES, str(place), str(step)], cwd=ROOT, check=False).returncode
+        store = DirectoryStore({Zone.ORIGINAL: place})
+        there = store.exists(Zone.ORIGINAL, DIGEST)
+        if there:
+            assert store.get(Zone.ORIGINAL, DIGEST) == DATA
+        leftovers = [name for name in _files(place) if not name.startswith("incoming/")]
+        assert leftovers == ([f"{DIGEST[:2]}/{DIGEST}"] if there else [])
+        assert store.put(Zone.ORIGINAL, DATA).created is not there
+        assert store.get(Zone.ORIGINAL, DIGEST) == DATA
+        outcomes.append((died, there))
+        if died == 0:
+            break
+    assert outcomes[-1] == (0, True)
+    assert (9, False) in outcomes
+    assert (9, True) in outcomes  # died after the object had its name
+
+
+def test_the_bytes_are_durable_before_the_name_and_the_name_before_the_answer(
+    store: DirectoryStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def seen_fsync(descriptor: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def seen_link(source: Path, target: Path) -> None:
+        steps.append("name")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "link", seen_link)
+    store.put(Zone.ORIGINAL, DATA)
+    assert steps == ["file", "name", "folder"]
+    steps.clear()
+    store.put(Zone.ORIGINAL, DATA)
+    assert steps == ["folder"]  # another writer may have died before that
+    steps.clear()
+    temporary = store.new_temporary(Zone.ORIGINAL)
+    temporary.write_bytes(DATA + b"other")
+    store.put_file(Zone.ORIGINAL, temporary)
+    assert steps == ["file", "name", "folder"]
+
+
+def test_only_temporary_files_older_than_an_hour_are_swept(store: DirectoryStore, place: Path) -> None:
+    young, old = store.new_temporary(Zone.ORIGINAL), store.new_temporary(Zone.ORIGINAL)
+    for path in (young, old):
+        path.write_bytes(b"half an obj")
+    os.utime(old, (time.time() - 3700, time.time() - 3700))
+    DirectoryStore({Zone.ORIGINAL: place})
+    assert young.exists()
+    assert not old.exists()
+
+
+def test_below_the_low_water_mark_nothing_is_taken_in(place: Path) -> None:
+    DirectoryStore({Zone.ORIGINAL: place}, low_water_bytes=1).check(Zone.ORIGINAL)
+    with pytest.raises(StepwedgeError, match="STORAGE_FULL"):
+        DirectoryStore({Zone.ORIGINAL: place}, low_water_bytes=1 << 62).check(Zone.ORIGINAL)
+
+
+def test_a_zone_that_is_gone_is_a_dependency_that_does_not_answer(store: DirectoryStore, place: Path) -> None:
+    place.rename(place.with_name("elsewhere"))
+    for call in (lambda: store.check(Zone.ORIGINAL), lambda: store.put(Zone.ORIGINAL, DATA)):
+        with pytest.raises(StepwedgeError, match="DEPENDENCY_UNAVAILABLE") as raised:
+            call()
+        assert str(place) not in str(raised.value)
+
+
+def test_no_room_is_storage_full_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    program = textwrap.dedent(
+        """
+        import resource, sys
+        from pathlib import Path
+        from shared.directory_store import DirectoryStore
+        from shared.errors import StepwedgeError
+        from shared.objects import Zone
+
+        store = DirectoryStore({Zone.ORIGINAL: Path(sys.argv[1])})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            store.put(Zone.ORIGINAL, b"x" * 100_000)
+        except StepwedgeError as error:
+            print(error.name)
+        """
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "zone")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == "STORAGE_FULL"
+    assert _files(tmp_path / "zone") == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(errno.ENOSPC, "STORAGE_FULL"), (errno.EDQUOT, "STORAGE_FULL"), (errno.EIO, "DEPENDENCY_UNAVAILABLE")],
+)
+def test_an_error_of_the_disk_at_fsync_is_never_a_success(
+    store: DirectoryStore, place: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    # A disk that fails on demand is the one thing a test cannot have for real.
+    def failing(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StepwedgeError, match=name):
+        store.put(Zone.ORIGINAL, DATA)
+    monkeypatch.undo()
+    assert not store.exists(Zone.ORIGINAL, DIGEST)
+    assert _files(place) == []
