@@ -1,6 +1,6 @@
 """What the `stepwedge` command's exit status means: one table, shown at the end of `stepwedge --help`.
 
-Numbers from 64 on are those of sysexits.h (4.3BSD) where it has one for the case. Numbers from 10 to 63 are left to the
+Numbers from 64 on are those of sysexits.h (4.3BSD) where it has one for the case. Numbers from 3 to 9 are those of the
 stand-alone verifier, whose status `stepwedge verify` passes on unchanged.
 """
 
@@ -40,6 +40,11 @@ MEANING: dict[Exit, str] = {
     Exit.INTERRUPTED: "interrupted (Ctrl-C)",
     Exit.BROKEN_PIPE: "nobody reads the output any more",
 }
+
+VERIFIER = (
+    "from verify: 3 altered, 4 truncated, 5 forked, 6 bad signature, 7 missing witness, 8 malformed, 9 unreadable"
+)
+"""The statuses of verifier/verify.py."""
 
 # Names of shared.errors.ErrorCode; kept as words so that `--help` need not load the contracts.
 EXIT_OF_ERROR: dict[str, Exit] = {
@@ -92,8 +97,8 @@ def print_table() -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(justify="right", style="bold cyan", no_wrap=True)
     table.add_column()
-    rows: dict[str, str] = {str(int(code)): MEANING[code] for code in sorted(MEANING)}
-    for number, meaning in rows.items():
-        table.add_row(number, meaning)
-    table.add_row("10-63", "from verify: what the stand-alone verifier found (see `stepwedge verify --help`)")
+    for code in sorted(MEANING):
+        table.add_row(str(int(code)), MEANING[code])
+        if code is Exit.USAGE:
+            table.add_row("3-9", VERIFIER)
     Console().print(Panel(table, title="Exit status", title_align="left", border_style="dim", box=box.ROUNDED))

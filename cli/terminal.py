@@ -128,6 +128,16 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     yield _lines(title, total)
 
 
+@contextmanager
+def counter(title: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show how much is done where nobody knows how much there is; yields what to call with the number so far."""
+    if not err().is_terminal:
+        yield lambda done: None
+        return
+    with err().status(title) as status:
+        yield lambda done: status.update(f"{title}: {done:,} {unit}")
+
+
 def _lines(title: str, total: int) -> Callable[[int], None]:
     started = said = time.monotonic()
     done = 0

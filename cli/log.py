@@ -1,0 +1,89 @@
+"""`stepwedge export` and `stepwedge verify`: the log as one archive, and the proof that nobody touched it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli import configuration, terminal
+from shared.errors import ErrorCode, StepwedgeError
+
+if TYPE_CHECKING:
+    from shared.settings import Settings
+
+EXPORT_SECONDS = 3600.0
+"""A log of millions of records takes minutes."""
+
+
+def export(file: Path, config: Path | None, identity: str, *, json: bool) -> None:
+    """Write the log's archive to `file`."""
+    size = fetch(configuration.load(config), identity, file)
+    if json:
+        terminal.emit({"file": str(file), "size_bytes": size})
+    else:
+        terminal.note(
+            f"{file}: {terminal.size(size)}; verify it with `stepwedge verify --export` or verifier/verify.py"
+        )
+
+
+def verify(file: Path | None, key: str, older: Path | None, config: Path | None, identity: str, *, json: bool) -> int:
+    """Verify an archive, or the log of the cluster as it is now; the exit status of the stand-alone verifier."""
+    import tempfile
+
+    if file is not None:
+        if not file.exists():
+            raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{file}: no such file or folder")
+        return _verify(file, key or (key_of(configuration.load(config)) if config else ""), older, json=json)
+    settings = configuration.load(config)
+    with tempfile.TemporaryDirectory(prefix="stepwedge-verify-") as folder:
+        fetched = Path(folder, "log.zip")
+        fetch(settings, identity, fetched)
+        return _verify(fetched, key or key_of(settings), older, json=json)
+
+
+def _verify(file: Path, key: str, older: Path | None, *, json: bool) -> int:
+    from verifier import verify as verifier
+
+    with terminal.counter("verifying", "records") as show:
+        report = verifier.verify(str(file), key=key or None, older=str(older) if older else None, progress=show)
+    if json:
+        terminal.emit({"status": report.code, **report.as_json()})
+    elif report.code == verifier.PROVED:
+        terminal.out().print(verifier.summary(report), markup=False, soft_wrap=True)
+    else:
+        word, _, sentence = verifier.summary(report).partition(": ")
+        terminal.error(word, sentence)
+    return report.code
+
+
+def fetch(settings: Settings, identity: str, file: Path) -> int:
+    """Write the archive of the whole log, all at once or not at all; its length in bytes."""
+    from cli import connect
+    from shared.identity import Identity
+    from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
+
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+    size = 0
+    try:
+        with (
+            connect.channel(settings, "audit", Identity(identity)) as link,
+            terminal.counter("exporting", "MB") as show,
+        ):
+            stub = audit_pb2_grpc.AuditServiceStub(link)
+            with temporary.open("xb") as stream:
+                for piece in stub.Export(audit_pb2.ExportRequest(), timeout=EXPORT_SECONDS):
+                    size += stream.write(piece.chunk)
+                    show(size // 1_000_000)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return size
+
+
+def key_of(settings: Settings) -> str:
+    """The file of the log's public key on this machine; empty where there is none."""
+    from shared import keys
+
+    file = settings.cluster.keys / keys.VERIFICATION
+    return str(file) if file.is_file() else ""
