@@ -12,11 +12,12 @@ import select
 import struct
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from io import BytesIO
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
@@ -26,6 +27,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_CANCEL
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when the module is read
 from pynetdicom.transport import AddressInformation, AssociationSocket, RequestHandler, ThreadedAssociationServer
@@ -151,9 +153,9 @@ class _Fragments:
         self._values = values
 
     def to_primitive(self) -> P_DATA:
-        primitive = P_DATA()
+        primitive: Any = P_DATA()
         primitive._presentation_data_value_list = self._values
-        return primitive
+        return cast(P_DATA, primitive)
 
 
 class BoundedReader(DULServiceProvider):
@@ -162,20 +164,21 @@ class BoundedReader(DULServiceProvider):
     def _read_pdu_data(self) -> None:
         """Read one PDU and tell the state machine what it was (PS3.8 Table 9-10)."""
         deadline = time.monotonic() + NETWORK_SECONDS
+        socket = cast(BoundedSocket, self.socket)
         try:
-            header = self.socket.receive(6, deadline)
+            header = socket.receive(6, deadline)
             kind, length = header[0], int.from_bytes(header[2:6], "big")
             limit = _MAX_NEGOTIATION_BYTES if kind == _A_ASSOCIATE_RQ else MAX_PDU_BYTES + 6
             if kind not in _PDU_TYPES or length > limit:
                 self.event_queue.put("Evt19")  # unrecognized or invalid PDU
                 return
-            body = self.socket.receive(length, deadline)
+            body = socket.receive(length, deadline)
         except (OSError, EOFError):
             self.event_queue.put("Evt17")  # transport connection closed
             return
         try:
             if kind == _P_DATA_TF:
-                self._recv_pdu.put(_Fragments(_values(memoryview(body))))
+                self._recv_pdu.put(cast(P_DATA_TF, _Fragments(_values(memoryview(body)))))
                 self.event_queue.put("Evt10")
             else:
                 pdu, event = self._decode_pdu(header + body)
@@ -207,15 +210,19 @@ class BoundedSocket(AssociationSocket):
         """Exactly `count` bytes. Raises EOFError where the peer ends first, OSError at the deadline."""
         buffer = bytearray(count)
         view = memoryview(buffer)
+        connection = self.socket
+        if connection is None:
+            raise EOFError
         while view:
             left = deadline - time.monotonic()
-            if left <= 0 or self.socket is None:
+            if left <= 0:
                 raise TimeoutError
-            self.socket.settimeout(left)
-            size = self.socket.recv_into(view)
+            connection.settimeout(left)
+            size = connection.recv_into(view)
             if not size:
                 raise EOFError
             view = view[size:]
+        connection.settimeout(NETWORK_SECONDS)  # what is sent next has its own time
         return buffer
 
     @property
@@ -285,7 +292,7 @@ class FragmentsToFile(DIMSEServiceProvider):
             raise ValueError("a data set without its command set")
         if self._reception is not None:
             self._reception.write(value[1:])
-        else:
+        elif self.message.data_set is not None:
             self.message.data_set.write(value[1:])
             if self.message.data_set.tell() > _MAX_OTHER_DATA_SET_BYTES:
                 raise ValueError("a data set too long")
@@ -293,7 +300,7 @@ class FragmentsToFile(DIMSEServiceProvider):
             self._complete()
 
     def _begin(self, context_id: int) -> None:
-        command = P_DATA()
+        command: Any = P_DATA()
         command._presentation_data_value_list = [(context_id, b"\x03" + bytes(self._command))]
         self._command.clear()
         self.message = DIMSEMessage()
@@ -318,9 +325,10 @@ class FragmentsToFile(DIMSEServiceProvider):
         return Reception(self._door, file_meta(sop_class, sop_instance, syntax) if error is None else b"", error)
 
     def _complete(self) -> None:
-        message, reception = self.message, self._reception
+        message: Any = self.message
+        reception = self._reception
         self.message = self._reception = None
-        request = message.message_to_primitive()
+        request: Any = message.message_to_primitive()
         if isinstance(request, C_CANCEL):
             return  # nothing here is ever cancelled
         if reception is not None:
@@ -339,7 +347,8 @@ class Acceptor(Association):
         timer = self.dul._idle_timer.timeout
         self.dul = BoundedReader(self)
         self.dul._idle_timer.timeout = timer
-        self.dimse = FragmentsToFile(self, door)
+        self._fragments = FragmentsToFile(self, door)
+        self.dimse = self._fragments
 
     def run_reactor(self) -> None:
         """Serve until the association ends, however it ends."""
@@ -347,7 +356,7 @@ class Acceptor(Association):
         try:
             super().run_reactor()
         finally:
-            self.dimse.end()
+            self._fragments.end()
             metrics.ASSOCIATIONS.dec()
             how = "aborted" if self.is_aborted else "rejected" if self.is_rejected else "released"
             metrics.ASSOCIATIONS_ENDED.labels(how).inc()
@@ -414,19 +423,19 @@ class DimseServer:
         Address, AE titles and limits.
     door
         Where objects go.
-    ready
-        Raises where objects could not be accepted now; a C-ECHO says so.
     loop
         The event loop on which records are made.
+    accepted
+        Called after each object that was accepted, in a thread of its association.
     """
 
     def __init__(
-        self, settings: Ingest, door: Door, ready: Callable[[], None], loop: asyncio.AbstractEventLoop
+        self, settings: Ingest, door: Door, loop: asyncio.AbstractEventLoop, accepted: Callable[[], None]
     ) -> None:
         _silence()
         self._door = door
-        self._ready = ready
         self._loop = loop
+        self._accepted = accepted
         self._ae = AE(settings.ae_title)
         self._ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         self._ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -468,7 +477,7 @@ class DimseServer:
     def _on_echo(self, event: evt.Event) -> Dataset | int:
         """PS3.4 A.4: here success says more than the standard asks, namely that a C-STORE would succeed."""
         try:
-            self._ready()
+            self._door.ready()
         except StepwedgeError as error:
             status = error_status(error)
             status.Status = PROCESSING_FAILURE
@@ -477,7 +486,7 @@ class DimseServer:
 
     def _on_store(self, event: evt.Event) -> Dataset | int:
         """PS3.4 B.2.3: success is said when the object is durable and recorded, and not before."""
-        reception: Reception = event.request.reception
+        reception: Reception = cast(Any, event.request).reception
         began = time.perf_counter()
         try:
             self._accept(event, reception)
@@ -489,7 +498,7 @@ class DimseServer:
             _log.error("object could not be accepted", **logs.describe(error))
             return error_status(StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "see the log"))
         finally:
-            event.assoc.dimse.served(reception)
+            cast(FragmentsToFile, event.assoc.dimse).served(reception)
             metrics.ACCEPT_SECONDS.labels(CHANNEL).observe(time.perf_counter() - began)
         return SUCCESS
 
@@ -499,22 +508,20 @@ class DimseServer:
         incoming, reception.incoming = reception.incoming, None
         if incoming is None:
             raise StepwedgeError(ErrorCode.ERROR_CODE_MALFORMED_DICOM, "the request has no data set")
-        announced = Announced(str(event.request.AffectedSOPClassUID), str(event.request.AffectedSOPInstanceUID))
+        request: Any = event.request
+        announced = Announced(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
         kept: Kept = self._door.keep(incoming, CHANNEL, announced)
         self._wait(self._door.record(kept))
+        self._accepted()
 
-    def _wait(self, work: Awaitable[_T]) -> _T:
-        future = asyncio.run_coroutine_threadsafe(_bounded(work), self._loop)
+    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
+            # The recorder gives up by itself after RECORD_SECONDS; this is for a loop that stands still.
             return future.result(RECORD_SECONDS + 5.0)
-        except (FutureTimeoutError, asyncio.CancelledError):
+        except (FutureTimeoutError, CancelledError):
             future.cancel()
             raise StepwedgeError(ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE, "the log did not answer in time") from None
-
-
-async def _bounded(work: Awaitable[_T]) -> _T:
-    async with asyncio.timeout(RECORD_SECONDS):
-        return await work
 
 
 def _silence() -> None:

@@ -19,12 +19,12 @@ from typing import BinaryIO, Final
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
-from shared.audit import Recorder
 
 from services.ingest import metrics
 from services.ingest.store import Arrival, StudyStore
 from services.ingest.tables import Instance
 from shared import dicom, dicom_encoding
+from shared.audit import Recorder
 from shared.build import software_build
 from shared.dicom_encoding import PIXEL_TAGS, Encoded
 from shared.errors import ErrorCode, StepwedgeError
@@ -248,7 +248,9 @@ async def record_received(recorder: Recorder, instance: Instance, study: str) ->
         event=audit_pb2.ReceivedEvent(
             channel=instance.channel,
             sop_class_uid=instance.sop_class_uid if public else "private",
-            transfer_syntax_uid=instance.transfer_syntax_uid,
+            transfer_syntax_uid=instance.transfer_syntax_uid
+            if _is_standard(instance.transfer_syntax_uid)
+            else "private",
             size_bytes=instance.size_bytes,
             conflict=instance.conflict_at_receipt,
         ),
@@ -259,6 +261,10 @@ async def record_received(recorder: Recorder, instance: Instance, study: str) ->
         pins=audit_pb2.Pins(input_commitment=instance.commitment, software_build=software_build()),
         occurred_at=instance.received_at,
     )
+
+
+def _is_standard(uid: str) -> bool:
+    return uid.startswith("1.2.840.10008.")
 
 
 def examine(path: Path, announced: Announced | None) -> tuple[dicom.Uids, str]:

@@ -91,6 +91,7 @@ STUDY_TRANSITIONS: Final[Mapping[tuple[StudyState, StudyEvent], StudyState]] = {
     (_S.DONE, _E.INSTANCE): _S.RECEIVING,
     # Only a person takes a study out of the dead letter; a late image is kept and waits there with it.
     (_S.DEAD_LETTER, _E.INSTANCE): _S.DEAD_LETTER,
+    (_S.DEAD_LETTER, _E.GIVEN_UP): _S.DEAD_LETTER,
     (_S.DEAD_LETTER, _E.SUPERSEDED): _S.DEAD_LETTER,
     (_S.DEAD_LETTER, _E.REQUEUED): _S.RECEIVING,
     (_S.DEAD_LETTER, _E.REDELIVER): _S.DELIVERING,

@@ -5,7 +5,7 @@ first locks the study's row and finds its own name in it, or raises `LeaseLostEr
 study. All methods block; the caller runs them in a thread.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -70,6 +70,18 @@ class Arrival:
     size_bytes: int
     commitment: str
     channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The verdict on an instance, why, and what was found."""
+
+    verdict: int
+    """`Verdict`."""
+    reasons: tuple[int, ...]
+    """`Reason` numbers, worst first."""
+    assessment: bytes
+    """`stepwedge.inference.v1.Assessment`, serialized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,15 +228,17 @@ class StudyStore:
 
     # -- the hallway: claims --------------------------------------------------------------------------------------
 
-    def claim(self, owner: str, now: datetime, lease: timedelta) -> Claim | None:
-        """Take the study that is due longest and that nobody holds; None where there is none."""
+    def claim(
+        self, owner: str, now: datetime, lease: timedelta, states: Collection[StudyState] = ACTIVE_STATES
+    ) -> Claim | None:
+        """Take the study in one of `states` that is due longest and that nobody holds; None where there is none."""
         with self._sessions.begin() as session:
             study = session.scalars(
                 select(Study)
                 .where(
                     Study.next_action_at <= now,
                     or_(Study.lease_until.is_(None), Study.lease_until < now),
-                    Study.state.in_(sorted(ACTIVE_STATES)),
+                    Study.state.in_(sorted(states)),
                 )
                 .order_by(Study.next_action_at, Study.id)
                 .limit(1)
@@ -267,10 +281,18 @@ class StudyStore:
             )
             return int(getattr(result, "rowcount", 0))
 
-    def next_due(self) -> datetime | None:
-        """When the next study is due; None where none is."""
+    def next_due(self, states: Collection[StudyState] = ACTIVE_STATES) -> datetime | None:
+        """When the next study in one of `states` may be claimed; None where none may."""
+        # A study that is held is free again when its lease ends.
+        free_at = case(
+            (Study.lease_until.is_(None), Study.next_action_at),
+            (Study.lease_until > Study.next_action_at, Study.lease_until),
+            else_=Study.next_action_at,
+        )
+        query = select(func.min(free_at)).where(Study.next_action_at.is_not(None), Study.state.in_(sorted(states)))
         with self._reading.begin() as session:
-            return session.scalar(select(func.min(Study.next_action_at)).where(Study.lease_owner.is_(None)))
+            due: datetime | None = session.scalar(query)
+            return due
 
     def _due(self, session: Session, study: Study, now: datetime) -> datetime | None:
         if study.state not in ACTIVE_STATES:
@@ -327,47 +349,40 @@ class StudyStore:
             return study
 
     def redacted(
-        self, claim: Claim, instance_id: int, *, sha256: str, size_bytes: int, record_index: int, now: datetime
+        self,
+        claim: Claim,
+        instance_id: int,
+        *,
+        sha256: str,
+        size_bytes: int,
+        record_index: int,
+        settled: Settled | None,
+        now: datetime,
     ) -> None:
-        """An instance has its de-identified object."""
+        """An instance has its de-identified object, and with `settled` its verdict too: it goes no further."""
         with self._held(claim) as (session, study):
             instance = _advance(session, instance_id, InstanceEvent.REDACTED)
             instance.deidentified_sha256 = sha256
             instance.deidentified_bytes = size_bytes
             instance.redacted_index = record_index
             instance.redacted_at = now
+            if settled is not None:
+                _settle(instance, InstanceEvent.NOT_ASSESSABLE, settled, now)
             _succeeded(study, instance)
 
-    def assessed(
-        self,
-        claim: Claim,
-        instance_id: int,
-        *,
-        assessment: bytes,
-        record_index: int,
-        verdict: int,
-        reasons: Sequence[int],
-        now: datetime,
-    ) -> None:
+    def assessed(self, claim: Claim, instance_id: int, *, settled: Settled, record_index: int, now: datetime) -> None:
         """An instance has its findings and its verdict."""
         with self._held(claim) as (session, study):
-            instance = _advance(session, instance_id, InstanceEvent.ASSESSED)
-            instance.assessment = assessment
+            instance = session.get_one(Instance, instance_id)
+            _settle(instance, InstanceEvent.ASSESSED, settled, now)
             instance.assessed_index = record_index
-            instance.assessed_at = now
-            instance.verdict = verdict
-            instance.reasons = list(reasons)
             _succeeded(study, instance)
 
-    def not_assessable(
-        self, claim: Claim, instance_id: int, *, verdict: int, reasons: Sequence[int], error: int, now: datetime
-    ) -> None:
+    def not_assessable(self, claim: Claim, instance_id: int, *, settled: Settled, error: int, now: datetime) -> None:
         """It is settled that no judgement can be made on an instance."""
         with self._held(claim) as (session, _):
-            instance = _advance(session, instance_id, InstanceEvent.NOT_ASSESSABLE)
-            instance.assessed_at = now
-            instance.verdict = verdict
-            instance.reasons = list(reasons)
+            instance = session.get_one(Instance, instance_id)
+            _settle(instance, InstanceEvent.NOT_ASSESSABLE, settled, now)
             instance.last_error = error
             instance.next_attempt_at = None
 
@@ -682,6 +697,14 @@ def _advance(session: Session, instance_id: int, event: InstanceEvent) -> Instan
     instance = session.get_one(Instance, instance_id)
     instance.state = next_instance_state(InstanceState(instance.state), event)
     return instance
+
+
+def _settle(instance: Instance, event: InstanceEvent, settled: Settled, now: datetime) -> None:
+    instance.state = next_instance_state(InstanceState(instance.state), event)
+    instance.assessment = settled.assessment
+    instance.assessed_at = now
+    instance.verdict = settled.verdict
+    instance.reasons = list(settled.reasons)
 
 
 def _succeeded(study: Study, instance: Instance) -> None:

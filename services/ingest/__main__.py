@@ -1,0 +1,162 @@
+"""Starts ingest: `python -m services.ingest` serves gRPC and DICOM, and works through the queue of studies."""
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from services.ingest import metrics
+from services.ingest.delivery import Sender
+from services.ingest.dimse import DimseServer
+from services.ingest.door import RECORD_SECONDS, Door, record_received
+from services.ingest.hallway import AUDIT, INFERENCE, REDACTION, Hallway, Services
+from services.ingest.service import IngestService
+from services.ingest.states import StudyState
+from services.ingest.store import StudyStore
+from shared import database, keys, logs
+from shared.audit import Recorder
+from shared.errors import ErrorCode, StepwedgeError
+from shared.health import Health
+from shared.identity import Identity
+from shared.objects import ObjectStore, Zone, open_store
+from shared.pki import Credentials
+from shared.policy import Policy
+from shared.pseudonyms import Pseudonyms
+from shared.rpc import Hooks, Server, channel, main, probe
+from shared.settings import Settings
+from stepwedge.inference.v1 import inference_pb2_grpc
+from stepwedge.ingest.v1 import ingest_pb2_grpc
+from stepwedge.redaction.v1 import redaction_pb2_grpc
+
+SERVICE: Final = "stepwedge.ingest.v1.IngestService"
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+_DRAIN_SECONDS: Final = 15.0  # for open associations, within the grace of the server
+_FIGURES_SECONDS: Final = 5.0
+
+_log = logs.get_logger(__name__)
+
+
+class Ingest:
+    """The parts of the process, made in the order in which they need each other."""
+
+    def __init__(self, settings: Settings, health: Health) -> None:
+        section = settings.ingest
+        credentials = Credentials.load(settings.cluster.pki, Identity.INGEST)
+        self._health = health
+        self._engine = database.create_engine(section.database)
+        database.upgrade(self._engine, MIGRATIONS)
+        self._studies = StudyStore(self._engine, quiet=timedelta(seconds=section.quiet_seconds))
+        self._objects: ObjectStore = open_store(settings.objects, {Zone.ORIGINAL})
+        pseudonyms = Pseudonyms.load(settings.cluster.keys / keys.PSEUDONYMS)
+        self._channels = {
+            name: channel(settings.for_service(name).address, credentials, server=Identity(name))
+            for name in (REDACTION, INFERENCE, AUDIT)
+        }
+        self._recorder = Recorder(self._channels[AUDIT], deadline_seconds=RECORD_SECONDS)
+        self._door = Door(
+            self._objects,
+            self._studies,
+            pseudonyms,
+            self._recorder,
+            max_object_bytes=section.max_object_bytes,
+            ready=self._ready,
+        )
+        services = Services(
+            redaction_pb2_grpc.RedactionServiceStub(self._channels[REDACTION]),
+            inference_pb2_grpc.InferenceServiceStub(self._channels[INFERENCE]),
+            self._recorder,
+            Sender(section.ae_title, self._objects),
+        )
+        self._hallway = Hallway(section, self._studies, services, Policy.load(section.policy), health)
+        loop = asyncio.get_running_loop()
+
+        def accepted() -> None:
+            loop.call_soon_threadsafe(self._hallway.ring)
+
+        self._dimse = DimseServer(section, self._door, loop, accepted)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def attach(self, server: Server) -> None:
+        """Put the contract behind the server, and the dependencies into its health."""
+        servicer = IngestService(self._door, self._studies, self._recorder, self._hallway.ring)
+        server.add(ingest_pb2_grpc.add_IngestServiceServicer_to_server, servicer, SERVICE)
+
+        async def objects() -> None:
+            await asyncio.to_thread(self._objects.check, Zone.ORIGINAL)
+
+        async def rows() -> None:
+            await asyncio.to_thread(self._studies.check)
+
+        self._health.dependency("objects", objects)
+        self._health.dependency("database", rows)
+        self._health.dependency(AUDIT, probe(self._channels[AUDIT]))
+        # Without these two, objects are still received; the work on them waits.
+        self._health.dependency(REDACTION, probe(self._channels[REDACTION]), required=False)
+        self._health.dependency(INFERENCE, probe(self._channels[INFERENCE]), required=False)
+
+    def start(self) -> None:
+        """Everything is in place: accept associations and go to work."""
+        self._dimse.start()
+        self._hallway.start()
+        self._tasks = [
+            asyncio.create_task(self._record_the_unconfirmed(), name="recovery"),
+            asyncio.create_task(self._keep_figures(), name="figures"),
+        ]
+        _log.info("serving DICOM", address=self._dimse.address)
+
+    async def drain(self) -> None:
+        """Let associations end and workers finish their steps."""
+        await asyncio.gather(asyncio.to_thread(self._dimse.drain, _DRAIN_SECONDS), self._hallway.stop())
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._recorder.close()
+        for one in self._channels.values():
+            await one.close(None)
+        await asyncio.to_thread(self._engine.dispose)
+
+    def _ready(self) -> None:
+        """Raise where an object could not be accepted now."""
+        self._objects.check(Zone.ORIGINAL)
+        if not self._health.ok("database"):
+            raise StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, "the database does not answer")
+        if not self._health.ok(AUDIT):
+            raise StepwedgeError(ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE, "the audit log does not answer")
+
+    async def _record_the_unconfirmed(self) -> None:
+        """Finish what the process before this one stored and did not live to record; its keys make that harmless."""
+        try:
+            for instance_id in await asyncio.to_thread(self._studies.unconfirmed):
+                instance, study = await asyncio.to_thread(self._studies.instance, instance_id)
+                index = await record_received(self._recorder, instance, study.pseudonym)
+                await asyncio.to_thread(self._studies.confirm_received, instance_id, index, datetime.now(UTC))
+                self._hallway.ring()
+        except StepwedgeError as error:
+            # The hallway does it when the log is back.
+            _log.warning("recovery waits for the log", **logs.describe(error))
+
+    async def _keep_figures(self) -> None:
+        while True:
+            with contextlib.suppress(StepwedgeError):
+                by_state, due, age = await asyncio.to_thread(self._studies.figures, datetime.now(UTC))
+                for state in StudyState:
+                    metrics.STUDIES.labels(state).set(by_state.get(state, 0))
+                metrics.DUE.set(due)
+                metrics.OLDEST_DUE.set(age)
+            await asyncio.sleep(_FIGURES_SECONDS)
+
+
+async def build(settings: Settings, health: Health, server: Server) -> Hooks:
+    """Put ingest behind the server."""
+    ingest = Ingest(settings, health)
+    ingest.attach(server)
+    return Hooks(on_ready=ingest.start, on_drain=ingest.drain, on_stopped=ingest.close)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Identity.INGEST, build))

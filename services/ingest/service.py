@@ -1,0 +1,214 @@
+"""The gRPC face of ingest."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from services.ingest import metrics
+from services.ingest.door import Door
+from services.ingest.explain import explain, steps, timestamp
+from services.ingest.states import (
+    INSTANCE_STATE_TO_PROTO,
+    STUDY_STATE_FROM_PROTO,
+    STUDY_STATE_TO_PROTO,
+    InstanceState,
+    StudyState,
+)
+from services.ingest.store import Snapshot, StudyStore
+from services.ingest.tables import Decision, Instance, Study
+from shared.audit import Recorder
+from shared.build import software_build
+from shared.errors import ErrorCode, StepwedgeError
+from shared.identity import peer
+from stepwedge.audit.v1 import audit_pb2
+from stepwedge.inference.v1 import inference_pb2
+from stepwedge.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+
+CHANNEL: Final = "GRPC"
+MAX_CHUNK_BYTES: Final = 1 << 20
+_WATCH_SECONDS: Final = 0.5  # how soon a watcher sees a decision of another process
+_WATCH_BATCH: Final = 200
+_DEFAULT_PAGE: Final = 100
+_MAX_PAGE: Final = 1000
+
+
+class IngestService(ingest_pb2_grpc.IngestServiceServicer):
+    """Translates between the contract and the door, the queue and the explanation; holds no logic."""
+
+    def __init__(self, door: Door, studies: StudyStore, recorder: Recorder, ring: Callable[[], None]) -> None:
+        self._door = door
+        self._studies = studies
+        self._recorder = recorder
+        self._ring = ring
+
+    async def SubmitInstance(  # noqa: N802 - the contract's name
+        self, request_iterator: AsyncIterator[ingest_pb2.SubmitInstanceRequest], context: Any
+    ) -> ingest_pb2.SubmitInstanceResponse:
+        """Take one object in chunks; whatever ends the stream early leaves nothing."""
+        try:
+            incoming = await asyncio.to_thread(self._door.open)
+            try:
+                async for request in request_iterator:
+                    if len(request.chunk) > MAX_CHUNK_BYTES:
+                        raise _invalid(f"a chunk is longer than {MAX_CHUNK_BYTES} bytes")
+                    await asyncio.to_thread(incoming.write, request.chunk)
+                kept = await asyncio.to_thread(self._door.keep, incoming, CHANNEL)
+            finally:
+                await asyncio.shield(asyncio.to_thread(incoming.discard))
+            accepted = await self._door.record(kept)
+        except StepwedgeError as error:
+            metrics.REFUSED.labels(CHANNEL, error.name).inc()
+            raise
+        self._ring()
+        return ingest_pb2.SubmitInstanceResponse(
+            sha256=accepted.sha256,
+            study_instance_uid=accepted.study_instance_uid,
+            sop_instance_uid=accepted.sop_instance_uid,
+            duplicate=accepted.duplicate,
+            conflict=accepted.conflict,
+            record_index=accepted.record_index,
+        )
+
+    async def GetStudy(  # noqa: N802
+        self, request: ingest_pb2.GetStudyRequest, context: Any
+    ) -> ingest_pb2.GetStudyResponse:
+        """Where a study stands."""
+        return ingest_pb2.GetStudyResponse(study=_study(await self._snapshot(request.study)))
+
+    async def ListStudies(  # noqa: N802
+        self, request: ingest_pb2.ListStudiesRequest, context: Any
+    ) -> ingest_pb2.ListStudiesResponse:
+        """Studies, newest first."""
+        size = request.page_size or _DEFAULT_PAGE
+        if size > _MAX_PAGE:
+            raise _invalid(f"page_size is 1 to {_MAX_PAGE}")
+        before = _number(request.page_token, "page_token") if request.page_token else None
+        state = STUDY_STATE_FROM_PROTO.get(request.state)
+        if request.state and state is None:
+            raise _invalid("no such state")
+        page = await asyncio.to_thread(self._studies.page, state=state, before=before, size=size + 1)
+        more = str(page[size - 1].id) if len(page) > size else ""
+        return ingest_pb2.ListStudiesResponse(
+            studies=[_study_alone(study) for study in page[:size]], next_page_token=more
+        )
+
+    async def RequeueStudy(  # noqa: N802
+        self, request: ingest_pb2.RequeueStudyRequest, context: Any
+    ) -> ingest_pb2.RequeueStudyResponse:
+        """Put a study of the dead letter back in the queue, once the log has that it was asked for."""
+        study_id = await self._find(request.study)
+        requested_by = peer(context).value
+        requeue = await asyncio.to_thread(self._studies.ask_requeue, study_id, requested_by, datetime.now(UTC))
+        snapshot = await asyncio.to_thread(self._studies.snapshot, study_id)
+        index = await self._recorder.record(
+            key=f"requeued/{snapshot.study.pseudonym}/{requeue.id % 1_000_000}",
+            outcome=audit_pb2.EVENT_OUTCOME_SUCCESS,
+            event=audit_pb2.RequeuedEvent(requested_by=requested_by),
+            subject=snapshot.instances[0].subject,
+            study=snapshot.study.pseudonym,
+            pins=audit_pb2.Pins(software_build=software_build()),
+            occurred_at=requeue.requested_at,
+        )
+        await asyncio.to_thread(self._studies.requeue, requeue.id, index, datetime.now(UTC))
+        self._ring()
+        return ingest_pb2.RequeueStudyResponse(study=_study(await asyncio.to_thread(self._studies.snapshot, study_id)))
+
+    async def WatchDecisions(  # noqa: N802
+        self, request: ingest_pb2.WatchDecisionsRequest, context: Any
+    ) -> AsyncIterator[ingest_pb2.WatchDecisionsResponse]:
+        """Decisions in the order in which they became visible, from a cursor on, for as long as the caller listens."""
+        cursor = _number(request.cursor, "cursor") if request.cursor else 0
+        while True:
+            found = await asyncio.to_thread(self._studies.decisions_after, cursor, _WATCH_BATCH)
+            for decision, study in found:
+                cursor = decision.cursor or cursor
+                yield ingest_pb2.WatchDecisionsResponse(decision=_decision(decision, study), cursor=str(cursor))
+            if len(found) < _WATCH_BATCH:
+                await asyncio.sleep(_WATCH_SECONDS)
+
+    async def ExplainStudy(  # noqa: N802
+        self, request: ingest_pb2.ExplainStudyRequest, context: Any
+    ) -> ingest_pb2.ExplainStudyResponse:
+        """Where a study is, why, and what happens next."""
+        snapshot = await self._snapshot(request.study)
+        where, why, then = explain(snapshot, datetime.now(UTC))
+        return ingest_pb2.ExplainStudyResponse(
+            study=_study(snapshot), where=where, why=why, next=then, steps=steps(snapshot)
+        )
+
+    async def _snapshot(self, key: ingest_pb2.StudyKey) -> Snapshot:
+        return await asyncio.to_thread(self._studies.snapshot, await self._find(key))
+
+    async def _find(self, key: ingest_pb2.StudyKey) -> int:
+        if not (key.study_instance_uid or key.pseudonym):
+            raise _invalid("the study is not named")
+        return await asyncio.to_thread(
+            self._studies.find, study_instance_uid=key.study_instance_uid, pseudonym=key.pseudonym
+        )
+
+
+def _study_alone(study: Study) -> ingest_pb2.Study:
+    message = ingest_pb2.Study(
+        study_instance_uid=study.study_instance_uid,
+        pseudonym=study.pseudonym,
+        state=STUDY_STATE_TO_PROTO[StudyState(study.state)],
+        attempts=study.attempts,
+        first_received_at=timestamp(study.first_received_at),
+        last_received_at=timestamp(study.last_received_at),
+        last_error=study.last_error,  # type: ignore[arg-type]
+    )
+    if study.next_action_at is not None:
+        message.next_action_at.CopyFrom(timestamp(study.next_action_at))
+    return message
+
+
+def _study(snapshot: Snapshot) -> ingest_pb2.Study:
+    message = _study_alone(snapshot.study)
+    message.instances.extend(_instance(instance) for instance in snapshot.instances)
+    message.decisions.extend(
+        _decision(decision, snapshot.study) for decision in snapshot.decisions if decision.cursor is not None
+    )
+    return message
+
+
+def _instance(instance: Instance) -> ingest_pb2.Instance:
+    return ingest_pb2.Instance(
+        sop_instance_uid=instance.sop_instance_uid,
+        pseudonym=instance.pseudonym,
+        sop_class_uid=instance.sop_class_uid,
+        modality=instance.modality,
+        sha256=instance.sha256,
+        size_bytes=instance.size_bytes,
+        state=INSTANCE_STATE_TO_PROTO[InstanceState(instance.state)],
+        conflict=instance.conflict,
+        verdict=instance.verdict,  # type: ignore[arg-type]
+        reasons=instance.reasons,  # type: ignore[arg-type]
+        findings=inference_pb2.Assessment.FromString(instance.assessment).findings,
+        last_error=instance.last_error,  # type: ignore[arg-type]
+    )
+
+
+def _decision(decision: Decision, study: Study) -> ingest_pb2.Decision:
+    return ingest_pb2.Decision(
+        study_instance_uid=study.study_instance_uid,
+        pseudonym=study.pseudonym,
+        revision=decision.revision,
+        verdict=decision.verdict,  # type: ignore[arg-type]
+        reasons=decision.reasons,  # type: ignore[arg-type]
+        details=decision.details,
+        decided_at=timestamp(decision.decided_at),
+        record_index=decision.record_index or 0,
+        policy_sha256=decision.policy_sha256,
+        instances=len(decision.instances),
+    )
+
+
+def _number(text: str, field: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise _invalid(f"{field} is not one that was given out")
+    return int(text)
+
+
+def _invalid(words: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, words)

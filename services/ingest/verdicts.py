@@ -1,0 +1,102 @@
+"""From what is known of the instances of a study to its decision; values in, values out."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from services.ingest.store import Settled, Snapshot
+from services.ingest.tables import Decision, Instance
+from shared.build import software_build
+from shared.policy import Policy
+from shared.reasons import WORDS
+from stepwedge.audit.v1 import audit_pb2
+from stepwedge.common.v1.common_pb2 import Finding, Outcome, Reason, Verdict
+from stepwedge.inference.v1 import inference_pb2
+from stepwedge.redaction.v1 import redaction_pb2
+
+
+def burned_in(receipt: redaction_pb2.Receipt) -> Settled:
+    """The verdict on an instance whose pixels may name a person: it is not passed to inference."""
+    return _not_assessable(Reason.REASON_BURNED_IN_TEXT_POSSIBLE, receipt.burned_in_text_detail)
+
+
+def refused(reason: Reason.ValueType) -> Settled:
+    """The verdict on an instance that a service refused for good."""
+    return _not_assessable(reason, WORDS[reason])
+
+
+def _not_assessable(reason: Reason.ValueType, detail: str) -> Settled:
+    finding = Finding(code=reason, outcome=Outcome.OUTCOME_NOT_ASSESSABLE, detail=detail or WORDS[reason])
+    return Settled(
+        Verdict.VERDICT_NOT_ASSESSABLE, (reason,), inference_pb2.Assessment(findings=[finding]).SerializeToString()
+    )
+
+
+def decide(policy: Policy, snapshot: Snapshot, now: datetime) -> Decision:
+    """The decision on a study all of whose instances are settled; its revision is given when it is written."""
+    judged = [_judged(instance) for instance in snapshot.instances]
+    verdict, reasons = policy.study_verdict(judged)
+    previous = [decision.record_index for decision in snapshot.decisions]
+    return Decision(
+        study_id=snapshot.study.id,
+        generation=snapshot.study.generation,
+        verdict=verdict,
+        reasons=list(reasons),
+        details=list(_details(reasons, snapshot.instances)),
+        policy_sha256=policy.digest,
+        software_build=software_build(),
+        previous_index=previous[-1] if previous else None,
+        instances=[
+            {
+                "id": instance.id,
+                "instance": instance.pseudonym,
+                "verdict": int(verdict),
+                "reasons": [int(reason) for reason in reasons],
+                "assessed_index": instance.assessed_index,
+            }
+            for instance, (verdict, reasons) in zip(snapshot.instances, judged, strict=True)
+        ],
+        decided_at=now,
+    )
+
+
+def _judged(instance: Instance) -> tuple[Verdict.ValueType, list[Reason.ValueType]]:
+    """Verdict and reasons of an instance. One in conflict is for a person to look at, however good it is."""
+    verdict: Verdict.ValueType = instance.verdict  # type: ignore[assignment]
+    reasons: list[Reason.ValueType] = list(instance.reasons)  # type: ignore[arg-type]
+    if instance.conflict:
+        reasons.append(Reason.REASON_INSTANCE_CONFLICT)
+        if verdict == Verdict.VERDICT_ACCEPT:
+            verdict = Verdict.VERDICT_REVIEW
+    return verdict, reasons
+
+
+def _details(reasons: Iterable[Reason.ValueType], instances: Iterable[Instance]) -> Iterable[str]:
+    """One sentence a reason: the worst finding's own, else the table's."""
+    words: dict[int, tuple[int, str]] = {}
+    for instance in instances:
+        for finding in inference_pb2.Assessment.FromString(instance.assessment).findings:
+            if finding.detail and finding.outcome > words.get(finding.code, (0, ""))[0]:
+                words[finding.code] = (finding.outcome, finding.detail)
+    for reason in reasons:
+        yield words[reason][1] if reason in words else WORDS[reason]
+
+
+def decided_event(decision: Decision) -> audit_pb2.DecidedEvent:
+    """The decision as its record says it."""
+    event = audit_pb2.DecidedEvent(
+        verdict=decision.verdict,  # type: ignore[arg-type]
+        reasons=decision.reasons,  # type: ignore[arg-type]
+        revision=decision.revision,
+        instances=[
+            audit_pb2.DecidedInstance(
+                instance=one["instance"],
+                verdict=one["verdict"],
+                reasons=one["reasons"],
+                assessed_index=one["assessed_index"],
+            )
+            for one in decision.instances
+        ],
+    )
+    if decision.previous_index is not None:
+        event.previous_index = decision.previous_index
+    return event
