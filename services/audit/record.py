@@ -42,10 +42,11 @@ _TOKEN = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"  # noqa: S105 - a shape
 _HEX = r"[0-9a-f]{32}|[0-9a-f]{64}"
 _UID = r"2\.25\.[1-9][0-9]{22,38}"
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_VERSION = r"[0-9A-Za-z][0-9A-Za-z._+-]{0,99}"
+_VERSION = r"(?:[A-Za-z][A-Za-z_-]{0,63}[/-]?)?[0-9]{1,4}(?:\.[0-9]{1,4}){0,3}(?:[+-][0-9A-Za-z.]{1,64})?"
+_NAME = r"(?=[0-9_-]*[a-z])[a-z0-9][a-z0-9_-]{0,62}"
 _STANDARD_UID = r"1\.2\.840\.10008\.[0-9.]{1,49}|private"
 _SUBJECT = r"SW-[A-Z2-7]{24}"
-_KEY_PART = rf"(?:{_TOKEN}|{_HEX}|{_UID}|{_UUID}|{_SUBJECT}|[0-9]{{1,6}})"
+_KEY_PART = rf"(?:{_TOKEN}|{_NAME}|{_HEX}|{_UID}|{_UUID}|{_SUBJECT}|[0-9]{{1,6}})"
 
 SHAPES: Mapping[str, str] = {
     "Record.idempotency_key": rf"(?=.{{1,200}}\Z){_KEY_PART}(?:/{_KEY_PART})*",
@@ -75,10 +76,10 @@ SHAPES: Mapping[str, str] = {
     "RedactedEvent.method_codes": r"[0-9]{6}",
     "RecordedValue.name": r"[a-z][a-z0-9_]{0,63}",
     "RecordedValue.value": r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,6})?",
-    "RecordedValue.unit": r"[A-Za-z0-9%/.{}\[\]*'_-]{1,24}",
+    "RecordedValue.unit": r"1|%|[A-Za-z{\[][A-Za-z0-9%/.{}\[\]*'_-]{0,23}",
     "AssessedEvent.confidence": r"0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?",
     "DecidedInstance.instance": _UID,
-    "DeliveredEvent.destination": r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}",
+    "DeliveredEvent.destination": _NAME,
     "FailedEvent.step": r"[a-z][a-z_]{0,31}",
     "RequeuedEvent.requested_by": r"[a-z][a-z0-9_-]{0,31}",
     "AlertEvent.about": r"[a-z][a-z0-9_-]{0,31}",
