@@ -15,6 +15,7 @@ from pydicom import config as pydicom_config
 from pydicom._uid_dict import UID_dictionary
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
@@ -143,6 +144,16 @@ def uids(dataset: Dataset) -> Uids:
     )
 
 
+_NAMING: Final = frozenset({0x00080005, 0x00100020, 0x00100021})
+
+
+def patient(encoded: Encoded) -> tuple[str, str]:
+    """Patient ID and its issuer, of a walked object; the same text as `uids` gives, empty where there is none."""
+    naming = [element for element in encoded.data_set if element.tag in _NAMING and element.items is None]
+    dataset = _dataset(naming, implicit=encoded.implicit, little=encoded.little, pixels=False, into=Dataset())
+    return _text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID")
+
+
 def is_uid(value: str) -> bool:
     """Whether the text is a UID: digits in components, at most 64 characters. Leading zeros, which occur, pass."""
     return len(value) <= _MAX_UID and _UID.fullmatch(value) is not None
@@ -157,6 +168,8 @@ def _uid(dataset: Dataset, keyword: str) -> str:
 
 def _text(dataset: Dataset, keyword: str) -> str:
     value = dataset.get(keyword)
+    if isinstance(value, MultiValue):
+        value = "\\".join(map(str, value))
     return value.strip("\0 ") if isinstance(value, str) else ""
 
 
@@ -308,6 +321,7 @@ __all__ = [
     "dataset_of",
     "frames",
     "is_uid",
+    "patient",
     "read",
     "read_header",
     "uids",

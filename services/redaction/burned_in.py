@@ -1,4 +1,4 @@
-"""Whether the pixels may show text that names a person, judged by what the object says of itself (a table, no pixels)."""
+"""Whether the pixels may show text that names a person, judged by a table and what the object says of itself."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-
 from services.redaction.dummies import WORD
 from shared.dicom_encoding import Element
 
@@ -13,7 +12,6 @@ _SCHEME: Final = 0x00080102
 _VERSION: Final = 0x00080103
 _MEANING: Final = 0x00080104
 _OTHER: Final = frozenset({0x00080119, 0x00080120})
-
 
 
 def strict_code(element: Element, *, public: bool) -> Element | None:

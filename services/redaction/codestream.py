@@ -1,4 +1,4 @@
-"""What a compressed frame carries beside the picture: comments, application data, bytes after the end. Blanked in place.
+"""What a compressed frame carries beside the picture (comments, application data, what follows its end): blanked.
 
 Nothing moves, so that offset tables stay true, and no sample changes.
 """
@@ -13,7 +13,11 @@ from shared.dicom_encoding import Bytes
 
 # ISO/IEC 10918-1 B.1.1.3. Kept: APP0 JFIF, APP14 Adobe and APP8 (SPIFF, the colour transform of JPEG-LS), on which the
 # colours depend.
-_KEPT_APPLICATION: Final = {0xE0: b"JFIF\0", 0xEE: b"Adobe", 0xE8: (b"SPIFF\0", b"mrfx")}
+_KEPT_APPLICATION: Final[dict[int, tuple[bytes, ...]]] = {
+    0xE0: (b"JFIF\0",),
+    0xEE: (b"Adobe",),
+    0xE8: (b"SPIFF\0", b"mrfx"),
+}
 _APPLICATION: Final = range(0xE0, 0xF0)
 _COMMENT: Final = 0xFE
 _JPEG_END: Final = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")

@@ -17,7 +17,7 @@ from services.redaction.echoes import Echoes, kinds
 from services.redaction.profile import Action, Option, Profile, objects
 from services.redaction.receipt import Counts, Receipt
 from services.redaction.text import DEFAULT, decode, encodings
-from shared.dicom import STORAGE_SOP_CLASSES, is_uid
+from shared.dicom import STORAGE_SOP_CLASSES, patient
 from shared.dicom_encoding import (
     DEFLATED,
     IMPLICIT_LITTLE,
@@ -42,7 +42,6 @@ _STUDY: Final = 0x0020000D
 _SERIES: Final = 0x0020000E
 _PATIENT_NAME: Final = 0x00100010
 _PATIENT_ID: Final = 0x00100020
-_ISSUER: Final = 0x00100021
 _ENCAPSULATED_DOCUMENT: Final = 0x00420011
 _REMOVED: Final = frozenset(
     {Action.REMOVE, Action.PRIVATE, Action.UNKNOWN, Action.CURVE, Action.OVERLAY, Action.SILENT}
@@ -68,7 +67,7 @@ class Redacted:
     subject: str
 
 
-class Refused(StepwedgeError):
+class RefusedError(StepwedgeError):
     """Nothing of the object is released. receipt: what had been done until then, without a result; for the record."""
 
     def __init__(self, error: StepwedgeError, receipt: Receipt, names: Names) -> None:
@@ -90,7 +89,7 @@ class Names:
 def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
     """Redact one object; a function of its three arguments alone.
 
-    Raises NOT_DICOM, MALFORMED_DICOM, NOT_REDACTABLE, RESIDUAL_IDENTITY, always as `Refused`; no message holds a value.
+    Raises NOT_DICOM, MALFORMED_DICOM, NOT_REDACTABLE, RESIDUAL_IDENTITY, as `RefusedError`; no message has a value.
     """
     counts = Counts()
     commitment = pseudonyms.commitment(hashlib.sha256(data).hexdigest())
@@ -111,10 +110,7 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
             )
         written = _written(original, result, run.meta(sop_class))
     except StepwedgeError as error:
-        raise Refused(error, receipt, names) from None
-    except RecursionError:
-        error = StepwedgeError(ErrorCode.ERROR_CODE_MALFORMED_DICOM, "sequences are nested too deeply")
-        raise Refused(error, receipt, names) from None
+        raise RefusedError(error, receipt, names) from None
     risk = burned_in.risk(original)
     receipt = replace(
         receipt,
@@ -153,19 +149,12 @@ def _not_redactable(words: str) -> StepwedgeError:
 
 def _names(original: Encoded, pseudonyms: Pseudonyms) -> Names:
     """What the object will be called, the same as `shared.dicom.uids` and `Pseudonyms` make of the original."""
-    encoding = encodings(original.data_set, DEFAULT)
-    found: dict[int, str] = {}
-    for element in original.data_set:
-        if element.tag in (_STUDY, _SERIES, _SOP_INSTANCE, _PATIENT_ID, _ISSUER) and element.items is None:
-            found[element.tag] = decode(element.value, encoding).strip("\0 ")
 
     def uid(tag: int) -> str:
-        text = found.get(tag, "")
-        if text and not is_uid(text):
-            raise StepwedgeError(ErrorCode.ERROR_CODE_MALFORMED_DICOM, "a UID that names the object is none")
+        text = values.first(original.data_set, tag)  # whatever stands there, a UID or not, gets a valid one
         return pseudonyms.uid(text) if text else ""
 
-    subject = pseudonyms.subject(found.get(_PATIENT_ID, ""), found.get(_ISSUER, ""))
+    subject = pseudonyms.subject(*patient(original))
     return Names(uid(_STUDY), uid(_SERIES), uid(_SOP_INSTANCE), subject)
 
 
@@ -373,5 +362,3 @@ def _written(original: Encoded, result: Elements, meta: Elements) -> bytes:
         packed = packer.compress(b"".join(body)) + packer.flush()
         body = [packed + b"\0" * (len(packed) & 1)]
     return b"".join([b"\0" * 128, b"DICM", *encode(meta, implicit=False, little=True), *body])
-
-

@@ -77,4 +77,4 @@ def _masked(value: bytes | memoryview, header: Elements, *, little: bool) -> byt
         clean |= negative * cells.dtype.type(above)
     if np.array_equal(clean, cells):
         return None
-    return clean.astype(cells.dtype).tobytes()
+    return bytes(clean.astype(cells.dtype).tobytes())

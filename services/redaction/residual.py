@@ -25,17 +25,25 @@ _RULES: Final = (
     ("day", re.compile(r"Birth.*Date|Death.*Date")),
     ("name", re.compile(r"(Patient|Person|Physician|Operator|Observer|Performer|Reviewer|Interpreter|Creator).*Name")),
     ("name", re.compile(r"^(RequestingPhysician|PhysiciansOfRecord|NameOfPhysicians|OperatorsName|Responsible)")),
-    ("number", re.compile(r"^(Other)?(Patient|Medical|Accession|Admission|ServiceEpisode|Insurance|Visit).*(ID|Number)")),
+    (
+        "number",
+        re.compile(r"^(Other)?(Patient|Medical|Accession|Admission|ServiceEpisode|Insurance|Visit).*(ID|Number)"),
+    ),
     ("number", re.compile(r"Patient.*ID|(Placer|Filler)OrderNumber|Telephone|SubjectID$|^StudyID$")),
     ("phrase", re.compile(r"Address$|^InstitutionName|Telecom")),
 )
 # Terms of the standard that are also words: alone they prove nothing.
 _TERMS: Final = frozenset(
-    "abdomen ankle anonymized anon arm axial brain breast chest contrast derived elbow female finger foot hand head "
-    "heart hip image kidney knee left leg liver lung male monochrome neck none original other patient pelvis phantom "
-    "primary right secondary shoulder skull spine test thorax unknown wrist anonymous compressedsamples mr ct us name "
-    "doctor physician operator first last hospital clinic university medical center radiology".split()
-)  # fmt: skip
+    re.findall(
+        r"\w+",
+        """
+        abdomen ankle anonymized anon arm axial brain breast chest contrast derived elbow female finger foot hand head
+        heart hip image kidney knee left leg liver lung male monochrome neck none original other patient pelvis phantom
+        primary right secondary shoulder skull spine test thorax unknown wrist anonymous mr ct us name doctor physician
+        operator first last hospital clinic university medical center radiology
+        """,
+    )
+)
 _MAX_PATTERNS: Final = 5000
 _MIN_BYTES: Final = 5
 _HEAD: Final = 4096  # of a compressed frame: where comments and application data stand
@@ -62,21 +70,27 @@ def check(original: Elements, result: Elements, pseudonyms: Pseudonyms) -> int:
     words = _pattern(sought.words, r"(?<!\w)(?:{})(?!\w)")
     runs = _pattern(sought.runs, r"(?:{})")
     raw = re.compile(b"|".join(map(re.escape, sorted(sought.raw))), re.IGNORECASE) if sought.raw else None
+    telling_terms = {word for word in sought.words if " " in word or any(c.isdigit() for c in word)}
     hits = 0
     lines: list[str] = []
     for vr, value in _left(result, DEFAULT, pseudonyms):
-        if isinstance(value, str):
-            if vr in _NUMERIC:
-                hits += int(any(part in sought.words and len(part) >= 6 for part in value.split("\\")))
-            else:
-                lines.append(value)
-        elif raw is not None and raw.search(value):
-            hits += 1
+        if isinstance(value, bytes):
+            hits += int(raw is not None and raw.search(value) is not None)
+        elif vr in _NUMERIC:
+            hits += int(any(part in sought.words and len(part) >= 6 for part in value.split("\\")))
+        elif vr == "CS":
+            # One word of a name may well be one of the standard's terms; two words, or a number, may not.
+            hits += int(any(_plain(part) in telling_terms for part in value.split("\\")))
+        else:
+            lines.append(value)
+
+    def found(text: str) -> bool:
+        in_words = words is not None and words.search(text) is not None
+        return in_words or (runs is not None and runs.search(text.replace(" ", "")) is not None)
+
     text = _plain("\n".join(line.replace("\n", " ") for line in lines))
-    if words is not None and words.search(text) or runs is not None and runs.search(text.replace(" ", "")):
-        for line in text.split("\n"):
-            found = words is not None and words.search(line) or runs is not None and runs.search(line.replace(" ", ""))
-            hits += int(bool(found))
+    if found(text):
+        hits += sum(map(found, text.split("\n")))
     return hits
 
 

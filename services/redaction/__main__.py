@@ -1,0 +1,48 @@
+"""Starts redaction: `python -m services.redaction` serves gRPC, with its workers beside it."""
+
+import asyncio
+
+from services.redaction.pool import Pool, Task
+from services.redaction.profile import PROFILES
+from services.redaction.service import SERVICE, RedactionService
+from shared import keys
+from shared.audit import Recorder
+from shared.health import Health
+from shared.identity import Identity
+from shared.objects import Zone, open_store
+from shared.pki import Credentials
+from shared.pseudonyms import Pseudonyms
+from shared.rpc import Hooks, Server, channel, main, probe
+from shared.settings import Settings
+from stepwedge.redaction.v1 import redaction_pb2_grpc
+
+
+async def build(settings: Settings, health: Health, server: Server) -> Hooks:
+    """Put the workers behind the server."""
+    key = settings.cluster.keys / keys.PSEUDONYMS
+    Pseudonyms.load(key)  # a key that is none is a refusal to start, not one to each call
+    store = open_store(settings.objects, {Zone.ORIGINAL, Zone.DEIDENTIFIED})
+    task = Task(settings.objects, key, PROFILES / "basic.toml", log_level=settings.telemetry.log_level)
+    pool = Pool(task, settings.redaction.workers)
+    await pool.warm()
+    to_audit = channel(
+        settings.audit.address, Credentials.load(settings.cluster.pki, Identity.REDACTION), server=Identity.AUDIT
+    )
+    recorder = Recorder(to_audit)
+    server.add(redaction_pb2_grpc.add_RedactionServiceServicer_to_server, RedactionService(pool, recorder), SERVICE)
+
+    async def objects() -> None:
+        await asyncio.to_thread(store.check, Zone.DEIDENTIFIED)
+
+    async def stopped() -> None:
+        await recorder.close()
+        await to_audit.close(None)
+        pool.close()
+
+    health.dependency("objects", objects)
+    health.dependency("audit", probe(to_audit))
+    return Hooks(on_stopped=stopped)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Identity.REDACTION, build))

@@ -1,0 +1,90 @@
+"""The gRPC face of redaction: one object by reference, its record in the log, then the answer."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+
+from services.redaction.pool import Done, Pool
+from services.redaction.receipt import Receipt
+from shared import objects
+from shared.audit import Recorder
+from shared.errors import ErrorCode, StepwedgeError
+from stepwedge.audit.v1 import audit_pb2
+from stepwedge.common.v1 import common_pb2
+from stepwedge.redaction.v1 import redaction_pb2, redaction_pb2_grpc
+
+SERVICE: Final = "stepwedge.redaction.v1.RedactionService"
+
+
+class RedactionService(redaction_pb2_grpc.RedactionServiceServicer):
+    """Answers only when the result is durable and its record, or that of the refusal, is in the log."""
+
+    def __init__(self, pool: Pool, recorder: Recorder) -> None:
+        self._pool = pool
+        self._recorder = recorder
+
+    async def RedactInstance(  # noqa: N802 - the contract's name
+        self, request: redaction_pb2.RedactInstanceRequest, context: Context
+    ) -> redaction_pb2.RedactInstanceResponse:
+        """Redact one object of the zone `original`."""
+        if request.object.zone != common_pb2.ZONE_ORIGINAL:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the object must be of the zone original")
+        done = await self._pool.redact(objects.validated(request.object.sha256))
+        index = await self._record(done)
+        if done.refusal is not None:
+            raise StepwedgeError(done.refusal, done.message)
+        return redaction_pb2.RedactInstanceResponse(
+            object=common_pb2.ObjectReference(
+                zone=common_pb2.ZONE_DEIDENTIFIED, sha256=done.sha256, size_bytes=done.size
+            ),
+            receipt=_receipt(done.receipt),
+            study=done.names.study,
+            series=done.names.series,
+            instance=done.names.instance,
+            subject=done.names.subject,
+            record_index=index,
+        )
+
+    async def _record(self, done: Done) -> int:
+        receipt = done.receipt
+        event = audit_pb2.RedactedEvent(
+            actions=[
+                audit_pb2.ActionCount(action=action, count=count) for action, count in sorted(receipt.actions.items())
+            ],
+            method_codes=receipt.method_codes,
+            burned_in_text_possible=receipt.burned_in_text_possible,
+            residual_hits=receipt.residual_hits,
+            refusal=done.refusal or ErrorCode.ERROR_CODE_UNSPECIFIED,
+        )
+        refused = done.refusal is not None
+        return await self._recorder.record(
+            key=f"redacted/{receipt.input_commitment}/{receipt.profile_sha256}",
+            outcome=audit_pb2.EVENT_OUTCOME_SERIOUS_FAILURE if refused else audit_pb2.EVENT_OUTCOME_SUCCESS,
+            event=event,
+            subject=done.names.subject,
+            study=done.names.study,
+            series=done.names.series,
+            instance=done.names.instance,
+            pins=audit_pb2.Pins(
+                input_commitment=receipt.input_commitment,
+                deidentified_sha256=receipt.output_sha256,
+                profile_sha256=receipt.profile_sha256,
+                profile_edition=receipt.edition,
+            ),
+        )
+
+
+def _receipt(receipt: Receipt) -> redaction_pb2.Receipt:
+    return redaction_pb2.Receipt(
+        profile_sha256=receipt.profile_sha256,
+        edition=receipt.edition,
+        actions=dict(receipt.actions),
+        method_codes=receipt.method_codes,
+        input_commitment=receipt.input_commitment,
+        output_sha256=receipt.output_sha256,
+        residual_hits=receipt.residual_hits,
+        burned_in_text_possible=receipt.burned_in_text_possible,
+        burned_in_text_detail=receipt.burned_in_text_detail,
+    )
