@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 from services.ingest import metrics
@@ -13,7 +12,7 @@ from services.ingest.door import RECORD_SECONDS, Door, record_received
 from services.ingest.hallway import AUDIT, INFERENCE, REDACTION, Hallway, Services
 from services.ingest.service import IngestService
 from services.ingest.states import StudyState
-from services.ingest.store import StudyStore
+from services.ingest.store import MIGRATIONS, StudyStore
 from shared import database, keys, logs
 from shared.audit import Recorder
 from shared.errors import ErrorCode, StepwedgeError
@@ -30,7 +29,6 @@ from stepwedge.ingest.v1 import ingest_pb2_grpc
 from stepwedge.redaction.v1 import redaction_pb2_grpc
 
 SERVICE: Final = "stepwedge.ingest.v1.IngestService"
-MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 _DRAIN_SECONDS: Final = 15.0  # for open associations, within the grace of the server
 _FIGURES_SECONDS: Final = 5.0

@@ -6,6 +6,8 @@ under a key that names it; it is confirmed. A worker that dies between two moves
 finishes, and nothing becomes visible before the log has it (law 1).
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import random
@@ -184,7 +186,7 @@ class Hallway:
         with suppress(LeaseLostError):
             await _in_thread(self._studies.release, claim, _now(), waiting_for=waiting_for, pause=pause)
 
-    async def _keep(self, claim: Claim, work: "asyncio.Task[None]") -> None:
+    async def _keep(self, claim: Claim, work: asyncio.Task[None]) -> None:
         """Renew the lease; where it is lost, stop the work."""
         while True:
             await asyncio.sleep(self._lease.total_seconds() / 3)

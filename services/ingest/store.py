@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Engine, case, func, or_, select, text, update
@@ -36,6 +37,9 @@ from services.ingest.tables import (
 )
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+"""For `shared.database.upgrade`."""
 
 CONFIRM_GRACE: Final = timedelta(seconds=30)
 """How long a door has to confirm the record of what it stored before a worker does it in its place."""

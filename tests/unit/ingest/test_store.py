@@ -1,0 +1,355 @@
+"""The rows of the queue, on SQLite and on PostgreSQL."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine
+
+from services.ingest.states import InstanceState, StudyState
+from services.ingest.store import CONFIRM_GRACE, Arrival, Claim, LeaseLostError, Settled, StudyStore
+from services.ingest.tables import Base, Decision, Failure
+from shared.errors import ErrorCode, StepwedgeError
+from tests.unit.ingest.conftest import LEASE, NOW, QUIET
+
+Make = Callable[..., Arrival]
+SECOND = timedelta(seconds=1)
+ACCEPT = Settled(1, (), b"")
+
+
+def received(studies: StudyStore, arrival: Arrival, index: int = 0, at=NOW) -> int:
+    instance, _ = studies.receive(arrival, at)
+    studies.confirm_received(instance.id, index, at)
+    return instance.id
+
+
+def claimed(studies: StudyStore, at=NOW, owner: str = "me") -> Claim:
+    claim = studies.claim(owner, at, LEASE)
+    assert claim is not None
+    return claim
+
+
+def settled(studies: StudyStore, claim: Claim, instance_id: int, at=NOW) -> None:
+    studies.redacted(claim, instance_id, sha256="d" * 64, size_bytes=900, record_index=1, settled=None, now=at)
+    studies.assessed(claim, instance_id, settled=ACCEPT, record_index=2, now=at)
+
+
+def decision(studies: StudyStore, study_id: int, at=NOW) -> Decision:
+    snapshot = studies.snapshot(study_id)
+    previous = [one.record_index for one in snapshot.decisions]
+    return Decision(
+        study_id=study_id,
+        generation=snapshot.study.generation,
+        verdict=1,
+        reasons=[],
+        details=[],
+        policy_sha256="e" * 64,
+        software_build="0.1.0",
+        previous_index=previous[-1] if previous else None,
+        instances=[],
+        decided_at=at,
+    )
+
+
+def decided(studies: StudyStore, claim: Claim, index: int, destinations=(), at=NOW + QUIET):
+    studies.complete(claim, at)
+    written = studies.write_decision(claim, decision(studies, claim.study_id, at))
+    assert written is not None
+    return studies.confirm_decision(claim, written.id, index, destinations, at)
+
+
+def test_the_migration_makes_the_tables_that_the_code_describes(engine: Engine):
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_the_same_object_again_is_the_same_row(studies: StudyStore, arrival: Make):
+    first, known = studies.receive(arrival(), NOW)
+    again, known_again = studies.receive(arrival(), NOW + SECOND)
+    assert (known, known_again) == (False, True)
+    assert again.id == first.id
+    snapshot = studies.snapshot(first.study_id)
+    assert len(snapshot.instances) == 1
+    assert snapshot.study.last_received_at == NOW, "a duplicate does not put the decision off"
+
+
+def test_the_same_uid_with_other_content_is_kept_and_both_are_flagged(studies: StudyStore, arrival: Make):
+    first, _ = studies.receive(arrival(content="a"), NOW)
+    second, known = studies.receive(arrival(content="b"), NOW)
+    assert not known
+    assert second.id != first.id
+    instances = studies.snapshot(first.study_id).instances
+    assert [(one.conflict, one.conflict_at_receipt) for one in instances] == [(True, False), (True, True)]
+
+
+def test_a_conflict_across_two_studies_reopens_the_other_study(studies: StudyStore, arrival: Make):
+    instance_id = received(studies, arrival(study="1", content="a"))
+    claim = claimed(studies)
+    settled(studies, claim, instance_id)
+    assert decided(studies, claim, 7).state == StudyState.DONE
+    studies.release(claim, NOW + QUIET)
+    studies.receive(arrival(study="2", content="b"), NOW + QUIET)
+    first = studies.snapshot(claim.study_id)
+    assert first.study.state == StudyState.RECEIVING
+    assert first.instances[0].conflict
+
+
+def test_the_same_object_from_many_threads_at_once_is_one_row(studies: StudyStore, arrival: Make):
+    gate = threading.Barrier(6)
+
+    def send() -> int:
+        gate.wait()
+        return studies.receive(arrival(), NOW)[0].id
+
+    with ThreadPoolExecutor(6) as pool:
+        ids = {future.result() for future in [pool.submit(send) for _ in range(6)]}
+    assert len(ids) == 1
+
+
+def test_two_contents_of_one_uid_in_two_studies_at_once_do_not_miss_each_other(studies: StudyStore, arrival: Make):
+    gate = threading.Barrier(4)
+
+    def send(number: int) -> None:
+        gate.wait()
+        studies.receive(arrival(study=str(number), content=str(number)), NOW)
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(send, number) for number in range(4)]:
+            future.result()
+    flags = [
+        instance.conflict
+        for study in studies.page(state=None, before=None, size=10)
+        for instance in studies.snapshot(study.id).instances
+    ]
+    assert flags == [True] * 4
+
+
+def test_an_instance_goes_to_work_only_when_its_record_is_confirmed(studies: StudyStore, arrival: Make):
+    instance, _ = studies.receive(arrival(), NOW)
+    assert studies.claim("me", NOW + SECOND, LEASE) is None
+    assert studies.unconfirmed() == [instance.id]
+    studies.confirm_received(instance.id, 4, NOW + SECOND)
+    assert studies.unconfirmed() == []
+    claim = claimed(studies, NOW + SECOND)
+    assert studies.snapshot(claim.study_id).instances[0].state == InstanceState.RECEIVED
+
+
+def test_what_a_door_never_confirmed_is_due_after_the_grace(studies: StudyStore, arrival: Make):
+    studies.receive(arrival(), NOW)
+    assert studies.next_due() == NOW + CONFIRM_GRACE
+    assert studies.claim("me", NOW + CONFIRM_GRACE, LEASE) is not None
+
+
+def test_claims_of_many_workers_never_overlap(studies: StudyStore, arrival: Make):
+    for number in range(24):
+        received(studies, arrival(instance=str(number), study=str(number)))
+    gate = threading.Barrier(6)
+
+    def work(owner: int) -> list[int]:
+        gate.wait()
+        mine = []
+        while (claim := studies.claim(f"worker-{owner}", NOW, LEASE)) is not None:
+            mine.append(claim.study_id)
+        return mine
+
+    with ThreadPoolExecutor(6) as pool:
+        taken = [future.result() for future in [pool.submit(work, owner) for owner in range(6)]]
+    ids = [study_id for mine in taken for study_id in mine]
+    assert len(ids) == 24
+    assert len(set(ids)) == 24
+
+
+def test_a_lease_that_ends_is_taken_by_another_and_the_first_can_write_no_more(studies: StudyStore, arrival: Make):
+    instance_id = received(studies, arrival())
+    first = claimed(studies, NOW, "first")
+    assert studies.claim("second", NOW + SECOND, LEASE) is None
+    second = claimed(studies, NOW + LEASE + SECOND, "second")
+    with pytest.raises(LeaseLostError):
+        settled(studies, first, instance_id)
+    with pytest.raises(LeaseLostError):
+        studies.release(first, NOW)
+    with pytest.raises(LeaseLostError):
+        studies.renew(first, NOW, LEASE)
+    settled(studies, second, instance_id)
+
+
+def test_a_renewed_lease_is_held(studies: StudyStore, arrival: Make):
+    received(studies, arrival())
+    claim = claimed(studies)
+    studies.renew(claim, NOW + 30 * SECOND, LEASE)
+    assert studies.claim("other", NOW + LEASE + SECOND, LEASE) is None
+
+
+def test_a_study_is_complete_when_the_quiet_period_has_passed_and_not_before(studies: StudyStore, arrival: Make):
+    instance_id = received(studies, arrival())
+    claim = claimed(studies)
+    settled(studies, claim, instance_id)
+    assert studies.complete(claim, NOW + QUIET - SECOND).state == StudyState.RECEIVING
+    studies.release(claim, NOW + SECOND)
+    assert studies.next_due() == NOW + QUIET
+    claim = claimed(studies, NOW + QUIET)
+    assert studies.complete(claim, NOW + QUIET).state == StudyState.PROCESSING
+
+
+def test_a_decision_is_not_written_while_an_instance_is_unsettled(studies: StudyStore, arrival: Make):
+    received(studies, arrival())
+    claim = claimed(studies)
+    studies.complete(claim, NOW + QUIET)
+    assert studies.write_decision(claim, decision(studies, claim.study_id)) is None
+
+
+def test_a_decision_is_visible_only_once_the_log_has_it(studies: StudyStore, arrival: Make):
+    instance_id = received(studies, arrival())
+    claim = claimed(studies)
+    settled(studies, claim, instance_id)
+    studies.complete(claim, NOW + QUIET)
+    written = studies.write_decision(claim, decision(studies, claim.study_id))
+    assert written is not None
+    assert studies.decisions_after(0, 10) == []
+    assert studies.snapshot(claim.study_id).pending_decision is not None
+    studies.confirm_decision(claim, written.id, 9, [], NOW + QUIET)
+    ((visible, study),) = studies.decisions_after(0, 10)
+    assert (visible.record_index, visible.revision, study.state) == (9, 1, StudyState.DONE)
+
+
+def test_a_late_image_opens_the_second_revision_which_names_the_first(studies: StudyStore, arrival: Make):
+    instance_id = received(studies, arrival(instance="1"))
+    claim = claimed(studies)
+    settled(studies, claim, instance_id)
+    decided(studies, claim, 9)
+    studies.release(claim, NOW + QUIET)
+    late = NOW + 2 * QUIET
+    instance_id = received(studies, arrival(instance="2"), at=late)
+    assert studies.snapshot(claim.study_id).study.state == StudyState.RECEIVING
+    claim = claimed(studies, late)
+    settled(studies, claim, instance_id)
+    decided(studies, claim, 20, at=late + QUIET)
+    first, second = studies.snapshot(claim.study_id).decisions
+    assert (first.revision, second.revision, second.previous_index) == (1, 2, 9)
+
+
+def test_an_image_that_comes_while_a_decision_is_handed_in_leaves_the_next_revision_open(
+    studies: StudyStore, arrival: Make
+):
+    instance_id = received(studies, arrival(instance="1"))
+    claim = claimed(studies)
+    settled(studies, claim, instance_id)
+    studies.complete(claim, NOW + QUIET)
+    written = studies.write_decision(claim, decision(studies, claim.study_id))
+    assert written is not None
+    received(studies, arrival(instance="2"), at=NOW + QUIET)
+    study = studies.confirm_decision(claim, written.id, 9, ["pacs"], NOW + QUIET)
+    assert (study.state, study.revision) == (StudyState.RECEIVING, 1)
+    assert len(studies.decisions_after(0, 10)) == 1
+    assert studies.snapshot(claim.study_id).deliveries == [], "a decision that is already passed by is not delivered"
+
+
+def test_a_reader_of_decisions_misses_none_and_sees_none_twice(studies: StudyStore, arrival: Make):
+    claims = []
+    for number in range(12):
+        instance_id = received(studies, arrival(instance=str(number), study=str(number)))
+        claim = claimed(studies, owner=f"worker-{number}")
+        settled(studies, claim, instance_id)
+        claims.append(claim)
+    seen: list[int] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        cursor = 0
+        while True:
+            last = done.is_set()
+            for one, _ in studies.decisions_after(cursor, 3):
+                cursor = one.cursor or 0
+                seen.append(one.study_id)
+            if last and not studies.decisions_after(cursor, 1):
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda one: decided(studies, one, 100 + one.study_id), claims))
+    done.set()
+    watcher.join(30)
+    assert sorted(seen) == sorted(claim.study_id for claim in claims)
+
+
+def test_deliveries_are_made_once_and_end_the_study(studies: StudyStore, arrival: Make):
+    instance_id = received(studies, arrival())
+    claim = claimed(studies)
+    settled(studies, claim, instance_id)
+    assert decided(studies, claim, 9, ["pacs"]).state == StudyState.DELIVERING
+    (delivery,) = studies.snapshot(claim.study_id).deliveries
+    (instance,) = studies.undelivered(claim, delivery)
+    studies.delivered_instance(claim, delivery, instance.id, NOW)
+    assert studies.undelivered(claim, delivery) == []
+    assert studies.sent(claim, delivery.id, NOW).objects == 1
+    studies.confirm_delivered(claim, delivery.id, 10)
+    assert studies.snapshot(claim.study_id).study.state == StudyState.DONE
+
+
+def test_a_dead_letter_keeps_everything_and_comes_back_with_fresh_attempts(studies: StudyStore, arrival: Make):
+    instance_id = received(studies, arrival())
+    claim = claimed(studies)
+    studies.attempt_failed(claim, instance_id, error=1, attempts=5, next_attempt_at=NOW + QUIET)
+    studies.give_up(claim, error=ErrorCode.ERROR_CODE_INTERNAL)
+    studies.release(claim, NOW)
+    assert studies.next_due() is None
+    received(studies, arrival(instance="2"), at=NOW + SECOND)
+    assert studies.snapshot(claim.study_id).study.state == StudyState.DEAD_LETTER
+    assert studies.claim("me", NOW + 100 * LEASE, LEASE) is None
+    requeue = studies.ask_requeue(claim.study_id, "operator", NOW)
+    assert studies.claim("me", NOW + 100 * LEASE, LEASE) is None, "not before the log has it"
+    studies.requeue(requeue.id, 12, NOW)
+    snapshot = studies.snapshot(claimed(studies).study_id)
+    assert [one.attempts for one in snapshot.instances] == [0, 0]
+    with pytest.raises(StepwedgeError) as caught:
+        studies.ask_requeue(claim.study_id, "operator", NOW)
+    assert caught.value.code == ErrorCode.ERROR_CODE_WRONG_STATE
+
+
+def test_a_study_that_waits_for_a_dependency_is_due_when_that_returns(studies: StudyStore, arrival: Make):
+    received(studies, arrival())
+    claim = claimed(studies)
+    studies.release(claim, NOW, waiting_for="redaction", pause=timedelta(minutes=5))
+    assert studies.claim("me", NOW + SECOND, LEASE) is None
+    assert studies.wake("inference", NOW) == 0
+    assert studies.wake("redaction", NOW) == 1
+    assert studies.claim("me", NOW + SECOND, LEASE) is not None
+
+
+def test_a_failure_is_written_once_for_its_key(studies: StudyStore, arrival: Make):
+    received(studies, arrival())
+    claim = claimed(studies)
+
+    def failure() -> Failure:
+        return Failure(
+            study_id=claim.study_id, key="failed/1/redact/1/1", step="redact", error=1, permanent=False, attempts=1,
+            revision=0, failed_at=NOW,
+        )  # fmt: skip
+
+    first = studies.fail(claim, failure())
+    assert studies.fail(claim, failure()).id == first.id
+    studies.confirm_failure(first.id, 3)
+    assert studies.fail(claim, failure()).record_index == 3
+
+
+def test_pages_go_from_newest_to_oldest(studies: StudyStore, arrival: Make):
+    for number in range(5):
+        received(studies, arrival(instance=str(number), study=str(number)))
+    first = studies.page(state=None, before=None, size=3)
+    second = studies.page(state=StudyState.RECEIVING, before=first[-1].id, size=3)
+    uids = [study.study_instance_uid for study in (*first, *second)]
+    assert uids == [f"1.2.3.{number}" for number in (4, 3, 2, 1, 0)]
+    by_state, due, age = studies.figures(NOW + SECOND)
+    assert (by_state, due, age) == ({"RECEIVING": 5}, 5, 1.0)
+
+
+def test_an_unknown_study_is_not_found(studies: StudyStore):
+    with pytest.raises(StepwedgeError) as caught:
+        studies.find(pseudonym="2.25.1")
+    assert caught.value.code == ErrorCode.ERROR_CODE_STUDY_NOT_FOUND
