@@ -1,13 +1,16 @@
 """A store of studies on either database, and arrivals to fill it with."""
 
+import secrets
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine, make_url, text
 
 from services.ingest.store import MIGRATIONS, Arrival, StudyStore
+from services.ingest.tables import Base
 from shared import database
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -15,10 +18,32 @@ QUIET = timedelta(seconds=10)
 LEASE = timedelta(seconds=60)
 
 
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine with the schema up to date."""
-    made = database.create_engine(database_url)
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_url: str) -> Iterator[Engine]:
+    """One PostgreSQL database for all tests of this folder: making one takes most of a second."""
+    admin = create_engine(make_url(postgres_url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    name = f"ingest_{secrets.token_hex(8)}"
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    url = make_url(postgres_url).set(database=name, drivername="postgresql")
+    made = database.create_engine(url.render_as_string(hide_password=False))
+    database.upgrade(made, MIGRATIONS)
+    yield made
+    made.dispose()
+    admin.dispose()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """An engine with the schema up to date and no rows: once SQLite, once PostgreSQL."""
+    if request.param == "postgres":
+        shared: Engine = request.getfixturevalue("migrated_postgres")
+        with shared.begin() as connection:
+            names = ", ".join(table.name for table in Base.metadata.sorted_tables)
+            connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
+        yield shared
+        return
+    made = database.create_engine(f"sqlite:///{tmp_path / 'ingest.db'}")
     database.upgrade(made, MIGRATIONS)
     yield made
     made.dispose()
