@@ -147,7 +147,7 @@ def release(
     version: str = VERSION,
     folder: Annotated[Path, typer.Option(help="Where the releases lie.")] = Path("models/chest-student"),
 ) -> None:
-    """Write models/chest-student/VERSION from a compressed and evaluated run: files, golden tensors, cards, manifest."""
+    """Write models/chest-student/VERSION from a compressed, evaluated run: files, golden tensors, cards, manifest."""
     from distillation import release as shipping
 
     record = json.loads((work / run / "run.json").read_text(encoding="utf-8"))

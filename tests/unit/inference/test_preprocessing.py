@@ -32,7 +32,7 @@ DTYPES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     arrays.arrays(
         dtype=st.sampled_from(DTYPES).map(np.dtype),
@@ -41,7 +41,7 @@ DTYPES = [
     st.booleans(),
 )
 def test_every_two_dimensional_array_becomes_a_grid_without_warning_or_error(pixels, inverted):
-    with np.errstate(all="raise"):
+    with np.errstate(divide="raise", invalid="raise", over="raise"):
         result = preprocess(pixels, inverted)
     assert result.grid.shape == (GRID, GRID)
     assert result.grid.dtype == np.uint8
