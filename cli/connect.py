@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from shared.rpc import DEFAULT_DEADLINE_SECONDS, sync_channel
 
 from shared.errors import ErrorCode, StepwedgeError, from_rpc
 from shared.identity import Identity
 from shared.pki import Credentials
+from shared.rpc import DEFAULT_DEADLINE_SECONDS, sync_channel
 
 if TYPE_CHECKING:
     from shared.settings import Settings

@@ -69,9 +69,10 @@ def doctor(config: Path | None, *, json: bool) -> Exit:
             for line in run(settings):
                 tell(line)
         except StepwedgeError as error:
-            tell(Line(Level.FAIL, check, f"{error.name}: {error.message}"))
+            tell(Line(Level.FAIL, check, f"{error.name}: {error.message}", "mend what it names, and ask again"))
         except Exception as error:  # noqa: BLE001 - a check that breaks must not hide the ones after it
-            tell(Line(Level.FAIL, check, f"the check itself failed ({type(error).__name__})"))
+            words = f"the check itself failed ({type(error).__name__})"
+            tell(Line(Level.FAIL, check, words, "is the installation whole?"))
     bad = sum(line.level is Level.FAIL for line in lines)
     doubtful = sum(line.level is Level.WARN for line in lines)
     if not json:

@@ -36,7 +36,7 @@ Found = TypeVar("Found")
 DECIDED = frozenset({ingest_pb2.STUDY_STATE_DONE, ingest_pb2.STUDY_STATE_DELIVERING})
 
 
-def eventually(condition: Callable[[], Found], seconds: float = 30.0, *, what: str = "the condition") -> Found:
+def eventually(condition: Callable[[], Found | None], seconds: float = 30.0, *, what: str = "the condition") -> Found:
     """Return the first true answer of `condition`, asked again and again; AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:

@@ -11,6 +11,7 @@ import pytest
 from cli import exit_codes, failure
 from cli.exit_codes import Exit
 from shared.errors import ErrorCode, StepwedgeError
+from verifier import verify
 
 
 def test_an_error_of_ours_is_told_by_its_code_and_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +30,7 @@ def test_every_exit_status_has_its_meaning() -> None:
 
 
 def test_statuses_of_the_verifier_are_not_used_for_anything_else() -> None:
-    assert not [code for code in Exit if 10 <= code < 64]
+    assert not set(Exit) & (set(verify.WORDS) - {verify.PROVED, verify.USAGE})
 
 
 def test_of_an_unexpected_exception_only_type_and_place_are_told(capsys: pytest.CaptureFixture[str]) -> None:
