@@ -67,8 +67,7 @@ RETRIED: frozenset[str] = frozenset(
         "/stepwedge.ingest.v1.IngestService/GetStudy",
         "/stepwedge.ingest.v1.IngestService/ListStudies",
         "/stepwedge.ingest.v1.IngestService/ExplainStudy",
-        "/grpc.health.v1.Health/Check",
     }
 )
 """Idempotent methods that the channel itself tries again. Append is not among them: `shared.audit.Recorder` retries it
-knowing what it sent; RequeueStudy is not idempotent."""
+knowing what it sent; RequeueStudy is not idempotent; a health check is to tell how it is now."""

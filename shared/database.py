@@ -27,6 +27,8 @@ from shared.errors import ErrorCode, StepwedgeError
 _READ_ONLY = "stepwedge_read_only"
 _BUSY_SECONDS = 10.0
 _CONNECT_SECONDS = 5
+# As many connections at most as a process has threads for blocking work (shared.rpc), so that none waits for another.
+_POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 24}
 
 
 def create_engine(url: str) -> Engine:
@@ -96,7 +98,10 @@ def _sqlite(url: URL) -> Engine:
     if not in_memory:
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(
-        url.set(drivername="sqlite+pysqlite"), hide_parameters=True, connect_args={"timeout": _BUSY_SECONDS}
+        url.set(drivername="sqlite+pysqlite"),
+        hide_parameters=True,
+        connect_args={"timeout": _BUSY_SECONDS},
+        **({} if in_memory else _POOL),
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -129,6 +134,7 @@ def _postgresql(url: URL) -> Engine:
         hide_parameters=True,
         pool_pre_ping=True,
         connect_args={"connect_timeout": _CONNECT_SECONDS},
+        **_POOL,
     )
     event.listen(engine, "connect", _prepare_postgresql)
     event.listen(engine, "begin", _begin_postgresql)

@@ -38,6 +38,7 @@ ALLOWED_FIELDS: frozenset[str] = frozenset(
 )
 """The only keys that reach a log line."""
 
+_OURS = ("shared", "services", "cli", "__main__")
 # A constant phrase: words of ours. No digit (so no number or date), no caret (so no DICOM person name).
 _PHRASE = re.compile(r"[A-Za-z][A-Za-z ,;:'()./_-]{0,119}")
 _WITHHELD = "withheld: an event is a constant phrase"
@@ -55,23 +56,12 @@ def configure(service: str, level: str = "INFO") -> None:
     level
         Least severe level that is written: "DEBUG", "INFO", "WARNING" or "ERROR".
     """
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.stdlib.add_log_level,
-            structlog.stdlib.add_logger_name,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter(service))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for ours in ("shared", "services", "cli", "__main__"):
+    for ours in _OURS:
         logging.getLogger(ours).setLevel(level)
     # pynetdicom logs whole datasets below WARNING, and installs handlers of its own.
     for library in ("pydicom", "pynetdicom", "sqlalchemy", "alembic", "grpc", "boto3", "botocore", "urllib3"):
@@ -231,3 +221,20 @@ def _take_over_hooks() -> None:
     sys.excepthook = uncaught
     threading.excepthook = in_thread
     sys.unraisablehook = unraisable
+
+
+# Lines go through the standard library, and nowhere before `configure` was called: a command that only uses our code
+# must not find our lines in its output.
+structlog.configure(
+    processors=[
+        structlog.stdlib.filter_by_level,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+    ],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    wrapper_class=structlog.stdlib.BoundLogger,
+    cache_logger_on_first_use=False,
+)
+for _name in _OURS:
+    logging.getLogger(_name).addHandler(logging.NullHandler())

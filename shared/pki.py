@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -255,6 +255,14 @@ def _certificate(path: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError):
         raise _configuration(f"{path.name} in the PKI folder is not a certificate") from None
+
+
+def _public_key(pem: bytes) -> object:
+    """Return the public half of a private key of any kind; None where it is none. A site's own PKI may use RSA."""
+    try:
+        return serialization.load_pem_private_key(pem, password=None).public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
 
 
 def _key(path: Path) -> ec.EllipticCurvePrivateKey | None:

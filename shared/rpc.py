@@ -213,6 +213,8 @@ async def _within_grace(on_drain: Callable[[], Awaitable[None]] | None) -> None:
             await on_drain()
     except TimeoutError:
         _log.warning("work in progress did not end within the grace")
+    except Exception as error:  # noqa: BLE001 - the calls in flight finish all the same
+        _log.error("work in progress did not end well", **logs.describe(error))
 
 
 @dataclass(frozen=True)

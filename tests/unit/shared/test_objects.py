@@ -254,6 +254,49 @@ def test_no_room_is_storage_full_and_leaves_nothing_behind(tmp_path: Path) -> No
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
 
 
+def test_a_disk_that_is_really_full_is_storage_full_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    program = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from shared.directory_store import DirectoryStore
+        from shared.errors import StepwedgeError
+        from shared.objects import Zone
+
+        place = Path(sys.argv[1])
+        store = DirectoryStore({Zone.ORIGINAL: place}, low_water_bytes=1 << 20)
+        store.check(Zone.ORIGINAL)
+        filler = place / "filler"
+        filler.write_bytes(b"x" * (7 << 20))
+        outcomes = []
+        for call in (lambda: store.check(Zone.ORIGINAL), lambda: store.put(Zone.ORIGINAL, b"y" * (2 << 20))):
+            try:
+                call()
+            except StepwedgeError as error:
+                outcomes.append(error.name)
+        outcomes.append(len([path for path in place.rglob("*") if path.is_file()]))
+        filler.unlink()
+        outcomes.append(store.put(Zone.ORIGINAL, b"y" * (2 << 20)).created)
+        print(*outcomes)
+        """
+    )
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = 'mount -t tmpfs -o size=8m none "$1" && exec "$2" -c "$3" "$1"'
+    # A mount namespace of its own: the small disk is gone with the process.
+    ended = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", str(place), sys.executable, program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "permitted" in ended.stderr or "denied" in ended.stderr:
+        pytest.skip("this user may not mount a small disk")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["STORAGE_FULL", "STORAGE_FULL", "1", "True"]
+
+
 @pytest.mark.parametrize(
     ("number", "name"),
     [(errno.ENOSPC, "STORAGE_FULL"), (errno.EDQUOT, "STORAGE_FULL"), (errno.EIO, "DEPENDENCY_UNAVAILABLE")],
