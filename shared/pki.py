@@ -50,16 +50,17 @@ class Credentials:
 
     @classmethod
     def load(cls, folder: Path, identity: Identity) -> "Credentials":
-        """Return the credentials of `identity` in `folder`; CONFIGURATION where one is absent or unreadable."""
+        """Return the credentials of `identity` in `folder`; CONFIGURATION where they will not do."""
         found = cls(folder / CA_CERTIFICATE, folder / f"{identity.value}.crt", folder / f"{identity.value}.key")
-        for path in (found.ca, found.certificate, found.key):
-            if not os.access(path, os.R_OK):
-                raise _configuration(
-                    f"{path.name} is absent from the PKI folder or unreadable; `stepwedge up` makes it"
-                )
+        _, _, key = found.read()
         _certificate(found.ca)
-        if not _names(_certificate(found.certificate), identity):
+        certificate = _certificate(found.certificate)
+        if not _names(certificate, identity):
             raise _configuration(f"{found.certificate.name} does not name the identity {identity.value}")
+        if not certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc:
+            raise _configuration(f"{found.certificate.name} has expired or is not valid yet")
+        if _public_key(key) != certificate.public_key():
+            raise _configuration(f"{found.key.name} is not the key of {found.certificate.name}")
         return found
 
     def read(self) -> tuple[bytes, bytes, bytes]:

@@ -264,7 +264,7 @@ def test_a_disk_that_is_really_full_is_storage_full_and_goes_on_once_there_is_ro
         from shared.objects import Zone
 
         place = Path(sys.argv[1])
-        store = DirectoryStore({Zone.ORIGINAL: place}, low_water_bytes=1 << 20)
+        store = DirectoryStore({Zone.ORIGINAL: place}, low_water_bytes=2 << 20)
         store.check(Zone.ORIGINAL)
         filler = place / "filler"
         filler.write_bytes(b"x" * (7 << 20))

@@ -80,7 +80,8 @@ def test_a_certificate_about_to_expire_is_renewed(tmp_path: Path, monkeypatch: p
 def test_a_certificate_that_has_expired_is_refused_before_it_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pki, "_LEAF_DAYS", 0)
+    monkeypatch.setattr(pki, "_LEAF_DAYS", -1)
+    monkeypatch.setattr(pki, "_BACKDATED", timedelta(days=2))
     pki.create(tmp_path, [Identity.AUDIT], development=True)
     with pytest.raises(StepwedgeError, match="has expired"):
         pki.Credentials.load(tmp_path, Identity.AUDIT)
