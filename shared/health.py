@@ -35,11 +35,26 @@ class _Dependency:
     """None until the first probe has ended."""
 
 
+class Servicer(aio.HealthServicer):  # type: ignore[misc]
+    """The library's servicer, which says SERVING before anything was probed and does not list what it knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._server_status[""] = _NOT_SERVING
+
+    async def List(  # noqa: N802 - named by the contract
+        self, request: health_pb2.HealthListRequest, context: object
+    ) -> health_pb2.HealthListResponse:
+        """Answer with every name and its status, dependencies included."""
+        statuses = {name: health_pb2.HealthCheckResponse(status=status) for name, status in self._server_status.items()}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
+
 class Health:
     """What a process knows about the well-being of itself and of what it needs."""
 
     def __init__(self) -> None:
-        self.servicer = aio.HealthServicer()
+        self.servicer = Servicer()
         self._dependencies: dict[str, _Dependency] = {}
         self._services: set[str] = {""}
         self._loops: set[asyncio.Task[None]] = set()
