@@ -7,12 +7,14 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from numpy.typing import NDArray
 from pydicom import config as pydicom_config
 from pydicom._uid_dict import UID_dictionary
+from pydicom.charset import convert_encodings
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
@@ -80,7 +82,7 @@ def dataset_of(encoded: Encoded, *, pixels: bool) -> Dataset:
         raise
     except Exception:  # noqa: BLE001 - pydicom raises whatever the bytes make it raise
         raise malformed("the data set does not convert") from None
-    meta.TransferSyntaxUID = UID(encoded.transfer_syntax)
+    meta[0x00020010] = DataElement(0x00020010, "UI", UID(encoded.transfer_syntax))  # over whatever stands there
     dataset.file_meta = meta
     dataset.preamble = b"\0" * 128
     return dataset  # type: ignore[no-any-return]
@@ -101,7 +103,8 @@ def _dataset(elements: Elements, *, implicit: bool, little: bool, pixels: bool, 
             raw[tag] = RawDataElement(tag, vr, length, bytes(element.value), 0, implicit, little, True, False)
     if BaseTag(0x00080005) in raw:
         charset = _converted(into, BaseTag(0x00080005)).value
-        into.set_original_encoding(implicit, little, charset if isinstance(charset, str | list) else None)
+        with suppress(LookupError, ValueError, TypeError):
+            into.set_original_encoding(implicit, little, convert_encodings(charset))
     for element in sequences:
         items = [
             _dataset(item, implicit=implicit, little=little, pixels=pixels, into=Dataset(), parent=into)

@@ -219,8 +219,8 @@ class _Walk:
             if stop_at > end:
                 raise malformed("an element is longer than what holds it")
             if vr == "SQ":
-                items, pos = self._items(pos, stop_at, implicit=implicit, little=little, depth=depth, undefined=False)
-                result.append(Element(tag, "SQ", b"", items))
+                result.append(self._sequence(tag, pos, stop_at, implicit=implicit, little=little, depth=depth))
+                pos = stop_at
                 continue
             if vr == "UN" and length and dictionary_vr(tag) == "SQ":
                 element = self._unknown_sequence(tag, pos, stop_at, depth=depth)
@@ -271,6 +271,16 @@ class _Walk:
             pos, end, implicit=implicit or unknown, little=little or unknown, depth=depth, undefined=True
         )
         return Element(tag, "SQ", b"", items), after
+
+    def _sequence(self, tag: int, pos: int, end: int, *, implicit: bool, little: bool, depth: int) -> Element:
+        """A sequence with a length. Vendors get the items of their private ones wrong; those stay opaque bytes."""
+        try:
+            items, _ = self._items(pos, end, implicit=implicit, little=little, depth=depth, undefined=False)
+        except StepwedgeError:
+            if (tag >> 16) & 1 and depth < MAX_DEPTH:
+                return Element(tag, "UN", self._slice(pos, end))
+            raise
+        return Element(tag, "SQ", b"", items)
 
     def _unknown_sequence(self, tag: int, pos: int, end: int, *, depth: int) -> Element:
         """A sequence that came as UN with a length: implicit by the standard, explicit by some writers."""

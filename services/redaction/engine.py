@@ -108,7 +108,7 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
             raise StepwedgeError(
                 ErrorCode.ERROR_CODE_RESIDUAL_IDENTITY, "identity is left after redaction; nothing is released"
             )
-        written = _written(original, result, run.meta(sop_class))
+        written = _written(original, result, run.meta(sop_class, result))
     except StepwedgeError as error:
         raise RefusedError(error, receipt, names) from None
     risk = burned_in.risk(original)
@@ -151,7 +151,8 @@ def _names(original: Encoded, pseudonyms: Pseudonyms) -> Names:
     """What the object will be called, the same as `shared.dicom.uids` and `Pseudonyms` make of the original."""
 
     def uid(tag: int) -> str:
-        text = values.first(original.data_set, tag)  # whatever stands there, a UID or not, gets a valid one
+        # Whatever stands there, a UID or not, gets a valid one; of two elements the last counts, as in the result.
+        text = values.first(original.data_set[::-1], tag)
         return pseudonyms.uid(text) if text else ""
 
     subject = pseudonyms.subject(*patient(original))
@@ -201,13 +202,11 @@ class _Run:
             Element(0x00280303, "CS", temporal),
         ]
 
-    def meta(self, sop_class: str) -> Elements:
+    def meta(self, sop_class: str, result: Elements) -> Elements:
         """File meta information of our own (PS3.10 7.1); nothing of the original's is taken over."""
         self.counts.add("META", sum(element.tag & 0xFFFF > 0x0010 for element in self.original.meta))
         self.counts.add("PREAMBLE", int(self.original.preamble))
-        instance = self.names.instance or self.pseudonyms.uid("no SOP Instance UID")
-        if self.keep_uids:
-            instance = values.first(self.original.data_set, _SOP_INSTANCE) or instance
+        instance = values.first(result, _SOP_INSTANCE) or self.pseudonyms.uid("no SOP Instance UID")
         rest = [
             Element(0x00020001, "OB", b"\0\1"),
             Element(0x00020002, "UI", sop_class.encode()),

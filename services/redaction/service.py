@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import grpc
 
@@ -26,7 +26,7 @@ class RedactionService(redaction_pb2_grpc.RedactionServiceServicer):
         self._recorder = recorder
 
     async def RedactInstance(  # noqa: N802 - the contract's name
-        self, request: redaction_pb2.RedactInstanceRequest, context: Context
+        self, request: redaction_pb2.RedactInstanceRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> redaction_pb2.RedactInstanceResponse:
         """Redact one object of the zone `original`."""
         if request.object.zone != common_pb2.ZONE_ORIGINAL:
