@@ -627,3 +627,64 @@ async def test_code_without_an_event_loop_calls_in_every_shape(serve: Serve) -> 
             raise AssertionError
 
         assert await asyncio.to_thread(calls) == (7, 3, "NOT_DICOM")
+
+
+async def test_strangers_who_speak_something_else_take_nothing_down_and_hold_no_drain_up(serve: Serve) -> None:
+    streams = []
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    async with serve() as running:
+        host, port = running.server.address.rsplit(":", 1)
+        for junk in (b"", b"GET / HTTP/1.1\r\n\r\n", preface, os.urandom(65536), b"\x16\x03\x01"):
+            for _ in range(10):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(junk)
+                streams.append((reader, writer))
+        assert (await running.stub().GetCheckpoint(audit_pb2.GetCheckpointRequest(), timeout=5)).size == 7
+        began = time.monotonic()
+        running.server.stop()
+        await asyncio.wait_for(running.task, 30)
+        assert time.monotonic() - began < 5
+    for _, writer in streams:
+        writer.close()
+
+
+async def test_spans_reach_a_collector_with_methods_and_codes_and_no_value(serve: Serve) -> None:
+    collector = pytest.importorskip(
+        "opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc", reason="needs the extra otlp"
+    )
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
+
+    received: list[Any] = []
+
+    class Collector(collector.TraceServiceServicer):  # type: ignore[name-defined,misc]
+        async def Export(self, request: Any, context: Any) -> Any:
+            received.append(request)
+            return trace_service_pb2.ExportTraceServiceResponse()
+
+    sink = grpc.aio.server()
+    collector.add_TraceServiceServicer_to_server(Collector(), sink)
+    port = sink.add_insecure_port("127.0.0.1:0")
+    await sink.start()
+    tracing.configure("audit", f"http://127.0.0.1:{port}")
+    try:
+        async with serve() as running:
+            await running.stub().GetCheckpoint(audit_pb2.GetCheckpointRequest())
+            with pytest.raises(grpc.RpcError):
+                await running.stub().GetEntry(audit_pb2.GetEntryRequest())
+        await asyncio.to_thread(tracing.shutdown)
+    finally:
+        await sink.stop(0)
+        tracing.configure("test")
+    spans = [
+        span
+        for request in received
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    by_name = {(span.name, span.kind): span for span in spans}
+    server, client = 2, 3  # Span.SpanKind of OTLP
+    method = f"{AUDIT}/GetCheckpoint"
+    assert by_name[method, server].parent_span_id == by_name[method, client].span_id
+    assert by_name[f"{AUDIT}/GetEntry", server].status.code == 2  # STATUS_CODE_ERROR
+    assert CANARY.encode() not in b"".join(request.SerializeToString() for request in received)
