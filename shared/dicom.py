@@ -6,7 +6,7 @@ import logging
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -191,8 +191,10 @@ class _Layout:
         return self.rows * self.columns * self.samples * max(1, (self.bits + 7) // 8)
 
 
-def frames(dataset: Dataset, *, max_bytes: int = 1 << 30, rgb: bool = False) -> Iterator[NDArray[Any]]:
-    """The frames of a data set of `read`, decoded one at a time.
+def frames(
+    dataset: Dataset, *, max_bytes: int = 1 << 30, rgb: bool = False, only: Iterable[int] | None = None
+) -> Iterator[NDArray[Any]]:
+    """The frames of a data set of `read`, decoded one at a time; `only` those with these 0-based numbers.
 
     Yields arrays of [rows, columns] or [rows, columns, samples] with the stored values, signed where the object is.
     max_bytes: the most that one decoded frame may take; checked against the header and the codestream before anything
@@ -206,7 +208,8 @@ def frames(dataset: Dataset, *, max_bytes: int = 1 << 30, rgb: bool = False) -> 
     _check_codestreams(dataset, syntax, layout, max_bytes)
     try:
         # Without indices, pydicom corrects the sign of a read-only array, and fails.
-        indices = range(layout.frames) if dataset.get("PixelRepresentation") else None
+        every = range(layout.frames) if dataset.get("PixelRepresentation") else None
+        indices = every if only is None else only
         iterator = get_decoder(syntax).iter_array(dataset, indices=indices, raw=not rgb)
     except Exception:  # noqa: BLE001 - decoders raise whatever the bytes make them raise
         raise _undecodable("no decoder takes this transfer syntax") from None
