@@ -18,7 +18,7 @@ from cli import configuration, connect, files, log, terminal
 from cli.cluster import ROOT, SERVICES, Cluster
 from cli.demo.board import Board
 from cli.demo.forgery import forge
-from cli.demo.material import Material, built_in
+from cli.demo.material import Material, built_in, of_user
 from cli.exit_codes import Exit
 from cli.receiver import Receiver, receiver
 from cli.send import Peer, Sent, send
@@ -76,7 +76,7 @@ def demo(own: Path | None, data: Path | None) -> Exit:
     terminal.out().print(
         f"[bold]Stepwedge {VERSION}[/]  DICOM in, four services, a verdict out, every step provable", soft_wrap=True
     )
-    material = Material(files.named([own])) if own is not None else built_in(folder / "images")
+    material = of_user(files.named([own])) if own is not None else built_in(folder / "images")
     run = Demo(folder, material, own=own is not None)
     with receiver(PACS) as pacs:
         destination = {"name": "demo-pacs", "ae_title": PACS, "host": "127.0.0.1", "port": pacs.port}
@@ -119,13 +119,18 @@ def _cluster(run: Demo, settings: Settings) -> Iterator[Cluster]:
 def _send_and_watch(run: Demo, settings: Settings) -> None:
     host, _, port = settings.ingest.dimse.rpartition(":")
     peer = Peer(host, int(port), settings.ingest.ae_title, "DEMO_MODALITY")
-    total = sum(path.stat().st_size for path in run.material.files)
-    run.step("Send", f"{len(run.material.files)} files, {terminal.size(total)}, by C-STORE to {settings.ingest.dimse}")
+    what = (
+        f"the {run.material.count} files"
+        if run.own
+        else f"{run.material.count} studies: real objects and a chest phantom's,"
+    )
+    run.step("Send", f"{what} by C-STORE to {settings.ingest.dimse}, and watch them")
     failed: list[StepwedgeError] = []
 
     def hand_in() -> None:
         try:
-            send(run.material.files, peer, seen=run.sent.append)
+            for batch in run.material.batches:
+                send(batch, peer, seen=run.sent.append)
         except StepwedgeError as error:
             failed.append(error)
 
@@ -139,7 +144,7 @@ def _send_and_watch(run: Demo, settings: Settings) -> None:
 
 def _watch(run: Demo, stub: IngestServiceStub, sender: threading.Thread) -> None:
     """Follow every study until all that was stored is decided, or patience ends."""
-    deadline = time.monotonic() + VERDICT_SECONDS * (1 + len(run.material.files) / 50)
+    deadline = time.monotonic() + VERDICT_SECONDS * (1 + run.material.count / 50)
     while time.monotonic() < deadline:
         over = not sender.is_alive()
         for study in _studies(stub):

@@ -88,10 +88,10 @@ def test_studies_lists_what_there_is_newest_first(cluster: RunningCluster) -> No
     times = [line["first_received_at"] for line in listed.lines]
     assert times == sorted(times, reverse=True)
     (ct,) = [line for line in listed.lines if line["study_instance_uid"] == CT_STUDY]
-    assert (ct["state"], ct["decisions"][0]["verdict"]) == ("DONE", "REVIEW")
+    assert (ct["state"], ct["decisions"][0]["verdict"]) == ("DONE", "ACCEPT")
     shown = stepwedge("studies", "--config", cluster.file)
     assert CT_STUDY in shown.out
-    assert "REVIEW" in shown.out
+    assert "ACCEPT" in shown.out
 
 
 def test_studies_of_a_state_are_those_alone(cluster: RunningCluster) -> None:
