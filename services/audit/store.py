@@ -75,6 +75,8 @@ PRODUCERS = sa.Table(
     sa.Column("unreported", sa.Boolean),
 )
 
+# A writer whose machine is gone must not keep its lock for the two hours that TCP would wait.
+_NOTICE_A_LOST_HOLDER = ("tcp_keepalives_idle = 10", "tcp_keepalives_interval = 5", "tcp_keepalives_count = 3")
 _WRITER_LOCK = zlib.crc32(b"stepwedge audit log writer")
 
 
@@ -219,6 +221,8 @@ class Lease:
         connection = self._engine.connect()
         connection.detach()  # a session's lock must not go back into the pool with its connection
         with connection.begin():
+            for setting in _NOTICE_A_LOST_HOLDER:
+                connection.exec_driver_sql(f"SET {setting}")
             taken = bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_WRITER_LOCK))))
         if taken:
             self.connection = connection
