@@ -17,6 +17,8 @@ from shared.dicom_encoding import TEXT_VRS, WIDTHS, Bytes, Elements
 _DECIMAL: Final = re.compile(rb"[0-9+\-.eE \\]*")
 _INTEGER: Final = re.compile(rb"[0-9+\- \\]*")
 _BULK: Final = frozenset({"OB", "OD", "OF", "OL", "OV", "OW"})
+# Arcs of the standard's root under which it registers context groups and coding schemes (PS3.6 Annex A, PS3.16).
+_REGISTERED: Final = re.compile(r"1\.2\.840\.10008\.(?:6\.1|2\.16|8\.1)\.[0-9]{1,4}")
 _CHARACTER_SET: Final = 0x00080005
 _CODING_SCHEME: Final = 0x00080102
 
@@ -59,7 +61,7 @@ def _public_uids() -> frozenset[str]:
 
 def is_public_uid(uid: str) -> bool:
     """Whether the UID names something of a standard (a SOP class, a coding scheme), not an instance."""
-    return uid in _public_uids()
+    return uid in _public_uids() or _REGISTERED.fullmatch(uid) is not None
 
 
 @lru_cache(maxsize=1)

@@ -177,19 +177,18 @@ def test_a_compressed_frame_that_says_it_is_larger_than_the_header_is_refused() 
     assert caught.value.code == ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE
 
 
-def test_a_value_that_does_not_convert_stays_as_bytes_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    ds = minimal()
-    data = (
-        written(ds)
-        .replace(b"Cnryson^Aurelia", b"Cnryson\xff\x1b$Aurel")
-        .replace(b"\x28\x00\x02\x00US", b"\x28\0\x02\0FD")
-    )
+def test_a_value_that_does_not_convert_is_told_of_by_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    data = written(minimal()).replace(b"Cnryson^Aurelia", b"Cnryson\xff\x1b$Aurel")
+    data = data.replace(b"\x28\0\x10\0US\2\0\4\0", b"\x28\0\x10\0IS\2\0Q7")  # Rows
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as caught:
         read = dicom.read(data)
         str(read)
     assert "Cnryson" not in caplog.text
     assert not [w for w in caught if "Cnryson" in str(w.message)]
-    assert read[0x00280002].VR == "UN"
+    with pytest.raises(StepwedgeError) as refused:
+        next(dicom.frames(read))
+    assert refused.value.code == ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE
+    assert "Q7" not in refused.value.message
 
 
 def test_ybr_becomes_rgb_only_when_asked() -> None:
