@@ -7,6 +7,7 @@ again first, and the log recognizes it by its idempotency keys.
 """
 
 import asyncio
+import contextvars
 import random
 import time
 import uuid
@@ -161,7 +162,8 @@ class Recorder:
 
     def _wake(self) -> None:
         if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._run(), name="recorder")
+            # In a context of its own, since what it sends belongs to no one caller's trace.
+            self._pump = asyncio.create_task(self._run(), name="recorder", context=contextvars.Context())
 
     async def _run(self) -> None:
         """Send batches until nobody waits any more; `record` starts this again."""

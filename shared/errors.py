@@ -76,6 +76,10 @@ _FOREIGN: dict[grpc.StatusCode, ErrorCode.ValueType] = {
     _S.UNIMPLEMENTED: ErrorCode.ERROR_CODE_INVALID_REQUEST,
 }
 
+# How the core words it that a message is over the limit, with the status of a server that is full: the one is for ever,
+# the other for now.
+_TOO_LONG = "message larger than max"
+
 _BY_NAME: dict[str, ErrorCode.ValueType] = {
     name.removeprefix(_PREFIX): number for name, number in ErrorCode.items() if number
 }
@@ -141,8 +145,15 @@ def from_rpc(exc: grpc.RpcError) -> StepwedgeError:
             ours = _decode(value)
             if ours is not None:
                 return ours
+    if status is _S.RESOURCE_EXHAUSTED and _TOO_LONG in _details(exc):
+        return StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "a message is longer than the transport takes")
     code = _FOREIGN.get(status, ErrorCode.ERROR_CODE_INTERNAL)
     return StepwedgeError(code, f"the call ended with {status.name}")
+
+
+def _details(exc: grpc.RpcError) -> str:
+    details = getattr(exc, "details", None)
+    return str(details() or "") if callable(details) else ""
 
 
 def _trailing(exc: grpc.RpcError) -> list[tuple[str, bytes]]:

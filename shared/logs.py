@@ -44,6 +44,12 @@ _PHRASE = re.compile(r"[A-Za-z][A-Za-z ,;:'()./_-]{0,119}")
 _WITHHELD = "withheld: an event is a constant phrase"
 # What a field's text may look like: names of ours, pseudonyms, digests, addresses; no blank, so no sentence.
 _TOKEN = re.compile(r"[A-Za-z0-9_.:/+@\[\]=-]{0,200}")
+# Fields with a shape of their own, so that an original UID or number is not taken for its pseudonym.
+_SHAPES: Mapping[str, re.Pattern[str]] = {
+    **dict.fromkeys(("study", "series", "instance"), re.compile(r"(?:2\.25\.[0-9]{1,39})?")),
+    "subject": re.compile(r"(?:SW-[A-Z2-7]{24}|[0-9a-f]{64})?"),
+    "sha256": re.compile(r"(?:[0-9a-f]{64})?"),
+}
 
 
 def configure(service: str, level: str = "INFO") -> None:
@@ -174,7 +180,9 @@ def _exception_of(info: object) -> BaseException | None:
 def keep_allowed(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Drop every field that is not in `ALLOWED_FIELDS`; repair the event and the values of the rest."""
     dropped = sum(1 for key in fields if key not in ALLOWED_FIELDS)
-    kept: dict[str, Any] = {key: _safe(value) for key, value in fields.items() if key in ALLOWED_FIELDS - {"event"}}
+    kept: dict[str, Any] = {
+        key: _safe(value, _SHAPES.get(key, _TOKEN)) for key, value in fields.items() if key in ALLOWED_FIELDS
+    }
     event = fields.get("event")
     kept["event"] = event if isinstance(event, str) and _PHRASE.fullmatch(event) else _WITHHELD
     if dropped:
@@ -188,16 +196,16 @@ class Words(str):
     __slots__ = ()
 
 
-def _safe(value: object) -> object:
+def _safe(value: object, shape: re.Pattern[str] = _TOKEN) -> object:
     if isinstance(value, Words):
         return str(value)[:500]
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
         text = str(value)
-        return text if _TOKEN.fullmatch(text) else "[withheld]"
+        return text if shape.fullmatch(text) else "[withheld]"
     if isinstance(value, list | tuple):
-        return [_safe(item) for item in value[:32]]
+        return [_safe(item, shape) for item in value[:32]]
     return f"[{type(value).__name__}]"
 
 

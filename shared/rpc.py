@@ -1,6 +1,7 @@
 """A gRPC server as every service runs it, and the start of a service's process."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -97,6 +98,7 @@ class Server:
         )
         self._names = ["grpc.health.v1.Health", reflection.SERVICE_NAME]
         self._told_to_stop = asyncio.Event()
+        self._told_again = asyncio.Event()
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._server)
 
     def add(self, register: Callable[[Any, grpc.aio.Server], None], servicer: object, service_name: str) -> None:
@@ -150,15 +152,26 @@ class Server:
             await self._told_to_stop.wait()
             _log.info("draining")
             await self._health.drain()
-            await asyncio.gather(
-                self._server.stop(GRACE_SECONDS), self._guard.drain(GRACE_SECONDS), _within_grace(on_drain)
-            )
+            await self._finish(on_drain)
             _log.info("stopped")
         finally:
             remove_handlers()
             await self._server.stop(0)
             await self._health.stop()
             await asyncio.to_thread(stop_metrics)
+
+    async def _finish(self, on_drain: Callable[[], Awaitable[None]] | None) -> None:
+        """Let calls and other work end within the grace; cut both short where the process is told to stop again."""
+        ending: asyncio.Future[Any] = asyncio.gather(
+            self._server.stop(GRACE_SECONDS), self._guard.drain(GRACE_SECONDS), _within_grace(on_drain)
+        )
+        again: asyncio.Future[Any] = asyncio.ensure_future(self._told_again.wait())
+        await asyncio.wait({ending, again}, return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
+        if not ending.done():
+            _log.warning("told to stop again; what is in progress is cut short")
+            ending.cancel()
+            await asyncio.wait({ending})
 
     def _listen(self) -> None:
         host, _ = host_and_port(self._section.listen)
@@ -175,12 +188,9 @@ class Server:
 
     def _handle_signals(self) -> Callable[[], None]:
         loop = asyncio.get_running_loop()
-        hurried: set[asyncio.Task[None]] = set()
 
         def told() -> None:
-            if self._told_to_stop.is_set():
-                hurried.add(loop.create_task(self._server.stop(0)))
-            self._told_to_stop.set()
+            (self._told_again if self._told_to_stop.is_set() else self._told_to_stop).set()
 
         handled = []
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -240,6 +250,8 @@ async def main(identity: Identity, build: Callable[[Settings, Health, Server], A
     SystemExit
         78 where the configuration is wrong, 1 for any other refusal to start; the reason is a line on stderr.
     """
+    # What a service writes is for itself and its group: the databases and the objects hold identity.
+    os.umask(0o027)
     logs.configure(identity.value)
     loop = asyncio.get_running_loop()
     logs.watch_loop(loop)

@@ -362,6 +362,8 @@ async def test_a_message_over_the_limit_is_refused_either_way_and_the_connection
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await call
             assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            error = from_rpc(raised.value)
+            assert (error.name, error.permanent) == ("INVALID_REQUEST", True)  # unlike a server that is full
         assert (await bare.GetCheckpoint(audit_pb2.GetCheckpointRequest(), timeout=5)).size == 7
 
 
@@ -526,10 +528,8 @@ _SERVICE = textwrap.dedent(
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signalled_process_finishes_the_call_in_flight_and_exits_with_zero(
-    tmp_path: Path, pki_folder: Path, number: signal.Signals
-) -> None:
+@asynccontextmanager
+async def _process(tmp_path: Path, pki_folder: Path) -> AsyncIterator[tuple["subprocess.Popen[bytes]", str]]:
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -544,6 +544,17 @@ async def test_a_signalled_process_finishes_the_call_in_flight_and_exits_with_ze
         assert process.stdout is not None
         word, service, address = (await asyncio.to_thread(process.stdout.readline)).decode().split()
         assert (word, service) == ("ready", "audit")
+        yield process, address
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signalled_process_finishes_the_call_in_flight_and_exits_with_zero(
+    tmp_path: Path, pki_folder: Path, number: signal.Signals
+) -> None:
+    async with _process(tmp_path, pki_folder) as (process, address):
         credentials = pki.Credentials.load(pki_folder, Identity.AUDITOR)
         async with rpc.channel(address, credentials, server=Identity.AUDIT) as channel:
             stub = audit_pb2_grpc.AuditServiceStub(channel)
@@ -569,9 +580,25 @@ async def test_a_signalled_process_finishes_the_call_in_flight_and_exits_with_ze
             "serving", "draining", "call", "stopped",
         ]  # fmt: skip
         assert (tmp_path / "closed").exists()
-    finally:
-        process.kill()
-        process.wait()
+
+
+async def test_a_process_told_to_stop_twice_does_not_wait_for_the_call_in_flight(
+    tmp_path: Path, pki_folder: Path
+) -> None:
+    async with (
+        _process(tmp_path, pki_folder) as (process, address),
+        rpc.channel(address, pki.Credentials.load(pki_folder, Identity.AUDITOR), server=Identity.AUDIT) as channel,
+    ):
+        stub = audit_pb2_grpc.AuditServiceStub(channel)
+        call = asyncio.ensure_future(stub.GetCheckpoint(audit_pb2.GetCheckpointRequest()))
+        await eventually((tmp_path / "entered").exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        while b'"draining"' not in await asyncio.to_thread(process.stderr.readline):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 10) == 0
+        assert (await refused(call)).name == "DEPENDENCY_UNAVAILABLE"
 
 
 # Telemetry

@@ -292,10 +292,10 @@ async def test_whatever_fails_in_whatever_order_every_success_is_in_the_log_once
     chance = random.Random(seed)
     async with running() as it:
         recorder = it.start(deadline_seconds=20)
-        it.log.plan = [chance.choice(["", "", "refuse", "lose", "full"]) for _ in range(30)]
+        it.log.plan = [chance.choice(["", "", "refuse", "lose", "full"]) for _ in range(12)]
         keys: list[str] = []
         tasks: list[asyncio.Task[int]] = []
-        for number in range(300):
+        for number in range(200):
             key = f"{'bad' if chance.random() < 0.02 else 'k'}/{number if chance.random() < 0.9 else number // 2}"
             keys.append(key)
             tasks.append(it.record(key, recorder))

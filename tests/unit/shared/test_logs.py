@@ -44,8 +44,13 @@ def test_fields_that_are_not_allowed_are_dropped_and_counted() -> None:
 
 
 def test_values_that_do_not_look_like_a_name_of_ours_are_withheld() -> None:
-    (line,) = _run('log.info("received", study=NAME, series=["2.25.1", NAME], instance={"n": NAME}, key="DOE JANE")')
-    assert line["study"] == line["key"] == "[withheld]"
+    (line,) = _run(
+        """
+        log.info("received", study="1.2.840.4711", series=["2.25.1", NAME], instance={"n": NAME}, key="DOE JANE",
+                 subject="4711")
+        """
+    )
+    assert line["study"] == line["key"] == line["subject"] == "[withheld]"
     assert line["series"] == ["2.25.1", "[withheld]"]
     assert line["instance"] == "[dict]"
 
