@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -30,6 +31,9 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of the installed command."""
     _silence_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal whose encoding lacks a character still gets the rest
+            stream.reconfigure(errors="backslashreplace")
     # Terminals that close and supervisors that stop us send SIGTERM or SIGHUP: end as by Ctrl-C, cleaning up.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)

@@ -89,8 +89,6 @@ class Board:
         before, row.stage = row.stage, row.stage_of(study)
         if row.stage > before and (self._live is None or len(self.rows) > LIVE_ROWS):
             self._print_line(row, before)
-        elif row.ended and row.decision is None and before == row.stage:
-            return
 
     def _print_line(self, row: Row, before: int) -> None:
         passed = ", ".join(STAGES[before : row.stage])
@@ -110,7 +108,7 @@ class Board:
         table.add_column("   study", no_wrap=True)
         for stage in STAGES[:-1]:
             table.add_column(stage, justify="center")
-        table.add_column("verdict")
+        table.add_column("verdict", min_width=14)
         for row in list(self.rows.values())[-LIVE_ROWS:]:
             table.add_row(f"   {row.label}", *_marks(row), _verdict(row))
         return table
