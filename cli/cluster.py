@@ -37,8 +37,10 @@ DRAIN_SECONDS = 30.0
 """How long a child may take to end after SIGTERM before it is killed; servers grant calls 20 s."""
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 30.0
+READY_BACKOFF_SECONDS = 2.0
+"""Longest delay for a child that was ready before it died: it may well be again."""
 STEADY_SECONDS = 30.0
-"""A child that lived this long starts again without delay when it dies."""
+"""A child that lived this long starts again with the shortest delay."""
 FAILED_STARTS = 3
 """Ends before the first `ready` after which a cluster is given up."""
 LOG_BYTES = 32 << 20
@@ -65,8 +67,11 @@ class Child:
     log: Path
     process: subprocess.Popen[str] | None = None
     address: str = ""
-    starts: int = 0
+    failures: int = 0
+    """How often it ended before it was ready, since it last was."""
     last_status: int | None = None
+    was_ready: bool = False
+    """In its present or last life."""
     held: bool = False
     """Not started again until `Cluster.release`."""
     ready: threading.Event = field(default_factory=threading.Event)
@@ -185,7 +190,10 @@ class Cluster:
             self._run(child)
             if self._stopping.is_set():
                 return
-            backoff = FIRST_BACKOFF_SECONDS if time.monotonic() - started > STEADY_SECONDS else backoff
+            if time.monotonic() - started > STEADY_SECONDS:
+                backoff = FIRST_BACKOFF_SECONDS
+            elif child.was_ready:
+                backoff = min(backoff, READY_BACKOFF_SECONDS)
             if not child.held:
                 self.say(f"{child.service} {_ended(child.last_status)}; starting again in {backoff:.1f} s")
                 self._stopping.wait(backoff)
@@ -200,21 +208,23 @@ class Cluster:
             child.process = self._spawn(child, log)
         if self._stopping.is_set():  # stop() did not see this process
             _signal(child, signal.SIGTERM)
+        child.was_ready = False
         listener = threading.Thread(
             target=_listen, args=(child, child.process), name=f"listen-{child.service}", daemon=True
         )
         listener.start()
         # Worker processes of a child that was killed outright would keep its files and locks: end its whole group,
         # while the unreaped leader still keeps the group's number from being given to anybody else.
-        os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.process.pid, signal.SIGKILL)
         child.last_status = child.process.wait()
         listener.join()
+        child.failures = 0 if child.was_ready else child.failures + 1
         child.ready.clear()
 
     def _spawn(self, child: Child, log: IO[bytes]) -> subprocess.Popen[str]:
-        child.starts += 1
         command = [sys.executable, "-m", f"services.{child.service}"]
         return subprocess.Popen(
             [sys.executable, "-I", "-S", str(TETHER), str(os.getpid()), *command],
@@ -228,8 +238,7 @@ class Cluster:
         )
 
     def _refuse_hopeless(self, child: Child) -> None:
-        useless = child.last_status == Exit.CONFIGURATION
-        if useless or child.starts > FAILED_STARTS or (child.starts == FAILED_STARTS and child.pid is None):
+        if child.failures >= FAILED_STARTS or (child.failures and child.last_status == Exit.CONFIGURATION):
             words = (
                 f"{child.service} {_ended(child.last_status)} before it was ready{_reason(child.log)}; log: {child.log}"
             )
@@ -262,6 +271,7 @@ def _listen(child: Child, process: subprocess.Popen[str]) -> None:
             word, _, rest = line.partition(" ")
             if word == "ready" and rest.strip():
                 child.address = rest.split()[-1]
+                child.was_ready = True
                 child.ready.set()
 
 
