@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -65,8 +67,11 @@ def distil(
     minutes: Minutes = None,
     rate: float = 2e-3,
     threads: int = 2,
+    most: Annotated[int, typer.Option(help="Images of one source, at most, that get soft labels.")] = 1200,
     alone: Annotated[bool, typer.Option(help="Without teachers: from human masks only.")] = False,
-    start: Annotated[Path | None, typer.Option(help="Weights (average.pt) of an earlier run to begin from.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Weights (average.pt) of an earlier run: begin there, and teach with it.")
+    ] = None,
 ) -> None:
     """Train the student on human masks and on the teachers' soft labels for every image, labelled or not."""
     import torch
@@ -76,15 +81,13 @@ def distil(
     from distillation.train import Plan, fit, student_loss
 
     pool = _pool(data, work, ("train", "unlabelled"))
-    if not alone:
-        pool.soft = _soft_labels(work, pool)
+    taught = {} if alone else _teach(work, pool, most, start)
     torch.manual_seed(seed)
     student = Student()
     if start is not None:
         student.load_state_dict(torch.load(start, weights_only=True))
     plan = Plan(run, steps, seed, rate=rate, minutes=minutes, threads=threads)
     fit(student, student_loss, Mixture(pool, STUDENT_MIX, seed), plan, work / run)
-    taught = {} if alone else {name: _digest(work / name / "average.pt") for name in TEACHERS}
     lineage = {"teachers": taught, "began_from": _digest(start) if start else None}
     _merge(work / run / "run.json", lineage)
 
@@ -161,24 +164,42 @@ def _pool(data: Path, work: Path, splits: tuple[str, ...]) -> Any:
     from distillation.data import load_pool
 
     with console.status(f"reading {', '.join(splits)}") as status:
-        return load_pool(data, work / "cache", splits, lambda i, n: status.update(f"reading {i} of {n}"))
+        return load_pool(data, work / "cache", splits, partial(_show, status, "reading"))
 
 
-def _soft_labels(work: Path, pool: Any) -> Any:
+def _teach(work: Path, pool: Any, most: int, student: Path | None) -> dict[str, str]:
+    """Gives the pool the soft labels of all teachers trained under `work` and of an earlier student, if there is one;
+    returns their digests."""
     import torch
 
-    from distillation.ensemble import soft_labels
-    from distillation.models import Teacher, channels_last
+    from distillation.ensemble import soft_labels, worth_teaching
+    from distillation.models import Student, Teacher, channels_last
 
-    ensemble, key = [], hashlib.sha256()
-    for name, (encoder, _) in TEACHERS.items():
-        teacher = Teacher(encoder, pretrained=False)
+    names = [name for name in TEACHERS if (work / name / "average.pt").exists()]
+    if not names:
+        raise typer.BadParameter("no teacher is trained here: run `teachers` first, or say --alone")
+    ensemble: list[torch.nn.Module] = []
+    for name in names:
+        teacher = Teacher(TEACHERS[name][0], pretrained=False)
         teacher.load_state_dict(torch.load(work / name / "average.pt", weights_only=True))
         ensemble.append(channels_last(teacher).eval())
-        key.update(_digest(work / name / "average.pt").encode())
+    digests = {name: _digest(work / name / "average.pt") for name in names}
+    if student is not None:
+        earlier = Student()
+        earlier.load_state_dict(torch.load(student, weights_only=True))
+        ensemble.append(channels_last(earlier).eval())
+        digests["an earlier student"] = _digest(student)
+    rows = worth_teaching([item.source for item in pool.radiographs], most)
+    key = hashlib.sha256(json.dumps([digests, rows.tolist()]).encode()).hexdigest()[:16]
     with console.status("soft labels") as status:
-        path = work / f"soft-{key.hexdigest()[:16]}.npy"
-        return soft_labels(ensemble, pool.grids, path, lambda i, n: status.update(f"soft labels {i} of {n}"))
+        show = partial(_show, status, "soft labels")
+        pool.soft = soft_labels(ensemble, pool.grids, rows, work / f"soft-{key}.npy", show)
+    pool.taught = np.isin(np.arange(len(pool.grids)), rows)
+    return digests
+
+
+def _show(status: Any, what: str, done: int, of: int) -> None:
+    status.update(f"{what} {done} of {of}")
 
 
 def _digest(path: Path) -> str:

@@ -77,9 +77,10 @@ class Mixture:
         if pool.soft is not None:
             maps.append(pool.soft[row])
         seen = view(pool.grids[row], pool.boxes[row], maps, rng, self.labelled_turns)
+        taught = pool.taught is not None and bool(pool.taught[row])
         soft = seen.maps[2] if pool.soft is not None else seen.maps[0]
         one = np.ones(len(FLAGS), np.float32)
-        return seen.grid, seen.maps[0], seen.maps[1], soft, pool.complete[row], pool.soft is not None, seen.flags, one
+        return seen.grid, seen.maps[0], seen.maps[1], soft, pool.complete[row], taught, seen.flags, one
 
     def _negative(self, rng: np.random.Generator) -> Sample:
         row = int(rng.choice(self.all_rows))

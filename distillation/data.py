@@ -42,7 +42,8 @@ class Pool:
     """Images ready to train on, row by row.
 
     grids: uint8 [n, 256, 256]; targets, weights: uint8 [n, 128, 128, 4], 255 = one; soft: teachers' answers, same
-    shape, or None; complete: bool [n, 4], where a person labelled the whole channel; boxes: the letterboxes.
+    shape, or None, and taught: bool [n], which images have them; complete: bool [n, 4], where a person labelled the
+    whole channel; boxes: the letterboxes.
     """
 
     radiographs: list[Radiograph]
@@ -52,6 +53,7 @@ class Pool:
     complete: NDArray[np.bool_]
     boxes: list[Letterbox]
     soft: NDArray[np.uint8] | None = None
+    taught: NDArray[np.bool_] | None = None
 
     def rows_of(self, source: str) -> NDArray[np.int64]:
         return np.array([i for i, item in enumerate(self.radiographs) if item.source == source], np.int64)

@@ -20,21 +20,38 @@ def probabilities(teachers: Sequence[nn.Module], grids: NDArray[np.uint8]) -> Te
     total = torch.zeros(())
     for teacher in teachers:
         with torch.autocast("cpu", torch.bfloat16):
-            plain, mirrored = teacher(images), teacher(images.flip(3))
+            plain, mirrored = (_masks(teacher(look)) for look in (images, images.flip(3)))
         total = total + plain.float().sigmoid() + mirrored.float().sigmoid().flip(3)[:, SWAPPED]
     return total / (2 * len(teachers))
 
 
+def _masks(answer: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """A student answers with more than masks."""
+    return answer[0] if isinstance(answer, tuple) else answer
+
+
+def worth_teaching(sources: Sequence[str], most: int, seed: int = 1) -> NDArray[np.int64]:
+    """Rows that get soft labels: all of each source, but at most `most` of one (the rest keep people's labels only)."""
+    rng, names = np.random.default_rng(seed), np.array(sources)
+    rows = [rng.permutation(np.flatnonzero(names == source))[:most] for source in sorted(set(sources))]
+    return np.sort(np.concatenate(rows))
+
+
 def soft_labels(
-    teachers: Sequence[nn.Module], grids: NDArray[np.uint8], path: Path, progress: Callable[[int, int], None]
+    teachers: Sequence[nn.Module],
+    grids: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    path: Path,
+    progress: Callable[[int, int], None],
 ) -> NDArray[np.uint8]:
-    """Soft labels uint8 [n, 128, 128, 4], made once and kept in `path`."""
+    """Soft labels uint8 [n, 128, 128, 4] for `rows` (zero elsewhere), made once and kept in `path`."""
     if not path.exists():
         made = np.zeros((len(grids), 128, 128, 4), np.uint8)
-        for start in range(0, len(grids), 16):
-            found = probabilities(teachers, grids[start : start + 16])
-            made[start : start + 16] = (found * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            progress(min(start + 16, len(grids)), len(grids))
+        for start in range(0, len(rows), 16):
+            some = rows[start : start + 16]
+            found = probabilities(teachers, grids[some])
+            made[some] = (found * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            progress(min(start + 16, len(rows)), len(rows))
         part = path.with_suffix(".part.npy")
         np.save(part, made)
         part.replace(path)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor
 
+_WHISPER = 0.3
+
 
 def labelled(logits: Tensor, target: Tensor, weight: Tensor, complete: Tensor) -> Tensor:
     """Cross-entropy where a weight says so, and Dice on channels that a person labelled whole.
@@ -18,18 +20,23 @@ def labelled(logits: Tensor, target: Tensor, weight: Tensor, complete: Tensor) -
     return cross + _dice_loss(logits.sigmoid() * weight, target * weight, complete)
 
 
-def distilled(logits: Tensor, soft: Tensor, taught: Tensor, temperature: float = 4.0) -> Tensor:
+def distilled(logits: Tensor, soft: Tensor, taught: Tensor, complete: Tensor, temperature: float = 4.0) -> Tensor:
     """Cross-entropy and Dice to the teachers' probabilities [N, C, H, W], and channel-wise distillation (Shu et al.
-    2021, arXiv 2011.13256: KL between softmaxes over the plane); `taught` bool [N] says which images have them."""
+    2021, arXiv 2011.13256: KL between softmaxes over the plane).
+
+    taught: bool [N], which images have soft labels; complete: bool [N, C], where a person labelled the channel and the
+    teachers only whisper.
+    """
     if not bool(taught.any()):
         return logits.sum() * 0.0
     logits, soft = logits[taught], soft[taught]
-    whole = torch.ones(logits.shape[:2], dtype=torch.bool)
-    near = F.binary_cross_entropy_with_logits(logits, soft) + _dice_loss(logits.sigmoid(), soft, whole)
+    voice = torch.where(complete[taught], _WHISPER, 1.0)
+    entropy = F.binary_cross_entropy_with_logits(logits, soft, reduction="none").mean((2, 3))
     teacher = torch.logit(soft, eps=0.01).flatten(2) / temperature
     student = logits.clamp(-8, 8).flatten(2) / temperature
     planes = F.kl_div(student.log_softmax(2), teacher.log_softmax(2), reduction="none", log_target=True).sum(2)
-    return near + 0.5 * temperature**2 * planes.mean()
+    near = ((entropy + 0.5 * temperature**2 * planes) * voice).sum() / voice.sum()
+    return near + _dice_loss(logits.sigmoid(), soft, voice)
 
 
 def flagged(logits: Tensor, flags: Tensor, weight: Tensor) -> Tensor:
@@ -38,7 +45,7 @@ def flagged(logits: Tensor, flags: Tensor, weight: Tensor) -> Tensor:
     return (entropy * weight).sum() / weight.sum().clamp_min(1.0)
 
 
-def _dice_loss(p: Tensor, target: Tensor, complete: Tensor) -> Tensor:
+def _dice_loss(p: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     overlap, total = (p * target).sum((2, 3)), p.sum((2, 3)) + target.sum((2, 3))
     dice = (2 * overlap + 1) / (total + 1)
-    return ((1 - dice) * complete).sum() / complete.sum().clamp_min(1)
+    return ((1 - dice) * weight).sum() / weight.sum().clamp_min(1)

@@ -45,7 +45,7 @@ def student_loss(model: nn.Module, batch: Batch) -> Tensor:
     loss = labelled(masks, batch.target, batch.weight, batch.complete) + 0.5 * flagged(
         flags, batch.flags, batch.flag_weight
     )
-    return loss + distilled(masks, batch.soft, batch.taught) if bool(batch.taught.any()) else loss
+    return loss + distilled(masks, batch.soft, batch.taught, batch.complete) if bool(batch.taught.any()) else loss
 
 
 def _masks(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

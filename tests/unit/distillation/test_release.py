@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from distillation import release
@@ -58,6 +57,7 @@ def test_the_served_file_is_small_and_takes_what_the_manifest_says(manifest, stu
 
 
 def test_the_served_file_computes_in_unsigned_activations_and_signed_weights(manifest):
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[train]'")
     graph = onnx.load(FOLDER / release.SERVED).graph
     kinds = {one.name: one.data_type for one in graph.initializer}
     points = [kinds[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]

@@ -15,7 +15,7 @@ from services.inference.preprocessing import GRID, letterbox
 
 pytestmark = pytest.mark.training
 SQUARE = letterbox(GRID, GRID)
-FLOOR = 0.60
+FLOOR = 0.70
 
 
 def _pool(count: int, seed: int) -> tuple[Pool, np.ndarray]:
@@ -50,7 +50,8 @@ def test_images_without_teachers_are_not_distilled():
     from distillation.losses import distilled
 
     logits = torch.randn(2, 4, 16, 16, requires_grad=True)
-    distilled(logits, torch.rand(2, 4, 16, 16), torch.tensor([True, False])).backward()
+    nobody = torch.zeros(2, 4, dtype=torch.bool)
+    distilled(logits, torch.rand(2, 4, 16, 16), torch.tensor([True, False]), nobody).backward()
     assert logits.grad is not None
     assert logits.grad[0].any()
     assert not logits.grad[1].any()
@@ -58,7 +59,7 @@ def test_images_without_teachers_are_not_distilled():
 
 @pytest.mark.timeout(240)
 def test_a_training_of_seconds_learns_resumes_exports_and_quantises(tmp_path):
-    torch = pytest.importorskip("torch", reason="pip install -e '.[train]'")
+    torch = pytest.importorskip("torch")
     from distillation.batches import Mixture
     from distillation.compress import calibration_grids, export, parity, quantise
     from distillation.models import Student
@@ -70,8 +71,8 @@ def test_a_training_of_seconds_learns_resumes_exports_and_quantises(tmp_path):
     torch.manual_seed(5)
     run = tmp_path / "run"
     fit(Student(), student_loss, mixture, Plan("first", 30, seed=5, rate=3e-3), run)
-    model = fit(Student(), student_loss, mixture, Plan("second", 80, seed=5, rate=3e-3), run)
-    assert json.loads((run / "run.json").read_text())["steps_done"] == 80
+    model = fit(Student(), student_loss, mixture, Plan("second", 120, seed=5, rate=3e-3), run)
+    assert json.loads((run / "run.json").read_text())["steps_done"] == 120
 
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
     export(model, whole)
@@ -93,7 +94,7 @@ def test_a_training_of_seconds_learns_resumes_exports_and_quantises(tmp_path):
 
 
 def test_torchvision_imports_beside_a_cpu_build_of_torch():
-    pytest.importorskip("torch", reason="pip install -e '.[train]'")
+    pytest.importorskip("torch")
     from distillation.torchvision_guard import torchvision
 
     assert torchvision().models.resnet18(weights=None) is not None
