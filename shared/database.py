@@ -50,7 +50,10 @@ def create_engine(url: str) -> Engine:
     make = {"sqlite": _sqlite, "postgresql": _postgresql}.get(parsed.get_backend_name())
     if make is None:
         raise _configuration("a database is SQLite or PostgreSQL")
-    engine = make(parsed)
+    try:
+        engine = make(parsed)
+    except ModuleNotFoundError:
+        raise _configuration("a PostgreSQL database needs the extra postgres to be installed") from None
     event.listen(engine, "handle_error", _translate)
     return engine
 

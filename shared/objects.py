@@ -76,7 +76,12 @@ def open_store(settings: Objects, zones: Collection[Zone]) -> ObjectStore:
 
         places = {zone: Path(getattr(settings, zone.value)) for zone in opened}
         return DirectoryStore(places, low_water_bytes=settings.low_water_bytes)
-    from shared.s3_store import S3Store
+    try:
+        from shared.s3_store import S3Store
+    except ModuleNotFoundError:
+        raise StepwedgeError(
+            ErrorCode.ERROR_CODE_CONFIGURATION, "objects.kind is s3, which needs the extra s3 to be installed"
+        ) from None
 
     return S3Store(
         {zone: str(getattr(settings, zone.value)) for zone in opened},

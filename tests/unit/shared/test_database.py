@@ -173,6 +173,44 @@ def test_postgresql_commits_synchronously_whatever_the_server_says(postgres_url:
     engine.dispose()
 
 
+@pytest.mark.postgres
+def test_connections_that_postgresql_cut_fail_transiently_once_and_are_replaced(postgres_url: str) -> None:
+    engine = database.create_engine(postgres_url)
+    cut = sa.text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+        "AND backend_type = 'client backend'"
+    )
+    with engine.connect() as victim:
+        victim.execute(sa.text("SELECT 1"))
+        with database.create_engine(postgres_url).connect() as administrator:
+            administrator.execute(cut)
+        with pytest.raises(StepwedgeError, match="DEPENDENCY_UNAVAILABLE") as raised:
+            victim.execute(sa.text("SELECT 1"))
+    assert not raised.value.permanent
+    database.ping(engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("package", "program"),
+    [
+        ("psycopg", "from shared import database; database.create_engine('postgresql://h/d')"),
+        (
+            "boto3",
+            "from shared import objects; from shared.settings import Objects;"
+            "objects.open_store(Objects(kind='s3', original='s3://one', deidentified='s3://two'), [])",
+        ),
+    ],
+)
+def test_a_store_whose_library_is_not_installed_is_a_configuration_error(package: str, program: str) -> None:
+    absent = f"import sys; sys.modules['{package}'] = None;"
+    ended = subprocess.run(
+        [sys.executable, "-c", absent + program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "StepwedgeError: CONFIGURATION" in ended.stderr
+    assert "extra" in ended.stderr
+
+
 def test_a_database_that_is_away_is_a_transient_error_without_its_address(free_port) -> None:  # type: ignore[no-untyped-def]
     engine = database.create_engine(f"postgresql://someone:secret@127.0.0.1:{free_port()}/nowhere")
     with pytest.raises(StepwedgeError) as raised:

@@ -1,10 +1,12 @@
 """No log line can name a patient, whoever writes it and however it fails."""
 
+import ast
 import json
 import subprocess
 import sys
 import textwrap
 
+from shared import logs
 from shared.paths import ROOT
 
 CANARY = ("DOE", "JANE", "19700101", "4711")
@@ -145,3 +147,28 @@ def test_code_that_only_uses_ours_finds_no_line_in_its_output() -> None:
     program = 'from shared import logs; logs.get_logger("shared.x").error("something")'
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (ended.stdout, ended.stderr) == ("", "")
+
+
+def test_every_log_call_of_the_product_is_a_constant_phrase_with_allowed_fields() -> None:
+    levels = {"debug", "info", "warning", "error", "critical", "exception"}
+    calls, wrong = 0, []
+    for package in ("shared", "services", "cli"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and node.func.attr in levels
+                    and isinstance(node.func.value, ast.Name)
+                    and node.func.value.id in {"_log", "log", "logger", "_logger"}
+                ):
+                    continue
+                calls += 1
+                phrase = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+                fields = {keyword.arg for keyword in node.keywords if keyword.arg} - {"exc_info"}
+                allowed = fields <= logs.ALLOWED_FIELDS
+                kept = logs.keep_allowed(None, "", {"event": phrase})["event"] == phrase
+                if not (allowed and kept and len(node.args) == 1):
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert calls > 10
+    assert wrong == []
