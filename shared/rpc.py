@@ -175,8 +175,9 @@ class Server:
 
     def _listen(self) -> None:
         host, _ = host_and_port(self._section.listen)
+        certificates = _Certificates(self._credentials, self.identity)
         try:
-            port = self._server.add_secure_port(self._section.listen, _tls(self._credentials))
+            port = self._server.add_secure_port(self._section.listen, certificates.server_credentials())
         except RuntimeError:
             port = 0
         if not port:
@@ -206,9 +207,44 @@ class Server:
         return remove
 
 
-def _tls(credentials: Credentials) -> grpc.ServerCredentials:
-    ca, certificate, key = credentials.read()
-    return grpc.ssl_server_credentials([(key, certificate)], root_certificates=ca, require_client_auth=True)
+class _Certificates:
+    """The server's certificate, read again when its files were replaced, so that a renewal needs no restart."""
+
+    def __init__(self, credentials: Credentials, identity: Identity) -> None:
+        self._credentials = credentials
+        self._identity = identity
+        self._seen = self._state()
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """Return what a port is opened with; a client must show a certificate of the cluster's CA."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration(),
+            self._renewed,  # type: ignore[arg-type]  # None, for no change, is missing in its stubs
+            require_client_authentication=True,
+        )
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        ca, certificate, key = self._credentials.read()
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=ca)
+
+    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return the new configuration where the files changed and go together; asked before each handshake."""
+        try:
+            now = self._state()
+            if now == self._seen:
+                return None
+            # The files are replaced one after the other; until they match, the old ones serve.
+            Credentials.load(self._credentials.ca.parent, self._identity)
+            configuration = self._configuration()
+        except (OSError, StepwedgeError):
+            return None
+        self._seen = now
+        _log.info("certificate renewed")
+        return configuration
+
+    def _state(self) -> tuple[tuple[int, int], ...]:
+        files = (self._credentials.ca, self._credentials.certificate, self._credentials.key)
+        return tuple((file.stat().st_ino, file.stat().st_mtime_ns) for file in files)
 
 
 def _nothing() -> None:

@@ -5,6 +5,8 @@ import json
 import os
 import secrets
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -257,6 +259,36 @@ async def test_a_port_that_is_taken_is_a_configuration_error(serve: Serve) -> No
         with pytest.raises(StepwedgeError, match="CONFIGURATION: audit cannot listen"):
             async with serve(f'[audit]\nlisten = "{running.server.address}"\nmetrics = ""\n'):
                 pass
+
+
+async def test_a_renewed_certificate_is_served_to_new_connections_without_a_restart(
+    serve: Serve, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pki"
+    pki.create(folder, [Identity.AUDIT, Identity.AUDITOR], development=True)
+
+    def served(address: str) -> bytes:
+        context = ssl.create_default_context(cafile=folder / "ca.crt")
+        context.load_cert_chain(folder / "auditor.crt", folder / "auditor.key")
+        host, port = address.rsplit(":", 1)
+        with (
+            socket.create_connection((host, int(port)), timeout=5) as raw,
+            context.wrap_socket(raw, server_hostname="audit.stepwedge") as tls,
+        ):
+            return tls.getpeercert(binary_form=True) or b""
+
+    async with serve(f'[cluster]\npki = "{folder}"\n') as running:
+        before = await asyncio.to_thread(served, running.server.address)
+        (folder / "audit.key").write_text("half-way through a renewal")
+        assert await asyncio.to_thread(served, running.server.address) == before
+        pki.create(folder, [Identity.AUDIT], development=True)
+        after = await asyncio.to_thread(served, running.server.address)
+        assert after == ssl.PEM_cert_to_DER_cert((folder / "audit.crt").read_text())
+        assert after != before
+        auditor = pki.Credentials.load(folder, Identity.AUDITOR)
+        async with rpc.channel(running.server.address, auditor, server=Identity.AUDIT) as channel:
+            stub = audit_pb2_grpc.AuditServiceStub(channel)
+            assert (await stub.GetCheckpoint(audit_pb2.GetCheckpointRequest())).size == 7
 
 
 # Deadlines
