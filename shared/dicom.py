@@ -203,6 +203,8 @@ def frames(
     """
     layout = _layout(dataset)
     syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
+    if not syntax.is_transfer_syntax:
+        raise _undecodable("the transfer syntax is not one of the standard")
     if layout.frame_bytes > max_bytes:
         raise _undecodable("a frame is larger than may be decoded")
     _check_codestreams(dataset, syntax, layout, max_bytes)
