@@ -1,0 +1,349 @@
+"""From an object to its assessment: general checks on any image, and the model on frontal chest radiographs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from services.inference import chest, general, masks, registry, thresholds
+from services.inference.chest import Look
+from services.inference.coverage import DERIVED, VOLUMES, Coverage, coverage, modality_of
+from services.inference.findings import (
+    FAIL,
+    NOT_ASSESSABLE,
+    ORDER,
+    PASS,
+    WARN,
+    Value,
+    finding,
+    finding_as_json,
+    measurement_as_json,
+    name,
+)
+from services.inference.pixels import Frame, frame_of, has_pixels, picture, picture_size, plain
+from services.inference.preprocessing import Preprocessed, preprocess
+from shared import dicom, paths
+from shared.errors import ErrorCode, StepwedgeError
+from shared.policy import Policy
+from stepwedge.common.v1.common_pb2 import Finding, Measurement, Reason, Verdict
+
+MAX_FILE_BYTES: Final = 2 << 30
+"""Longest object or picture that is read."""
+MAX_CHEST_PIXELS: Final = 64 << 20
+"""Most pixels of an image that the model looks at; the largest detectors have 20 million."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What the model was and saw, so that the answer can be had again.
+
+    preprocessed_sha256: of the grid. output_sha256: of the raw outputs of every look that was taken, in their order.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    preprocessing: str
+    calibration_sha256: str
+    execution_provider: str
+    preprocessed_sha256: str
+    output_sha256: str
+
+
+@dataclass(frozen=True)
+class AssessmentResult:
+    """What was found in one image.
+
+    findings: in the order of the table. measurements: by name, in a fixed order. confidence: Soft Dice Confidence of
+    the lungs, None where no model ran. rows, columns: of the image, 0 where it did not decode. pin: None where no
+    model ran.
+    """
+
+    findings: Sequence[Finding]
+    measurements: Sequence[Measurement]
+    rows: int = 0
+    columns: int = 0
+    confidence: float | None = None
+    pin: Pin | None = None
+    _look: Look | None = field(default=None, repr=False)
+
+    @cached_property
+    def masks(self) -> Mapping[str, NDArray[np.uint8]]:
+        """Channel -> mask uint8 [rows, columns], 0 outside and 255 inside; empty where no model ran."""
+        return {} if self._look is None else masks.full_size(self._look.answer.logits, self._look.where)
+
+
+@dataclass(frozen=True)
+class FileAssessment:
+    """A file's assessment under a policy."""
+
+    file: str
+    verdict: Verdict.ValueType
+    reasons: Sequence[Reason.ValueType]
+    result: AssessmentResult
+
+    @property
+    def masks(self) -> Mapping[str, NDArray[np.uint8]]:
+        """See `AssessmentResult.masks`."""
+        return self.result.masks
+
+    def as_json(self) -> dict[str, Any]:
+        """As `stepwedge assess --json` prints it."""
+        return {
+            "file": self.file,
+            "verdict": Verdict.Name(self.verdict).removeprefix("VERDICT_"),
+            "reasons": [name(reason) for reason in self.reasons],
+            "findings": [finding_as_json(one) for one in self.result.findings],
+            "measurements": [measurement_as_json(one) for one in self.result.measurements],
+        }
+
+
+class Assessor:
+    """The engine: one loaded model and the checks around it. Its methods may be called from several threads.
+
+    Parameters
+    ----------
+    model_folder
+        Folder of a release.
+    provider
+        Execution provider of ONNX Runtime.
+    threads
+        Threads in one inference.
+
+    Raises
+    ------
+    StepwedgeError
+        As `registry.load`.
+    """
+
+    def __init__(self, model_folder: Path, *, provider: str = "CPUExecutionProvider", threads: int = 1) -> None:
+        self.model = registry.load(model_folder, provider=provider, threads=threads)
+
+    def assess_dicom(self, data: bytes) -> AssessmentResult:
+        """Assess a DICOM object. Raises NOT_DICOM, MALFORMED_DICOM; pixels that do not decode are a finding."""
+        return self.assess_dataset(dicom.read(data))
+
+    def assess_dataset(self, dataset: Dataset) -> AssessmentResult:
+        """Assess a data set of `shared.dicom.read`."""
+        if not has_pixels(dataset):
+            words = "the object has no pixel data"
+            return AssessmentResult([finding(Reason.REASON_NO_PIXELS, NOT_ASSESSABLE, words)], [])
+        modality, covered = modality_of(dataset), coverage(dataset)
+        try:
+            frame = frame_of(dataset, middle=modality in VOLUMES)
+        except StepwedgeError as error:
+            if error.code != ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE:
+                raise
+            return AssessmentResult([finding(Reason.REASON_PIXELS_UNDECODABLE, FAIL, error.message)], [])
+        return self._assess(frame, modality, covered.coverage, covered.why)
+
+    def assess_array(
+        self, image: NDArray[Any], *, inverted: bool = False, spacing_mm: tuple[float, float] | None = None
+    ) -> AssessmentResult:
+        """Assess a frontal chest radiograph.
+
+        Parameters
+        ----------
+        image
+            [rows, columns], or [rows, columns, 3] in RGB, of any real type.
+        inverted
+            The lowest value is white (MONOCHROME1).
+        spacing_mm
+            Distance of rows and of columns, mm.
+        """
+        return self._assess(plain(image, inverted=inverted, spacing=spacing_mm), "DX", Coverage.COVERED, "")
+
+    def assess_file(self, path: Path, *, policy: Policy | None = None) -> FileAssessment:
+        """Assess a DICOM object, or a PNG, JPEG or TIFF picture, which is taken for a frontal chest radiograph.
+
+        Parameters
+        ----------
+        path
+            The file.
+        policy
+            Turns findings into the verdict; the one that ships by default.
+
+        Raises
+        ------
+        StepwedgeError
+            FILE, OBJECT_TOO_LARGE, NOT_DICOM, MALFORMED_DICOM.
+        """
+        data = _read(path)
+        if data[128:132] != b"DICM" and picture_size(data) is not None:
+            modality, result = "DX", self._assess_picture(data)
+        else:
+            dataset = dicom.read(data)
+            modality, result = modality_of(dataset), self.assess_dataset(dataset)
+        rules = policy or Policy.load(paths.POLICY)
+        verdict, reasons = rules.instance_verdict(result.findings, modality=modality)
+        return FileAssessment(str(path), verdict, reasons, result)
+
+    def _assess_picture(self, data: bytes) -> AssessmentResult:
+        try:
+            frame = picture(data)
+        except StepwedgeError as error:
+            if error.code != ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE:
+                raise
+            return AssessmentResult([finding(Reason.REASON_PIXELS_UNDECODABLE, FAIL, error.message)], [])
+        return self._assess(frame, "DX", Coverage.COVERED, "")
+
+    def _assess(self, frame: Frame, modality: str, covered: Coverage, why: str) -> AssessmentResult:
+        rows, columns = frame.values.shape
+        found = [
+            finding(Reason.REASON_PIXELS_UNDECODABLE, PASS, _which(frame)),
+            finding(Reason.REASON_NO_PIXELS, PASS, "the object has pixel data"),
+        ]
+        if modality in DERIVED:  # no picture of a patient: small, empty and clipped with reason
+            found.append(finding(Reason.REASON_NO_MODEL, NOT_ASSESSABLE, why))
+            return AssessmentResult(found, [], rows, columns)
+        size = _size(frame, thresholds.LEAST_SIDE if covered is Coverage.OTHER else thresholds.LEAST_SIDE_CHEST)
+        blank = _blank(frame)
+        found += [size, blank]
+        seen: Look | None = None
+        pin: Pin | None = None
+        if covered is not Coverage.OTHER and size.outcome == PASS and blank.outcome != FAIL:
+            why = _unfit(frame)
+            if why and covered is Coverage.COVERED:
+                found.append(finding(Reason.REASON_NOT_A_CHEST, FAIL, why))
+            elif not why:
+                seen, pin, of_chest = self._look(frame)
+                if covered is Coverage.SILENT and seen.is_foreign():
+                    seen = None
+                    why = "the header names no body part, and the pixels do not look like a frontal chest radiograph"
+                else:
+                    found += of_chest
+        if not frame.colour and frame.bits > 1:  # neither has a range of grey to clip
+            found.append(_saturated(frame, seen))
+        if seen is None and why and covered is not Coverage.COVERED:
+            found.append(finding(Reason.REASON_NO_MODEL, NOT_ASSESSABLE, why))
+        found.sort(key=lambda one: ORDER[one.code])
+        confidence = None if seen is None else seen.confidence
+        return AssessmentResult(found, list(_measurements(found, seen)), rows, columns, confidence, pin, seen)
+
+    def _look(self, frame: Frame) -> tuple[Look, Pin, list[Finding]]:
+        """The model's look at a radiograph; a second one with black and white exchanged where they were wrong."""
+        prepared = preprocess(frame.values, frame.inverted)
+        first = self._look_at(prepared, frame)
+        found = [chest.polarity(first)]
+        looks = [first]
+        if found[0].outcome == FAIL:
+            looks.append(self._look_at(preprocess(frame.values, not frame.inverted), frame))
+        seen = looks[-1]
+        found += [chest.not_a_chest(seen), *chest.margins(seen), chest.low_confidence(seen), chest.anatomy(seen)]
+        found.append(chest.cardiothoracic(seen))
+        return seen, self._pin(prepared, looks), found
+
+    def _look_at(self, prepared: Preprocessed, frame: Frame) -> Look:
+        # A spacing that makes the image smaller or larger than any detector is not believed.
+        return chest.look(self.model, prepared.grid, prepared.geometry, _believed(frame), frame.index)
+
+    def _pin(self, prepared: Preprocessed, looks: Sequence[Look]) -> Pin:
+        model = self.model
+        digests = [one.answer.sha256() for one in looks]
+        output = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        return Pin(
+            model.name,
+            model.version,
+            model.sha256,
+            model.preprocessing,
+            model.calibration.sha256,
+            model.execution_provider,
+            prepared.grid_sha256,
+            output,
+        )
+
+
+_FIELD_MM: Final = (100.0, 1000.0)
+"""Lengths that the longer side of a chest radiograph can have: of a newborn's, and of two cassettes."""
+
+
+def _believed(frame: Frame) -> tuple[float, float] | None:
+    if frame.spacing_mm is None:
+        return None
+    longest = max(length * spacing for length, spacing in zip(frame.values.shape, frame.spacing_mm, strict=True))
+    return frame.spacing_mm if _FIELD_MM[0] <= longest <= _FIELD_MM[1] else None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_OBJECT_TOO_LARGE, "the file is larger than 2 GiB")
+        return path.read_bytes()
+    except OSError:
+        raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, "the file cannot be read") from None
+
+
+def _which(frame: Frame) -> str:
+    return "the image decodes" if frame.count == 1 else f"frame {frame.index + 1} of {frame.count} decodes"
+
+
+def _unfit(frame: Frame) -> str:
+    """Why the model cannot look at a frame at all; empty where it can."""
+    rows, columns = frame.values.shape
+    if max(rows, columns) > thresholds.LONGEST_ASPECT.fail * min(rows, columns):
+        return "the image is too long and narrow for a chest radiograph"
+    if rows * columns > MAX_CHEST_PIXELS:
+        return "the image has more pixels than any detector for the chest"
+    return ""
+
+
+def _size(frame: Frame, limit: thresholds.Threshold) -> Finding:
+    value = Value("shorter_side", float(min(frame.values.shape)), "{pixels}")
+    small = value.value < limit.fail
+    words = "too few rows or columns to assess" if small else "enough rows and columns"
+    return finding(Reason.REASON_IMAGE_TOO_SMALL, FAIL if small else PASS, words, value=value, threshold=limit.fail)
+
+
+def _blank(frame: Frame) -> Finding:
+    code, limit = Reason.REASON_BLANK_IMAGE, thresholds.STRUCTURE
+    found = general.structure(frame.values, shading=not frame.colour)
+    if found is None:
+        return finding(code, NOT_ASSESSABLE, "the image is too small to tell")
+    outcome = FAIL if found < limit.fail else WARN if found < limit.warn else PASS
+    words = {PASS: "there is a picture", WARN: "there is next to nothing on the image", FAIL: "the image is empty"}
+    return finding(code, outcome, words[outcome], value=Value("structure", min(found, 1e9)), threshold=limit.fail)
+
+
+def _saturated(frame: Frame, seen: Look | None) -> Finding:
+    """SATURATED: of a chest by its thorax, or its central box; of other grey pictures by the white end alone, since
+    air and background are black with reason."""
+    code = Reason.REASON_SATURATED
+    clipping = general.grey_range(frame.values, frame.padding)
+    if clipping.high <= clipping.low:
+        return finding(code, NOT_ASSESSABLE, "all pixels have one value")
+    thorax = None if seen is None or not chest.measurable(seen) else seen.thorax()
+    low, high = clipping.in_centre() if thorax is None else clipping.within(thorax)
+    limit = thresholds.CLIPPED_CENTRE if thorax is None else thresholds.CLIPPED_CHEST
+    if seen is None:
+        limit = thresholds.CLIPPED_OTHER
+        low, high = (low, 0.0) if frame.inverted else (0.0, high)
+    share = max(low, high)
+    value = Value("clipped_low" if low > high else "clipped_high", share)
+    outcome = FAIL if share >= limit.fail else WARN if share >= limit.warn else PASS
+    words = {
+        PASS: "the grey values are not clipped",
+        WARN: "some of the grey values are clipped",
+        FAIL: "a large part of the grey values is clipped",
+    }
+    return finding(code, outcome, words[outcome], value=value, threshold=limit.fail)
+
+
+def _measurements(found: Sequence[Finding], seen: Look | None) -> Iterator[Measurement]:
+    """Every value of the findings, then those that stand for themselves, each name once."""
+    told: set[str] = set()
+    for one in found:
+        if one.HasField("measurement") and one.measurement.name not in told:
+            told.add(one.measurement.name)
+            yield one.measurement
+    for value in [] if seen is None else chest.values(seen):
+        if value.name not in told:
+            told.add(value.name)
+            yield value.message()

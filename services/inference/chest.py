@@ -1,0 +1,321 @@
+"""What is measured on a frontal chest radiograph from the model's answer, and the findings that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from services.inference import masks, thresholds
+from services.inference.findings import FAIL, NOT_ASSESSABLE, PASS, WARN, Value, finding
+from services.inference.masks import Mask, Nested
+from services.inference.preprocessing import Letterbox
+from services.inference.registry import FLAGS, Answer, Model
+from services.inference.thresholds import Threshold
+from stepwedge.common.v1.common_pb2 import Box, Finding, Outcome, Reason
+
+_TURNS: Final = {
+    "rotated_90": "a quarter turn clockwise",
+    "rotated_180": "upside down",
+    "rotated_270": "a quarter turn anticlockwise",
+}
+_UNMEASURABLE: Final = "outlines that are unsure, of no chest, or of one that does not stand upright are not measured"
+_LEAST_CELLS: Final = 2
+"""Cells that a row or column of a mask must have to count as its end: one alone is noise."""
+
+
+class Side(NamedTuple):
+    """One side of the image: where in a mask its distance is counted, and what it is called."""
+
+    code: Reason.ValueType
+    axis: int
+    """Which is measured along: 0 for rows (top, bottom), 1 for columns."""
+    from_end: bool
+
+
+SIDES: Final[Mapping[str, Side]] = {
+    "top": Side(Reason.REASON_LUNG_MARGIN_TOP, 0, False),
+    "bottom": Side(Reason.REASON_LUNG_MARGIN_BOTTOM, 0, True),
+    "right": Side(Reason.REASON_LUNG_MARGIN_RIGHT, 1, False),
+    "left": Side(Reason.REASON_LUNG_MARGIN_LEFT, 1, True),
+}
+"""The patient's right is on the image's left."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look of the model at one image, and what is read from it.
+
+    probabilities: of the flags. distance: of the features. confidences: by group. nested: masks by channel.
+    """
+
+    answer: Answer
+    where: Letterbox
+    spacing_mm: tuple[float, float] | None
+    frame: int
+    probabilities: Mapping[str, float]
+    distance: float
+    confidences: Mapping[str, float]
+    nested: Mapping[str, Nested]
+
+    @property
+    def cell(self) -> tuple[float, float]:
+        """Height and width of a cell of the grid, mm; where no spacing is known, as shares of height and width."""
+        if self.spacing_mm is None:
+            return 1 / self.where.height, 1 / self.where.width
+        rows, columns = self.spacing_mm
+        return rows * self.where.rows / self.where.height, columns * self.where.columns / self.where.width
+
+    @property
+    def confidence(self) -> float:
+        """Confidence in the lungs, 0 to 1."""
+        return self.confidences["lungs_full"]
+
+    @property
+    def outlines_hold(self) -> bool:
+        """Whether measurements may rest on the outlines."""
+        return self.confidence >= thresholds.CONFIDENCE.fail and bool(self.nested["lungs_full"].middle.any())
+
+    def is_foreign(self) -> bool:
+        """Whether the model takes the image for no frontal chest radiograph, or it is unlike all it was trained on."""
+        flagged = self.probabilities["not_a_chest"] >= thresholds.NOT_A_CHEST.fail
+        return flagged or self.distance >= thresholds.FOREIGN.fail
+
+    def thorax(self) -> Mask | None:
+        """The convex hull of lungs and heart on the whole grid, bool [256, 256]; None where outlines do not hold."""
+        if not self.outlines_hold:
+            return None
+        middle = self.nested["lungs_full"].middle | self.nested["heart"].middle
+        hull = np.zeros((256, 256), np.uint8)
+        corners = cv2.convexHull(cv2.findNonZero(middle.view(np.uint8))).reshape(-1, 2)
+        cv2.fillConvexPoly(hull, corners + np.array([self.where.left, self.where.top], np.int32), 1)
+        return hull.view(np.bool_)
+
+
+def measurable(seen: Look) -> bool:
+    """Whether distances on the image mean anything: outlines that hold, on a chest that stands upright."""
+    turned = any(seen.probabilities[turn] >= thresholds.TURNED.fail for turn in _TURNS)
+    return seen.outlines_hold and not turned and not seen.is_foreign()
+
+
+def look(
+    model: Model, grid: NDArray[np.uint8], where: Letterbox, spacing_mm: tuple[float, float] | None, frame: int
+) -> Look:
+    """Let the model look at a grid uint8 [256, 256]."""
+    answer = model.answer(grid)
+    flags = 0.5 * (1 + np.tanh(0.5 * answer.flags.astype(np.float64)))
+    return Look(
+        answer,
+        where,
+        spacing_mm,
+        frame,
+        dict(zip(FLAGS, flags.tolist(), strict=True)),
+        model.calibration.distance(answer.features),
+        masks.confidence(answer.logits, model.calibration.temperature),
+        masks.nested(answer.logits, where),
+    )
+
+
+def polarity(seen: Look) -> Finding:
+    """INVERTED_POLARITY."""
+    value = Value("probability_inverted", seen.probabilities["inverted"])
+    outcome = _above(value.value, thresholds.INVERTED)
+    words = {
+        PASS: "black and white are as the photometric interpretation says",
+        WARN: "black and white may be exchanged",
+        FAIL: "black and white are exchanged; the image was measured the other way round",
+    }
+    return _finding(Reason.REASON_INVERTED_POLARITY, outcome, words, value, thresholds.INVERTED.fail)
+
+
+def not_a_chest(seen: Look) -> Finding:
+    """NOT_A_CHEST."""
+    flag, distance = seen.probabilities["not_a_chest"], seen.distance
+    by_flag, by_distance = _above(flag, thresholds.NOT_A_CHEST), _above(distance, thresholds.FOREIGN)
+    words = {
+        PASS: "looks like a frontal chest radiograph",
+        WARN: "may not be a frontal chest radiograph",
+        FAIL: "does not look like a frontal chest radiograph",
+    }
+    if by_distance > by_flag:
+        value, limit = Value("feature_distance", distance), thresholds.FOREIGN
+        words |= {WARN: "unlike most chest radiographs", FAIL: "unlike any chest radiograph that the model has seen"}
+    else:
+        value, limit = Value("probability_not_a_chest", flag), thresholds.NOT_A_CHEST
+    return _finding(Reason.REASON_NOT_A_CHEST, max(by_flag, by_distance), words, value, limit.fail)
+
+
+def low_confidence(seen: Look) -> Finding:
+    """LOW_CONFIDENCE."""
+    limit = thresholds.CONFIDENCE
+    score = seen.confidence
+    outcome = FAIL if score < limit.fail else WARN if score < limit.warn else PASS
+    words = {
+        PASS: "the model is sure of the outlines of the lungs",
+        WARN: "the model is less sure of the outlines of the lungs than usual",
+        FAIL: "the model is not sure of the outlines of the lungs; nothing was measured from them",
+    }
+    return _finding(Reason.REASON_LOW_CONFIDENCE, outcome, words, Value("confidence_lungs_full", score), limit.warn)
+
+
+def margins(seen: Look) -> Iterator[Finding]:
+    """LUNG_MARGIN_TOP, BOTTOM, RIGHT and LEFT."""
+    for name, side in SIDES.items():
+        if not measurable(seen):
+            yield finding(side.code, NOT_ASSESSABLE, _UNMEASURABLE)
+        else:
+            yield _margin(seen, f"lung_margin_{name}", side)
+
+
+def _margin(seen: Look, name: str, side: Side) -> Finding:
+    lungs = seen.nested["lungs_full"]
+    cell = seen.cell[side.axis]
+    unit, limit = ("mm", thresholds.MARGIN_MM) if seen.spacing_mm else ("1", thresholds.MARGIN)
+    low, middle, high = (cell * _clear_cells(mask, side) for mask in (lungs.loose, lungs.middle, lungs.tight))
+    value = Value(name, middle, unit, low, high)
+    outcome = FAIL if high <= limit.fail else WARN if low <= limit.warn else PASS
+    words = {
+        PASS: "the lungs end clear of this edge",
+        WARN: "the lungs end at or close to this edge",
+        FAIL: "the lungs reach this edge: they are cut off, or nearly so",
+    }
+    boxes = [] if outcome == PASS else [_edge_box(seen, lungs.middle, side)]
+    return finding(side.code, outcome, words[outcome], value=value, threshold=limit.fail, boxes=boxes)
+
+
+def _clear_cells(mask: Mask, side: Side) -> int:
+    """Cells between the mask and its edge; the whole extent where the mask is empty."""
+    filled = np.flatnonzero(mask.sum(1 - side.axis) >= _LEAST_CELLS)
+    length = int(mask.shape[side.axis])
+    if len(filled) == 0:
+        return length
+    return int(length - 1 - filled[-1]) if side.from_end else int(filled[0])
+
+
+def _edge_box(seen: Look, mask: Mask, side: Side) -> Box:
+    """The strip of the image from its edge to the lung and a little into it, as wide as the lung is there."""
+    length, depth = mask.shape[side.axis], _clear_cells(mask, side) + 4
+    strip = slice(length - depth, length) if side.from_end else slice(0, depth)
+    part = mask[strip] if side.axis == 0 else mask[:, strip]
+    across = np.flatnonzero(part.any(side.axis))
+    ends = (int(across[0]), int(across[-1]) + 1) if len(across) else (0, mask.shape[1 - side.axis])
+    along = (max(0, strip.start), min(length, strip.stop))
+    rows, columns = (along, ends) if side.axis == 0 else (ends, along)
+    return _box(seen, rows, columns)
+
+
+def _box(seen: Look, rows: tuple[int, int], columns: tuple[int, int]) -> Box:
+    """Cells of the letterbox as pixels of the image."""
+    down, across = seen.where.rows / seen.where.height, seen.where.columns / seen.where.width
+    top, bottom = round(rows[0] * down), min(seen.where.rows, round(rows[1] * down))
+    left, right = round(columns[0] * across), min(seen.where.columns, round(columns[1] * across))
+    return Box(frame=seen.frame, left=left, top=top, width=max(1, right - left), height=max(1, bottom - top))
+
+
+def anatomy(seen: Look) -> Finding:
+    """IMPLAUSIBLE_ANATOMY: the worst of what is wrong, and its words."""
+    outcome, words = max(_oddities(seen), key=lambda one: one[0], default=(PASS, "the outlines are plausible"))
+    boxes = []
+    middle = seen.nested["lungs_full"].middle
+    if outcome != PASS and middle.any():
+        rows, columns = np.flatnonzero(middle.any(1)), np.flatnonzero(middle.any(0))
+        boxes.append(_box(seen, (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)))
+    return finding(Reason.REASON_IMPLAUSIBLE_ANATOMY, outcome, words, boxes=boxes)
+
+
+def _oddities(seen: Look) -> Iterator[tuple[Outcome.ValueType, str]]:
+    for flag, turn in _TURNS.items():
+        outcome = _above(seen.probabilities[flag], thresholds.TURNED)
+        if outcome != PASS:
+            yield outcome, f"the image is turned: {turn}" if outcome == FAIL else f"the image may be turned: {turn}"
+    if seen.probabilities["mirrored"] >= thresholds.MIRRORED.warn:
+        yield WARN, "right and left look exchanged"
+    full = seen.nested["lungs_full"].middle
+    if not full.any():
+        yield FAIL, "no lungs were found"
+        return
+    least, most, _ = thresholds.LUNG_SHARE
+    if not least <= full.mean() <= most:
+        yield WARN, "the lungs take an unusual share of the image"
+    right, left = (seen.nested[f"{side}_lung_field"].middle for side in ("right", "left"))
+    yield from _odd_fields(right, left, full)
+
+
+def _odd_fields(right: Mask, left: Mask, full: Mask) -> Iterator[tuple[Outcome.ValueType, str]]:
+    """What is odd about the two lung fields among themselves and beside the lungs in full."""
+    least = thresholds.FIELD_SHARE[0]
+    if min(right.mean(), left.mean()) < least:
+        yield WARN, "one lung field was not found"
+        return
+    if max(right.sum(), left.sum()) > thresholds.FIELD_RATIO[0] * min(right.sum(), left.sum()):
+        yield WARN, "one lung field is much smaller than the other"
+    if _middle_column(right) >= _middle_column(left):
+        yield WARN, "the lung fields are not side by side"
+    fields = right | left
+    if 2 * int((fields & full).sum()) < thresholds.AGREEMENT[0] * (int(fields.sum()) + int(full.sum())):
+        yield WARN, "the two outlines of the lungs contradict each other"
+
+
+def _middle_column(mask: Mask) -> float:
+    return float(np.flatnonzero(mask.any(0)).mean())
+
+
+def cardiothoracic(seen: Look) -> Finding:
+    """CARDIOTHORACIC_RATIO: a measurement; NOT_ASSESSABLE where an outline that it needs is absent."""
+    code = Reason.REASON_CARDIOTHORACIC_RATIO
+    if not measurable(seen):
+        return finding(code, NOT_ASSESSABLE, _UNMEASURABLE)
+    channels = [seen.nested[name] for name in ("heart", "right_lung_field", "left_lung_field")]
+    if not all(one.middle.any() for one in channels):
+        return finding(code, NOT_ASSESSABLE, "the heart or a lung field was not found")
+    heart, right, left = channels
+    value = _width(heart.middle) / _width(right.middle | left.middle)
+    # The heart at its narrowest in the lungs at their widest, and the other way round.
+    low = _width(heart.tight) / _width(right.loose | left.loose)
+    high = _width(heart.loose) / max(1, _width(right.tight | left.tight))
+    ratio = Value("cardiothoracic_ratio", value, "1", min(low, value), max(high, value))
+    return finding(code, PASS, "width of the heart over width of the lung fields", value=ratio)
+
+
+def _width(mask: Mask) -> int:
+    columns = np.flatnonzero(mask.any(0))
+    return int(columns[-1] - columns[0] + 1) if len(columns) else 0
+
+
+def values(seen: Look) -> Iterator[Value]:
+    """Measurements that stand beside the findings."""
+    for channel, one in seen.nested.items():
+        down, across = seen.cell
+        unit = "mm2" if seen.spacing_mm else "1"
+        name = f"{channel.removesuffix('_field')}_area"
+        yield Value(name, *_areas(one, down * across, unit))
+    for group, score in seen.confidences.items():
+        yield Value(f"confidence_{group}", score)
+    yield Value("probability_inverted", seen.probabilities["inverted"])
+    yield Value("probability_turned", max(seen.probabilities[turn] for turn in _TURNS))
+    yield Value("probability_mirrored", seen.probabilities["mirrored"])
+    yield Value("probability_not_a_chest", seen.probabilities["not_a_chest"])
+    yield Value("feature_distance", seen.distance)
+
+
+def _areas(one: Nested, cell: float, unit: str) -> tuple[float, str, float, float]:
+    low, middle, high = (cell * int(mask.sum()) for mask in (one.tight, one.middle, one.loose))
+    return middle, unit, low, high
+
+
+def _above(value: float, limit: Threshold) -> Outcome.ValueType:
+    return FAIL if value >= limit.fail else WARN if value >= limit.warn else PASS
+
+
+def _finding(
+    code: Reason.ValueType,
+    outcome: Outcome.ValueType,
+    words: Mapping[Outcome.ValueType, str],
+    value: Value,
+    threshold: float,
+) -> Finding:
+    return finding(code, outcome, words[outcome], value=value, threshold=threshold)

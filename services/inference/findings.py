@@ -1,0 +1,223 @@
+"""The findings: what each means, in which unit, and where its definition comes from; one table, from which documents
+are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from stepwedge.common.v1.common_pb2 import Box, Finding, Measurement, Outcome, Reason
+
+PASS, WARN, FAIL, NOT_ASSESSABLE = (
+    Outcome.OUTCOME_PASS,
+    Outcome.OUTCOME_WARN,
+    Outcome.OUTCOME_FAIL,
+    Outcome.OUTCOME_NOT_ASSESSABLE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One finding of the table.
+
+    unit: UCUM unit of its measurement, empty where it has none. source: where definition and criterion come from.
+    """
+
+    code: Reason.ValueType
+    title: str
+    unit: str
+    definition: str
+    source: str
+
+
+_EUR = "EUR 16260 EN, European guidelines on quality criteria for diagnostic radiographic images, chest PA, 1996"
+_MARGIN = (
+    "Least distance from the outline of the lungs to the {} edge of the image, between the nested masks of probability "
+    "0.1 and 0.9: FAIL where the whole interval is within the threshold, WARN where it straddles it"
+)
+
+TABLE: Final = (
+    Definition(
+        Reason.REASON_PIXELS_UNDECODABLE,
+        "Pixels do not decode",
+        "",
+        "The frame that is assessed cannot be decoded, or is larger than 256 MiB",
+        "PS3.5 8 and Annex A",
+    ),
+    Definition(
+        Reason.REASON_NO_PIXELS,
+        "No pixels",
+        "",
+        "The object has no Pixel Data, Float Pixel Data or Double Float Pixel Data",
+        "PS3.3 C.7.6.3, C.7.6.24, C.7.6.25",
+    ),
+    Definition(
+        Reason.REASON_IMAGE_TOO_SMALL,
+        "Image too small",
+        "{pixels}",
+        "Shorter side of the image; for the chest model the threshold is higher than for the general checks",
+        "own measurement, services/inference/thresholds.py",
+    ),
+    Definition(
+        Reason.REASON_BLANK_IMAGE,
+        "Blank image",
+        "1",
+        "Spread of block means, less border and shading, in multiples of the noise",
+        "own measurement, services/inference/general.py",
+    ),
+    Definition(
+        Reason.REASON_SATURATED,
+        "Clipped grey values",
+        "1",
+        "Largest share of the thorax (or of the central box, where there are no masks) that lies within 1/256 of one "
+        "end of the grey values; air beside the patient and collimation do not count",
+        "IEC 62494-1 relates exposure to the relevant region only; thresholds measured",
+    ),
+    Definition(
+        Reason.REASON_INVERTED_POLARITY,
+        "Inverted polarity",
+        "1",
+        "Probability that black and white are the other way round than Photometric Interpretation says",
+        "PS3.3 C.7.6.3.1.2; model",
+    ),
+    Definition(
+        Reason.REASON_NOT_A_CHEST,
+        "Not a frontal chest radiograph",
+        "1",
+        "Probability by the model, or its features lie far from those of all training images",
+        "model; Mahalanobis distance in principal components",
+    ),
+    Definition(Reason.REASON_LUNG_MARGIN_TOP, "Margin above the lungs", "mm", _MARGIN.format("upper"), _EUR),
+    Definition(Reason.REASON_LUNG_MARGIN_BOTTOM, "Margin below the lungs", "mm", _MARGIN.format("lower"), _EUR),
+    Definition(
+        Reason.REASON_LUNG_MARGIN_RIGHT, "Margin beside the right lung", "mm", _MARGIN.format("image's left"), _EUR
+    ),
+    Definition(
+        Reason.REASON_LUNG_MARGIN_LEFT, "Margin beside the left lung", "mm", _MARGIN.format("image's right"), _EUR
+    ),
+    Definition(
+        Reason.REASON_LOW_CONFIDENCE,
+        "Confidence in the outlines",
+        "1",
+        "Soft Dice Confidence of the lungs in full: the Dice that the model's own probabilities expect",
+        "arXiv 2402.10665",
+    ),
+    Definition(
+        Reason.REASON_IMPLAUSIBLE_ANATOMY,
+        "Implausible outlines",
+        "",
+        "Lungs absent, too small or too large, fields of very different size, in the wrong order or at odds with the "
+        "lungs in full; or the image is turned or mirrored",
+        "own rules, services/inference/thresholds.py",
+    ),
+    Definition(
+        Reason.REASON_CARDIOTHORACIC_RATIO,
+        "Cardiothoracic ratio",
+        "1",
+        "Widest extent of the heart over the widest extent of both lung fields; a measurement, never a fault",
+        "Danzer 1919; extents as in the reference values of the evaluation set",
+    ),
+    Definition(
+        Reason.REASON_NO_MODEL,
+        "No model",
+        "",
+        "No released model covers modality, body part and view; only the general checks were made",
+        "PS3.3 C.7.3.1.1.1, PS3.16 Annex L, CID 4010",
+    ),
+)
+"""Every finding that inference makes, in the order of its answers."""
+
+ORDER: Final[Mapping[Reason.ValueType, int]] = {definition.code: place for place, definition in enumerate(TABLE)}
+
+MEASUREMENTS: Final[Mapping[str, str]] = {
+    "shorter_side": "Shorter side of the image, {pixels}",
+    "structure": "How far the picture is from an empty one, in multiples of the noise",
+    "clipped_low": "Share of the region at the lower end of the grey values",
+    "clipped_high": "Share of the region at the upper end of the grey values",
+    "lung_margin_top": "Upper edge of the image to the lungs; mm, or share of the height where no spacing is known",
+    "lung_margin_bottom": "Lungs to the lower edge of the image; mm, or share of the height",
+    "lung_margin_right": "Image's left edge to the right lung; mm, or share of the width",
+    "lung_margin_left": "Left lung to the image's right edge; mm, or share of the width",
+    "cardiothoracic_ratio": "Width of the heart over width of the lung fields",
+    "right_lung_area": "Right lung field; mm2, or share of the image",
+    "left_lung_area": "Left lung field; mm2, or share of the image",
+    "heart_area": "Heart; mm2, or share of the image",
+    "lungs_full_area": "Both lungs in full; mm2, or share of the image",
+    "confidence_lung_fields": "Soft Dice Confidence of the two lung fields",
+    "confidence_heart": "Soft Dice Confidence of the heart",
+    "confidence_lungs_full": "Soft Dice Confidence of the lungs in full",
+    "probability_inverted": "Probability of inverted polarity",
+    "probability_turned": "Largest probability of a turn by 90, 180 or 270 degrees",
+    "probability_mirrored": "Probability of exchanged sides",
+    "probability_not_a_chest": "Probability that this is no frontal chest radiograph",
+    "feature_distance": "Distance of the model's features from the training images'",
+}
+"""Name of every measurement -> what it is."""
+
+
+class Value(NamedTuple):
+    """A measured value with its unit (UCUM) and, where there is one, its interval."""
+
+    name: str
+    value: float
+    unit: str = "1"
+    low: float | None = None
+    high: float | None = None
+
+    def message(self) -> Measurement:
+        """As the contract has it, rounded to the six decimals that the log keeps."""
+        message = Measurement(name=self.name, value=round(self.value, 6), unit=self.unit)
+        if self.low is not None and self.high is not None:
+            message.low, message.high = round(self.low, 6), round(self.high, 6)
+        return message
+
+
+def finding(
+    code: Reason.ValueType,
+    outcome: Outcome.ValueType,
+    detail: str,
+    *,
+    value: Value | None = None,
+    threshold: float | None = None,
+    boxes: Iterable[Box] = (),
+) -> Finding:
+    """One check and what came of it; `detail` is one sentence that holds no identity."""
+    message = Finding(code=code, outcome=outcome, detail=detail, boxes=boxes)
+    if value is not None:
+        message.measurement.CopyFrom(value.message())
+    if threshold is not None:
+        message.threshold = threshold
+    return message
+
+
+def name(code: Reason.ValueType) -> str:
+    """ "BLANK_IMAGE" of REASON_BLANK_IMAGE."""
+    return Reason.Name(code).removeprefix("REASON_")
+
+
+def measurement_as_json(message: Measurement) -> dict[str, Any]:
+    """A measurement as commands print it."""
+    shown: dict[str, Any] = {"name": message.name, "value": message.value, "unit": message.unit}
+    if message.HasField("low"):
+        shown |= {"low": message.low, "high": message.high}
+    return shown
+
+
+def finding_as_json(message: Finding) -> dict[str, Any]:
+    """A finding as commands print it."""
+    shown: dict[str, Any] = {
+        "code": name(message.code),
+        "outcome": Outcome.Name(message.outcome).removeprefix("OUTCOME_"),
+        "detail": message.detail,
+    }
+    if message.HasField("measurement"):
+        shown["measurement"] = measurement_as_json(message.measurement)
+    if message.HasField("threshold"):
+        shown["threshold"] = message.threshold
+    if message.boxes:
+        shown["boxes"] = [
+            {"frame": box.frame, "left": box.left, "top": box.top, "width": box.width, "height": box.height}
+            for box in message.boxes
+        ]
+    return shown

@@ -1,0 +1,98 @@
+"""From the model's logits to clean masks, on its own grid and at the image's own size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from services.inference.preprocessing import GRID, Letterbox, to_image
+from services.inference.registry import CHANNELS
+from services.inference.thresholds import NESTED
+
+Mask = NDArray[np.bool_]
+
+_PIECES: Final[dict[str, int]] = {"right_lung_field": 1, "left_lung_field": 1, "heart": 1, "lungs_full": 2}
+"""How many connected pieces a structure has at most."""
+_SECOND_PIECE: Final = 0.15
+"""Least area of a second piece, as a share of the first."""
+GROUPS: Final[dict[str, tuple[int, ...]]] = {"lung_fields": (0, 1), "heart": (2,), "lungs_full": (3,)}
+"""Channels that are taken as one map when confidence is measured."""
+
+
+@dataclass(frozen=True)
+class Nested:
+    """One structure on the letterbox of the grid, bool [height, width], for the probabilities of `NESTED`: `loose`
+    contains `middle`, which contains `tight`."""
+
+    loose: Mask
+    middle: Mask
+    tight: Mask
+
+
+def nested(logits: NDArray[np.float32], where: Letterbox) -> dict[str, Nested]:
+    """The clean nested masks of every channel. logits: [4, h, w] over the whole grid."""
+    found: dict[str, Nested] = {}
+    for channel, plane in zip(CHANNELS, logits, strict=True):
+        fine = cv2.resize(plane, (GRID, GRID), interpolation=cv2.INTER_LINEAR)
+        inside = fine[where.top : where.top + where.height, where.left : where.left + where.width]
+        loose, middle, tight = (inside > _logit(probability) for probability in NESTED)
+        middle = largest(inside > 0, _PIECES[channel]) & middle
+        found[channel] = Nested(_joined_to(loose, middle), middle, tight & middle)
+    return found
+
+
+def full_size(logits: NDArray[np.float32], where: Letterbox) -> dict[str, NDArray[np.uint8]]:
+    """Clean masks uint8 [rows, columns], 0 outside and 255 inside, of every channel; one channel at a time in memory
+    as floating numbers."""
+    found: dict[str, NDArray[np.uint8]] = {}
+    for channel, plane in zip(CHANNELS, logits, strict=True):
+        fine = cv2.resize(plane, (GRID, GRID), interpolation=cv2.INTER_LINEAR)
+        specks = (fine > 0) & ~largest(fine > 0, _PIECES[channel])
+        fine[specks] = -np.abs(fine[specks])
+        found[channel] = (to_image(fine, where) > 0).view(np.uint8) * np.uint8(255)
+    return found
+
+
+def confidence(logits: NDArray[np.float32], temperature: float) -> dict[str, float]:
+    """Soft Dice Confidence of every group: 2 sum(p y) / (sum p + sum y) with y = p > 0.5 (arXiv 2402.10665), of
+    calibrated probabilities over the whole grid; 0 where nothing is found."""
+    scores: dict[str, float] = {}
+    for group, channels in GROUPS.items():
+        p = 0.5 * (1 + np.tanh(0.5 * logits[list(channels)].astype(np.float64) / temperature))
+        sure = p > 0.5
+        scores[group] = float(2 * p[sure].sum() / (p.sum() + sure.sum())) if sure.any() else 0.0
+    return scores
+
+
+def largest(mask: Mask, pieces: int) -> Mask:
+    """The largest connected pieces of a mask, without specks; a second one counts if it is no speck beside the first.
+
+    Holes are kept: a device in the lung is not lung.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    if count <= 2:
+        return mask
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    order = np.argsort(-areas, kind="stable")[:pieces]
+    kept = np.zeros(count, np.bool_)
+    kept[[1 + piece for piece in order if areas[piece] >= _SECOND_PIECE * areas[order[0]]]] = True
+    found: Mask = kept[labels]
+    return found
+
+
+def _joined_to(loose: Mask, middle: Mask) -> Mask:
+    """The pieces of the loose mask that hold something of the middle one."""
+    count, labels = cv2.connectedComponents(loose.view(np.uint8), connectivity=8)
+    kept = np.zeros(count, np.bool_)
+    kept[np.unique(labels[middle])] = True
+    kept[0] = False
+    found: Mask = kept[labels]
+    return found
+
+
+def _logit(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))

@@ -1,0 +1,320 @@
+"""From a DICOM object, or a plain picture, to one frame of grey values that says which of its ends is white."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.tag import BaseTag
+
+from shared import dicom
+from shared.errors import ErrorCode, StepwedgeError
+
+MAX_FRAME_BYTES: Final = 256 << 20
+"""Most bytes that a decoded frame may take; the largest detectors give 40 MB."""
+
+_SPACING_MM: Final = (0.01, 5.0)
+"""Distances between pixel centres that an X-ray detector or a digitizer can have, mm."""
+_PIXELS: Final = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_NATIVE: Final = {np.dtype(kind) for kind in (np.uint8, np.uint16, np.int16, np.float32)}
+_WIDENED: Final[Mapping[str, str]] = {"b1": "u1", "i1": "i2"}
+_MAX_LUT: Final = 1 << 16  # PS3.3 C.11.1.1.1: the number of entries fits 16 bits
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as it is assessed.
+
+    values: [rows, columns] in uint8, uint16, int16 or float32, finite; after a Modality LUT given as a table, before a
+        linear rescale (which changes no order unless its slope is negative, and then `inverted` says so).
+    inverted: the lowest value is shown white.
+    padding: bool [rows, columns], true where PixelPaddingValue says that there is no image; None where nowhere.
+    spacing_mm: distance of rows and of columns, mm; None where absent or absurd.
+    index, count: which frame of how many.
+    colour: the values are the luminance of a colour picture.
+    bits: bits stored per sample.
+    """
+
+    values: NDArray[Any]
+    inverted: bool
+    padding: NDArray[np.bool_] | None = None
+    spacing_mm: tuple[float, float] | None = None
+    index: int = 0
+    count: int = 1
+    colour: bool = False
+    bits: int = 16
+
+
+def has_pixels(dataset: Dataset) -> bool:
+    """Whether the object has pixel data at all (PS3.3 C.7.6.3, C.7.6.24)."""
+    return any(BaseTag(tag) in dataset for tag in _PIXELS)
+
+
+def frame_of(dataset: Dataset, *, middle: bool) -> Frame:
+    """The frame of a data set that is assessed: the first, or of a volume or a loop the `middle` one.
+
+    Only that frame is decoded. Raises PIXELS_UNDECODABLE.
+    """
+    count = _number(dataset, "NumberOfFrames", 1)
+    index = count // 2 if middle else 0
+    photometric = str(dataset.get("PhotometricInterpretation", "")).strip()
+    wanted = dicom.frames(dataset, max_bytes=MAX_FRAME_BYTES, rgb=photometric.startswith("YBR"), only=[index])
+    stored = next(wanted, None)
+    if stored is None or stored.ndim not in (2, 3) or stored.size == 0:
+        raise _undecodable("the frame is empty")
+    colour = stored.ndim == 3 or photometric == "PALETTE COLOR"
+    values = luminance(_coloured(stored, dataset) if photometric == "PALETTE COLOR" else stored)
+    bits = _number(dataset, "BitsStored", 8 * stored.dtype.itemsize)
+    if not colour:
+        values = _without_overlays(values, dataset, bits)
+    inverted = _inverted(dataset, photometric)
+    padding = None if colour else _padding(values, dataset)
+    if padding is not None:
+        values = _filled(values, padding, inverted=inverted)
+    values = _finite(_modality_table(values, dataset))
+    return Frame(values, inverted, padding, spacing_mm(dataset), index, count, colour, bits)
+
+
+def picture(data: bytes) -> Frame:
+    """A PNG, JPEG or TIFF file as one frame; the lowest value is black.
+
+    Raises NOT_DICOM where the bytes are none of these, PIXELS_UNDECODABLE where they do not decode.
+    """
+    size = picture_size(data)
+    if size is None:
+        raise StepwedgeError(ErrorCode.ERROR_CODE_NOT_DICOM, "neither a DICOM object nor a PNG, JPEG or TIFF picture")
+    columns, rows, sample_bytes = size
+    if not (0 < columns * rows * sample_bytes <= MAX_FRAME_BYTES):
+        raise _undecodable("the picture is larger than may be decoded, or empty")
+    try:
+        stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        stored = None
+    if stored is None or stored.size == 0:
+        raise _undecodable("the picture does not decode")
+    grey = stored.ndim == 2 or stored.shape[2] < 3 or _channels_alike(stored)
+    plain = np.ascontiguousarray(stored[..., 0] if stored.ndim == 3 and grey else stored)
+    values = plain if plain.ndim == 2 else luminance(np.ascontiguousarray(plain[..., 2::-1]))  # cv2 gives BGR
+    return Frame(_finite(_widened(values)), inverted=False, colour=not grey, bits=8 * stored.dtype.itemsize)
+
+
+def plain(image: NDArray[Any], *, inverted: bool, spacing: tuple[float, float] | None) -> Frame:
+    """An array [rows, columns] or [rows, columns, 3 (RGB)] of any real type as one frame. Raises ValueError."""
+    if image.ndim not in (2, 3) or image.size == 0 or image.dtype.kind not in "buif":
+        raise ValueError("an array of real numbers of two dimensions, or three for colour, is needed")
+    values = _finite(_widened(luminance(image)))
+    return Frame(values, inverted, spacing_mm=_plausible(spacing), colour=image.ndim == 3)
+
+
+def luminance(stored: NDArray[Any]) -> NDArray[Any]:
+    """Grey values [rows, columns] of [rows, columns] or of [rows, columns, samples] in the order R, G, B."""
+    values = _widened(stored)
+    if values.ndim == 2:
+        return values
+    if values.shape[2] < 3:
+        return np.ascontiguousarray(values[..., 0])
+    if values.dtype == np.int16:
+        values = values.astype(np.float32)
+    grey: NDArray[Any] = cv2.cvtColor(np.ascontiguousarray(values[..., :3]), cv2.COLOR_RGB2GRAY)
+    return grey
+
+
+def spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
+    """Distance of rows and of columns, mm, from the first attribute that holds a possible one: Pixel Spacing, Imager
+    Pixel Spacing (PS3.3 10.7.1.3), Nominal Scanned Pixel Spacing (C.8.6.1)."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        value = dataset.get(keyword)
+        try:
+            found = _plausible((float(value[0]), float(value[1])))
+        except (TypeError, ValueError, IndexError, OverflowError):
+            continue
+        if found:
+            return found
+    return None
+
+
+def _plausible(spacing: tuple[float, float] | None) -> tuple[float, float] | None:
+    low, high = _SPACING_MM
+    return spacing if spacing is not None and all(low <= value <= high for value in spacing) else None
+
+
+def _inverted(dataset: Dataset, photometric: str) -> bool:
+    """Whether the lowest stored value is white: MONOCHROME1 (PS3.3 C.7.6.3.1.2), which a Presentation LUT Shape of
+    INVERSE says once more (C.8.11.3.1.2), and a negative rescale slope turns round."""
+    white = photometric == "MONOCHROME1" or str(dataset.get("PresentationLUTShape", "")).strip() == "INVERSE"
+    try:
+        negative = float(dataset.get("RescaleSlope", 1) or 1) < 0 and "ModalityLUTSequence" not in dataset
+    except (TypeError, ValueError):
+        negative = False
+    return white != negative
+
+
+def _coloured(stored: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+    try:
+        return np.asarray(apply_color_lut(stored, dataset))
+    except Exception:  # noqa: BLE001 - pydicom raises whatever the table makes it raise
+        raise _undecodable("the palette does not read") from None
+
+
+def _modality_table(values: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+    """Values after a Modality LUT that is given as a table (PS3.3 C.11.1)."""
+    items = dataset.get("ModalityLUTSequence")
+    if not items or values.dtype.kind not in "iu":
+        return values
+    try:
+        length, first, _ = (int(value) for value in items[0].LUTDescriptor)
+        data = items[0].LUTData
+        table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
+        length = length or _MAX_LUT
+        if first > 0x7FFF and values.dtype == np.int16:
+            first -= 0x10000  # the descriptor's VR may be US although the pixels are signed
+        table = table[:length].astype(np.uint16)
+        positions = np.clip(values.astype(np.int32) - first, 0, len(table) - 1)
+        found: NDArray[Any] = table[positions]
+    except Exception:  # noqa: BLE001 - as above
+        raise _undecodable("the Modality LUT does not read") from None
+    return found
+
+
+def _without_overlays(values: NDArray[Any], dataset: Dataset, bits: int) -> NDArray[Any]:
+    """Less the bits that hold an overlay (retired, PS3.3 C.9.2 of 2004) where the object says that there are some."""
+    embedded = any(
+        _number(dataset, (group, 0x0102), 0) >= bits
+        for group in range(0x6000, 0x6020, 2)
+        if BaseTag((group << 16) | 0x0102) in dataset and BaseTag((group << 16) | 0x3000) not in dataset
+    )
+    if not embedded or values.dtype.kind != "u" or bits >= 8 * values.dtype.itemsize:
+        return values
+    return np.asarray(values & values.dtype.type((1 << bits) - 1))
+
+
+def _padding(values: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | None:
+    """Where Pixel Padding Value, or the range up to its limit, stands (PS3.3 C.7.5.1.1.2)."""
+    ends = []
+    for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        try:
+            ends.append(_signed_like(int(dataset.get(keyword)), values.dtype))
+        except (TypeError, ValueError):
+            break
+    if not ends:
+        return None
+    found: NDArray[np.bool_] = (values >= min(ends)) & (values <= max(ends))
+    share = np.count_nonzero(found) / found.size
+    # All of it is no padding but an empty image, and nothing of it is nothing to heed.
+    return found if 0 < share < 1 else None
+
+
+def _signed_like(value: int, dtype: np.dtype[Any]) -> int:
+    """The value as the pixels have it: the VR may be read as unsigned although the pixels are signed, or otherwise."""
+    if dtype == np.int16 and value > 0x7FFF:
+        return value - 0x10000
+    if dtype == np.uint16 and value < 0:
+        return value + 0x10000
+    return value
+
+
+def _filled(values: NDArray[Any], padding: NDArray[np.bool_], *, inverted: bool) -> NDArray[Any]:
+    """With the padding as dark as the darkest pixel of the image."""
+    seen = values[~padding]
+    filled = values.copy()
+    filled[padding] = seen.max() if inverted else seen.min()
+    return filled
+
+
+def _widened(values: NDArray[Any]) -> NDArray[Any]:
+    """In native byte order and one of the types of `Frame.values`."""
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if native.dtype in _NATIVE:
+        return np.ascontiguousarray(native)
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide: NDArray[Any] = native.astype(_WIDENED.get(f"{native.dtype.kind}{native.dtype.itemsize}", "f4"))
+    return wide
+
+
+def _finite(values: NDArray[Any]) -> NDArray[Any]:
+    """NaN as the least finite value, infinities as the finite ends, and no value so large that squares overflow."""
+    if values.dtype.kind != "f":
+        return values
+    limit = np.float32(1e15)
+    inside = np.abs(values) <= limit
+    if inside.all():
+        return values
+    finite = values[inside]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    held: NDArray[Any] = np.clip(np.nan_to_num(values, nan=low, posinf=high, neginf=low), low, high)
+    return held
+
+
+def _channels_alike(stored: NDArray[Any]) -> bool:
+    """Whether a picture of three channels is grey all the same."""
+    first = stored[..., 0]
+    return bool((first == stored[..., 1]).all() and (first == stored[..., 2]).all())
+
+
+def _number(dataset: Dataset, key: str | tuple[int, int], default: int) -> int:
+    element: Any = dataset.get(key) if not isinstance(key, str) else dataset.data_element(key)
+    value: Any = default if element is None or element.value is None else element.value
+    try:
+        return max(0, int(value))
+    except (TypeError, ValueError):
+        return default
+
+
+def _undecodable(words: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE, words)
+
+
+def picture_size(data: bytes) -> tuple[int, int, int] | None:
+    """Columns, rows and bytes a pixel that a PNG, JPEG or TIFF file declares, before anything is decoded; None for
+    another kind of file."""
+    for signature, size in _SIZES.items():
+        if data.startswith(signature):
+            return size(data)
+    return None
+
+
+def _png_size(data: bytes) -> tuple[int, int, int]:
+    if len(data) < 26:
+        return 0, 0, 0
+    columns, rows, depth, colour = struct.unpack_from(">IIBB", data, 16)  # ISO/IEC 15948 11.2.2
+    return columns, rows, {2: 3, 4: 2, 6: 4}.get(colour, 1) * max(1, depth // 8)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int, int]:
+    return dicom.codestream_size(data) or (0, 0, 0)
+
+
+def _tiff_size(data: bytes) -> tuple[int, int, int]:
+    """Of the first directory (TIFF 6.0, section 2); the sizes that count are short or long and stand in the entry."""
+    order = "<" if data[:2] == b"II" else ">"
+    found = {0x100: 0, 0x101: 0, 0x102: 8, 0x115: 1}  # ImageWidth, ImageLength, BitsPerSample, SamplesPerPixel
+    try:
+        (start,) = struct.unpack_from(f"{order}I", data, 4)
+        (entries,) = struct.unpack_from(f"{order}H", data, start)
+        for index in range(entries):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", data, start + 2 + 12 * index)
+            if tag in found and kind in (3, 4) and count == 1:
+                form = f"{order}{'H' if kind == 3 else 'I'}"
+                (found[tag],) = struct.unpack_from(form, data, start + 2 + 12 * index + 8)
+            elif tag == 0x102:
+                found[tag] = 64  # a list elsewhere in the file: reckon with the most
+    except struct.error:
+        return 0, 0, 0
+    columns, rows, bits, samples = found.values()
+    return columns, rows, max(1, bits // 8) * samples
+
+
+_SIZES: Final[Mapping[bytes, Callable[[bytes], tuple[int, int, int]]]] = {
+    b"\x89PNG\r\n\x1a\n": _png_size,
+    b"\xff\xd8\xff": _jpeg_size,
+    b"II*\0": _tiff_size,
+    b"MM\0*": _tiff_size,
+}
+"""First bytes of a file -> what reads its size."""

@@ -1,0 +1,285 @@
+"""The released model: loaded only if every file is what its manifest says, and it answers as it did when released."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from services.inference.preprocessing import GRID, PREPROCESSING_VERSION, to_tensor
+from shared.errors import ErrorCode, StepwedgeError
+from stepwedge.common.v1.common_pb2 import Structure
+
+CHANNELS: Final[Mapping[str, Structure.ValueType]] = {
+    "right_lung_field": Structure.STRUCTURE_RIGHT_LUNG_FIELD,
+    "left_lung_field": Structure.STRUCTURE_LEFT_LUNG_FIELD,
+    "heart": Structure.STRUCTURE_HEART,
+    "lungs_full": Structure.STRUCTURE_LUNGS_FULL,
+}
+"""Mask channels in the order of the output `logits`, and what each shows."""
+FLAGS: Final = ("inverted", "rotated_90", "rotated_180", "rotated_270", "mirrored", "not_a_chest")
+"""Flags in the order of the output `flags`."""
+OUTPUTS: Final = ("logits", "flags", "features")
+MANIFEST: Final = "manifest.json"
+
+_MAX_MODEL_BYTES: Final = 256 << 20
+_LARGEST_DIFFERENCE: Final = 1.0
+"""Of a golden logit, in another class of machine; what was measured between an int8 file and its fp32 original."""
+_LEAST_AGREEMENT: Final = 0.99
+"""Dice of the golden masks in another class of machine."""
+
+
+class Answer(NamedTuple):
+    """What the model says of one grid: logits [4, h, w], flags [6] (logits), features [d]; float32."""
+
+    logits: NDArray[np.float32]
+    flags: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+    def sha256(self) -> str:
+        """Digest over the bytes of the three outputs, in this order, little-endian."""
+        digest = hashlib.sha256()
+        for output in self:
+            digest.update(np.ascontiguousarray(output, "<f4").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted on validation images.
+
+    temperature: divides the mask logits for a calibrated probability. mean, components, variances, residual_variance:
+    of the features of training images.
+    """
+
+    sha256: str
+    temperature: float
+    mean: NDArray[np.float64]
+    components: NDArray[np.float64]
+    variances: NDArray[np.float64]
+    residual_variance: float
+
+    def distance(self, features: NDArray[np.float32]) -> float:
+        """How far features [d] lie from the training images': Mahalanobis' distance in the principal components, and
+        what these do not explain over its variance."""
+        centred = features.astype(np.float64) - self.mean
+        along = self.components @ centred
+        rest = float(((centred - along @ self.components) ** 2).sum()) / self.residual_variance
+        return float(np.sqrt((along**2 / self.variances).sum() + rest))
+
+
+class Model:
+    """One model in memory. `answer` may be called from several threads."""
+
+    def __init__(
+        self, manifest: Mapping[str, Any], session: ort.InferenceSession, sha256: str, calibration: Calibration
+    ) -> None:
+        self.name: str = manifest["name"]
+        self.version: str = manifest["version"]
+        self.sha256 = sha256
+        self.calibration = calibration
+        self.preprocessing = PREPROCESSING_VERSION
+        self.provider = session.get_providers()[0]
+        self.self_test = "not made"
+        self._session = session
+        self._options = session.get_session_options()
+
+    @property
+    def execution_provider(self) -> str:
+        """Provider and the options that can change an answer's bits: "CPUExecutionProvider;intra_op=1;..."."""
+        options = f"intra_op={self._options.intra_op_num_threads};inter_op=1;optimization=all;spinning=0"
+        return f"{self.provider};{options};onnxruntime={ort.__version__}"
+
+    def answer(self, grid: NDArray[np.uint8]) -> Answer:
+        """The model's answer to one grid uint8 [256, 256]."""
+        logits, flags, features = self._session.run(list(OUTPUTS), {"image": to_tensor(grid)})
+        return Answer(logits[0], flags[0], features[0])
+
+
+def load(folder: Path, *, provider: str = "CPUExecutionProvider", threads: int = 1) -> Model:
+    """Load the release in `folder` and put it to its test.
+
+    Raises
+    ------
+    StepwedgeError
+        MODEL_NOT_FOUND where there is no manifest; MODEL_DIGEST_MISMATCH where manifest and files are not of one
+        piece; PROVIDER_UNAVAILABLE where `provider` is absent or does not take the model; MODEL_SELF_TEST_FAILED where
+        the golden inputs are answered otherwise than when the model was released.
+    """
+    manifest = _manifest(folder)
+    files = _verified_files(folder, manifest)
+    served = manifest["served"]
+    calibration = _calibration(files["calibration.json"], manifest["files"]["calibration.json"]["sha256"])
+    session = _session(files[served], provider, threads)
+    _check_shape(session, manifest)
+    model = Model(manifest, session, manifest["files"][served]["sha256"], calibration)
+    model.self_test = _self_test(model, manifest, files[manifest["golden"]["file"]], threads)
+    return model
+
+
+def _manifest(folder: Path) -> Mapping[str, Any]:
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except OSError:
+        raise StepwedgeError(ErrorCode.ERROR_CODE_MODEL_NOT_FOUND, "the model's folder has no manifest") from None
+    try:
+        manifest = json.loads(data)
+        wanted = (manifest["served"], "calibration.json", manifest["golden"]["file"])
+        ours = (
+            manifest["schema"] == 1
+            and all(isinstance(manifest[key], str) and manifest[key] for key in ("name", "version"))
+            and all(isinstance(manifest["files"][name]["sha256"], str) for name in wanted)
+            and all(Path(name).name == name for name in manifest["files"])
+            and manifest["outputs"]["logits"]["channels"] == list(CHANNELS)
+            and manifest["outputs"]["flags"]["channels"] == list(FLAGS)
+        )
+    except (ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise _mismatch("the manifest is not one of a model that can be served here")
+    if manifest.get("preprocessing_version") != PREPROCESSING_VERSION:
+        raise _mismatch("the model was trained with another version of the preprocessing")
+    return dict(manifest)
+
+
+def _verified_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
+    """The bytes of every file that is used, each checked against the manifest; what is checked is what is used."""
+    used = {manifest["served"], "calibration.json", manifest["golden"]["file"]}
+    found: dict[str, bytes] = {}
+    for name, said in manifest["files"].items():
+        path = folder / name
+        try:
+            if path.stat().st_size > _MAX_MODEL_BYTES:
+                raise _mismatch("a file of the model is larger than any model served here")
+            data = path.read_bytes()
+        except OSError:
+            raise _mismatch("a file that the manifest names is absent") from None
+        if hashlib.sha256(data).hexdigest() != said["sha256"]:
+            raise _mismatch("a file of the model does not match the manifest")
+        if name in used:
+            found[name] = data
+    return found
+
+
+def _calibration(data: bytes, sha256: str) -> Calibration:
+    try:
+        content = json.loads(data)
+        features = content["features"]
+        found = Calibration(
+            sha256,
+            float(content["mask_temperature"]),
+            np.asarray(features["mean"], np.float64),
+            np.asarray(features["components"], np.float64),
+            np.asarray(features["variances"], np.float64),
+            float(features["residual_variance"]),
+        )
+        size, count = len(found.mean), len(found.variances)
+        whole = found.components.shape == (count, size) and found.temperature > 0 and found.residual_variance > 0
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise _mismatch("the calibration does not read")
+    return found
+
+
+def _session(model: bytes, provider: str, threads: int) -> ort.InferenceSession:
+    """A session on exactly this provider; ONNX Runtime would go on without it after a warning."""
+    if provider not in ort.get_available_providers():
+        raise _no_provider()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = False  # else every concurrent call keeps its largest buffers for good
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(model, options, providers=[provider])
+    except Exception:  # noqa: BLE001 - the runtime raises types of its own that share no base
+        if provider != "CPUExecutionProvider":
+            raise _no_provider() from None
+        raise _mismatch("the model file does not load") from None
+    session.disable_fallback()
+    if session.get_providers()[0] != provider:
+        raise _no_provider()
+    return session
+
+
+def _check_shape(session: ort.InferenceSession, manifest: Mapping[str, Any]) -> None:
+    inputs = {one.name: one.shape[1:] for one in session.get_inputs()}
+    outputs = {one.name for one in session.get_outputs()}
+    if inputs != {"image": [1, GRID, GRID]} or not outputs.issuperset(OUTPUTS):
+        raise _mismatch("the model file has other inputs or outputs than the manifest says")
+
+
+def _self_test(model: Model, manifest: Mapping[str, Any], data: bytes, threads: int) -> str:
+    """Answer the golden inputs: "exact" where all bits are as released, "decisions" in another class of machine."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as golden:
+            grids, logits, flags, features = (golden[key] for key in ("grids", *OUTPUTS))
+        whole = grids.dtype == np.uint8 and grids.shape[1:] == (GRID, GRID) and 0 < len(grids) == len(logits)
+    except Exception:  # noqa: BLE001 - a damaged archive raises what it likes
+        whole = False
+    if not whole:
+        raise _failed("the golden tensors do not read")
+    released = [Answer(*one) for one in zip(logits, flags, features, strict=True)]
+    answers = [model.answer(grid) for grid in grids]
+    if all(ours.sha256() == theirs.sha256() for ours, theirs in zip(answers, released, strict=True)):
+        return "exact"
+    if _same_class(model, manifest["golden"], manifest, threads):
+        raise _failed("the golden inputs are not answered bit for bit as when the model was released")
+    if not all(_alike(ours, theirs) for ours, theirs in zip(answers, released, strict=True)):
+        raise _failed("the golden inputs lead to other decisions than when the model was released")
+    return "decisions"
+
+
+def _same_class(model: Model, golden: Mapping[str, Any], manifest: Mapping[str, Any], threads: int) -> bool:
+    """Whether this machine must give the very bits of the release: same runtime, provider, threads and instructions."""
+    here = (ort.__version__, model.provider, threads, instructions())
+    there = (manifest.get("onnxruntime_version"), golden.get("provider"), golden.get("threads"))
+    return here == (*there, golden.get("instructions"))
+
+
+def instructions() -> str:
+    """The instruction sets by which ONNX Runtime chooses its kernels, "avx2+avx512f+avx512_vnni"; empty if unknown."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("ascii", "replace").splitlines()
+    except OSError:
+        return ""
+    flags = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
+    known = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+    return "+".join(flag for flag in known if flag in flags)
+
+
+def _alike(ours: Answer, theirs: Answer) -> bool:
+    if ours.logits.shape != theirs.logits.shape or ours.flags.shape != theirs.flags.shape:
+        return False
+    one, other = ours.logits > 0, theirs.logits > 0
+    total = int(one.sum()) + int(other.sum())
+    agreement = 2 * int((one & other).sum()) / total if total else 1.0
+    furthest = float(np.abs(ours.flags - theirs.flags).max())
+    same_flags = bool(((ours.flags > 0) == (theirs.flags > 0)).all())
+    return agreement >= _LEAST_AGREEMENT and same_flags and furthest <= _LARGEST_DIFFERENCE
+
+
+def _mismatch(words: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_MODEL_DIGEST_MISMATCH, words)
+
+
+def _failed(words: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_MODEL_SELF_TEST_FAILED, words)
+
+
+def _no_provider() -> StepwedgeError:
+    return StepwedgeError(
+        ErrorCode.ERROR_CODE_PROVIDER_UNAVAILABLE, "the execution provider of the settings is not there"
+    )

@@ -1,0 +1,118 @@
+"""Every threshold of a finding, in one place, each with its unit and its ground."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Threshold(NamedTuple):
+    """A value that a measurement is held against.
+
+    fail: from here on the finding is FAIL. warn: from here on it is WARN.
+    unit: UCUM. reason: where the values come from.
+    """
+
+    fail: float
+    warn: float
+    unit: str
+    reason: str
+
+
+LEAST_SIDE: Final = Threshold(
+    16,
+    16,
+    "{pixels}",
+    "below 4 x 4 blocks of 4 x 4 pixels no check has anything to go by; the smallest clinical matrices are 64 x 64",
+)
+LEAST_SIDE_CHEST: Final = Threshold(
+    96,
+    96,
+    "{pixels}",
+    "the model looks at 256 x 256 cells; of an image with under 96 on its shorter side most cells are interpolated",
+)
+STRUCTURE: Final = Threshold(
+    4.0,
+    5.0,
+    "1",
+    "empty exposures with white, correlated and Poisson noise, border, marker and shading measure 0 to 3; 1,175 chest "
+    "radiographs of four hospitals measure at least 7.6, and the CT, MR, NM and US objects at hand at least 13",
+)
+CLIPPED_CHEST: Final = Threshold(
+    0.10,
+    0.04,
+    "1",
+    "share of the thorax at one end of the grey values: at most 0.011 in 1,175 chest radiographs, windowed ones in "
+    "8 bits included",
+)
+CLIPPED_CENTRE: Final = Threshold(
+    0.10,
+    0.04,
+    "1",
+    "share of the central box of a chest radiograph without masks at one end: at most 0.016 in 1,175 images",
+)
+CLIPPED_OTHER: Final = Threshold(
+    0.50,
+    0.30,
+    "1",
+    "share of the central box at the white end in other images; metal, bone and contrast agent are white with reason",
+)
+INVERTED: Final = Threshold(
+    0.90,
+    0.50,
+    "1",
+    "probability by the model: under 0.01 on all of 563 validation images, over 0.9 on all of them inverted",
+)
+TURNED: Final = Threshold(
+    0.90,
+    0.50,
+    "1",
+    "probability by the model: under 0.01 on all of 563 validation images, over 0.9 on all of them turned",
+)
+MIRRORED: Final = Threshold(
+    2.0,
+    0.95,
+    "1",
+    "probability by the model; never FAIL, since hearts do lie on the right, and WARN only where 0.2 % of upright "
+    "validation images come",
+)
+NOT_A_CHEST: Final = Threshold(
+    0.90, 0.50, "1", "probability by the model: under 0.01 on all of 1,175 chest radiographs of four hospitals"
+)
+FOREIGN: Final = Threshold(
+    9.0,
+    7.5,
+    "1",
+    "distance of the model's features from those of training images: at most 6.8 on 1,175 chest radiographs of four "
+    "hospitals, one of them unlabelled; 99 % of validation images are under 5.8",
+)
+LONGEST_ASPECT: Final = Threshold(
+    3.0, 3.0, "1", "longer over shorter side: no detector or cassette for the chest is longer than 2 to 1"
+)
+MARGIN: Final = Threshold(
+    0.012,
+    0.012,
+    "1",
+    "share of the field between lung and edge: three cells of the model's grid, about 5 mm. On validation images the "
+    "interval lies wholly below it in 0.1 % of the sides where people's outlines stay clear of the edge",
+)
+MARGIN_MM: Final = Threshold(5.0, 5.0, "mm", "as the share of the field, on a field of 43 cm")
+CONFIDENCE: Final = Threshold(
+    0.65,
+    0.80,
+    "1",
+    "Soft Dice Confidence of the lungs: 0.82 or more on all of 563 validation images, where Dice averages 0.95; under "
+    "0.65 the outline cannot carry a measurement",
+)
+LUNG_SHARE: Final = (
+    0.08,
+    0.80,
+    "share of the image that both lungs take: 0.13 to 0.62 in 1,175 chest radiographs of four hospitals",
+)
+FIELD_SHARE: Final = (0.01, "least share of the image that one lung field takes; a dense hemithorax may hide it whole")
+FIELD_RATIO: Final = (5.0, "larger lung field over the smaller: over it, one of them is collapsed, dense or missed")
+AGREEMENT: Final = (0.55, "Dice of the two lung fields with both lungs in full, which differ by heart and diaphragm")
+
+NESTED: Final = (0.1, 0.5, 0.9)
+"""Probabilities of the nested masks: the outline lies between the first and the last. They are the network's own, not
+tempered: the temperature is fitted to the disagreement of people about the outline, and widens every interval so far
+that a third of the sides of good images would straddle."""
