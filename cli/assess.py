@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from cli import configuration, files, terminal
 from cli.exit_codes import Exit
-from cli.studies import outcome_name, reason_name, verdict_name
 from shared.errors import ErrorCode, StepwedgeError
-from stepwedge.common.v1 import common_pb2
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from services.inference.assess import AssessmentResult, Assessor
+    from services.inference.assess import Assessor
     from shared.policy import Policy
-
-MAX_BYTES = 2 << 30
-
-# PNG 1.2 12.12, JPEG (T.81 B.1.1.3), TIFF 6.0 section 2, BigTIFF.
-RASTER_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def assess(paths: Sequence[Path], masks: Path | None, config: Path | None, *, json: bool) -> Exit:
@@ -52,115 +45,43 @@ class MaskWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._written: dict[Path, Path] = {}
+        self._written: dict[str, Path] = {}
 
-    def write(self, source: Path, masks: Mapping[Any, NDArray[np.uint8]]) -> dict[str, str]:
-        """Write the masks of one file; channel -> path. Raises FILE where another file's mask has that name."""
+    def write(self, source: Path, masks: Mapping[str, NDArray[np.uint8]]) -> dict[str, str]:
+        """Write the masks of one file; channel -> path. Raises FILE where another file's masks have these names."""
         import cv2
 
+        if masks and self._written.setdefault(source.stem, source) != source:
+            words = f"its masks would replace those of {self._written[source.stem]}, which has the same stem"
+            raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, words)
         written = {}
-        for structure, mask in masks.items():
-            channel = channel_name(structure)
+        for channel, mask in masks.items():
+            done, png = cv2.imencode(".png", mask)
+            if not done:
+                raise StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "a mask could not be written as PNG")
             path = self.folder / f"{source.stem}.{channel}.png"
-            if self._written.setdefault(path, source) != source:
-                words = f"its masks would replace those of {self._written[path]}, which has the same stem"
-                raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, words)
-            done, png = cv2.imencode(".png", (mask > 0).astype("uint8") * 255)
-            assert done
             path.write_bytes(png.tobytes())
             written[channel] = str(path)
         return written
 
 
-def channel_name(structure: common_pb2.Structure.ValueType) -> str:
-    """`right_lung_field` and so on."""
-    return common_pb2.Structure.Name(structure).removeprefix("STRUCTURE_").lower()
-
-
 def _one(path: Path, assessor: Assessor, policy: Policy, writer: MaskWriter | None) -> dict[str, Any]:
     """Assess one file; the answer, or why there is none, with the same members."""
     try:
-        result, modality = _assessed(path, assessor)
-        verdict, reasons = policy.instance_verdict(result.findings, modality=modality)
-        masks = writer.write(path, result.masks) if writer is not None else None
+        assessed = assessor.assess_file(path, policy=policy)
+        answer = {**assessed.as_json(), "confidence": assessed.result.confidence}
+        return answer if writer is None else {**answer, "masks": writer.write(path, assessed.masks)}
     except StepwedgeError as error:
         return _failed(path, error.name, error.message)
     except OSError as error:
-        return _failed(path, "FILE", (error.strerror or "cannot be read").lower())
+        return _failed(path, "FILE", (error.strerror or "cannot be read or written").lower())
     except Exception as error:  # noqa: BLE001 - one file's defect is not the next one's
         return _failed(path, "INTERNAL", f"a defect of ours ({type(error).__name__})")
-    answer: dict[str, Any] = {
-        "file": str(path),
-        "verdict": verdict_name(verdict),
-        "reasons": [reason_name(reason) for reason in reasons],
-        "findings": [_finding_as_json(finding) for finding in result.findings],
-        "measurements": [_measurement_as_json(measurement) for measurement in result.measurements],
-        "confidence": result.confidence,
-    }
-    return answer if masks is None else {**answer, "masks": masks}
 
 
 def _failed(path: Path, code: str, message: str) -> dict[str, Any]:
     nothing: dict[str, Any] = {"reasons": [], "findings": [], "measurements": [], "confidence": None}
     return {"file": str(path), "verdict": "NOT_ASSESSABLE", **nothing, "error": code, "message": message}
-
-
-def _assessed(path: Path, assessor: Assessor) -> tuple[AssessmentResult, str]:
-    """What inference says of a file, and its modality where it tells one."""
-    if path.stat().st_size > MAX_BYTES:
-        raise StepwedgeError(ErrorCode.ERROR_CODE_OBJECT_TOO_LARGE, f"more than {MAX_BYTES} bytes")
-    data = path.read_bytes()
-    # A DICOM file may begin as a TIFF does (PS3.10 7.1: the preamble is free).
-    if data[128:132] != b"DICM" and data.startswith(RASTER_MAGIC):
-        return assessor.assess_array(read_raster(data)), ""
-    from shared.dicom import read_header
-
-    modality = read_header(data).get("Modality")
-    return assessor.assess_dicom(data), modality if isinstance(modality, str) else ""
-
-
-def read_raster(data: bytes) -> NDArray[Any]:
-    """Grey values of a PNG, JPEG or TIFF, [rows, columns], as stored; colour is weighed by ITU-R BT.601.
-
-    Raises
-    ------
-    StepwedgeError
-        PIXELS_UNDECODABLE.
-    """
-    import cv2
-    import numpy as np
-
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise StepwedgeError(ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE, "the picture does not decode")
-    if image.ndim == 3:
-        image = image[:, :, 0] if image.shape[2] < 3 else cv2.cvtColor(image[:, :, :3], cv2.COLOR_BGR2GRAY)
-    return image
-
-
-def _finding_as_json(finding: common_pb2.Finding) -> dict[str, Any]:
-    answer: dict[str, Any] = {"code": reason_name(finding.code), "outcome": outcome_name(finding.outcome)}
-    if finding.HasField("measurement"):
-        answer["measurement"] = _measurement_as_json(finding.measurement)
-    if finding.HasField("threshold"):
-        answer["threshold"] = finding.threshold
-    answer["detail"] = finding.detail
-    answer["boxes"] = [
-        {"frame": box.frame, "left": box.left, "top": box.top, "width": box.width, "height": box.height}
-        for box in finding.boxes
-    ]
-    return answer
-
-
-def _measurement_as_json(measurement: common_pb2.Measurement) -> dict[str, Any]:
-    answer: dict[str, Any] = {"name": measurement.name, "value": measurement.value, "unit": measurement.unit}
-    for end in ("low", "high"):
-        if measurement.HasField(end):
-            answer[end] = getattr(measurement, end)
-    return answer
 
 
 def _tell(answer: dict[str, Any], *, json: bool) -> None:

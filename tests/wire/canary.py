@@ -11,6 +11,8 @@ from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.sequence import Sequence
 
+from shared.phantom import chest, to_dicom
+
 FAMILY, GIVEN = "Kanarienvogel", "Zacharias"
 NAME = f"{FAMILY}^{GIVEN}"
 NUMBER = "QX4711Z90817"
@@ -26,8 +28,11 @@ ROOT = "1.2.826.0.1.3680043.10.7741903"
 
 
 def planted(source: str, number: int) -> Dataset:
-    """An object of pydicom's wheel with the canary in its header, in sequences, in private elements and in its UIDs."""
-    ds = dcmread(get_testdata_file(source))
+    """An object with the canary in its header, in sequences, in private elements and in its UIDs.
+
+    `source` is the name of a file of pydicom's wheel; "phantom" means a radiograph of the digital chest phantom.
+    """
+    ds = _radiograph() if source == "phantom" else dcmread(get_testdata_file(source))
     ds.PatientName, ds.PatientID, ds.AccessionNumber = NAME, NUMBER, ACCESSION
     ds.PatientBirthDate = BORN
     ds.StudyDate = ds.SeriesDate = ds.ContentDate = ds.AcquisitionDate = TAKEN
@@ -48,6 +53,12 @@ def planted(source: str, number: int) -> Dataset:
     ds.file_meta.PrivateInformationCreatorUID = f"{ROOT}.9"
     ds.file_meta.PrivateInformation = NAME.encode() + b"\0"
     ds.preamble = f"{NAME} {NUMBER}".encode().ljust(128, b"\0")
+    return ds
+
+
+def _radiograph() -> Dataset:
+    names = {"patient_name": NAME, "patient_id": NUMBER, "study_uid": ROOT, "series_uid": ROOT}
+    ds: Dataset = to_dicom(chest(7, columns=512, rows=640), **names, sop_instance_uid=ROOT)
     return ds
 
 
