@@ -259,10 +259,10 @@ def _channels_alike(stored: NDArray[Any]) -> bool:
 
 
 def _number(dataset: Dataset, key: str | tuple[int, int], default: int) -> int:
-    element: Any = dataset.get(key) if not isinstance(key, str) else dataset.data_element(key)
-    value: Any = default if element is None or element.value is None else element.value
+    found: Any = dataset.get(key)
+    value = getattr(found, "value", found)  # a tag gives the element, a keyword its value
     try:
-        return max(0, int(value))
+        return default if value is None else max(0, int(value))
     except (TypeError, ValueError):
         return default
 
