@@ -344,9 +344,10 @@ class Acceptor(Association):
 
     def __init__(self, ae: AE, door: Door) -> None:
         super().__init__(ae, MODE_ACCEPTOR)
-        timer = self.dul._idle_timer.timeout
         self.dul = BoundedReader(self)
-        self.dul._idle_timer.timeout = timer
+        # These set the timers of the upper layer, which is a new one.
+        self.acse_timeout = ae.acse_timeout
+        self.network_timeout = ae.network_timeout
         self._fragments = FragmentsToFile(self, door)
         self.dimse = self._fragments
 

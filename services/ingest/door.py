@@ -43,6 +43,7 @@ _MODALITY: Final = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 _NEEDED_TAGS: Final = frozenset(
     {0x00080005, 0x00080016, 0x00080018, 0x00080060, 0x00100020, 0x00100021, 0x0020000D, 0x0020000E}
 )
+_CLASS: Final = 0x00020002  # Media Storage SOP Class UID
 _CONTENT_SEQUENCE: Final = 0x0040A730
 _ENCAPSULATED_DOCUMENT: Final = 0x00420011
 
@@ -328,15 +329,10 @@ def _named(encoded: Encoded) -> Dataset:
 
 def _refuse_mismatch(encoded: Encoded, uids: dicom.Uids, announced: Announced | None) -> None:
     """The command set (PS3.7 9.3.1.1), the file meta information (PS3.10 7.1) and the data set name one object."""
-    said = {
-        element.tag: bytes(element.value).rstrip(b"\0 ").decode("latin-1")
-        for element in encoded.meta
-        if element.tag in (0x00020002, 0x00020003)
-    }
-    claims = [
-        (said.get(0x00020002) or uids.sop_class, uids.sop_class),
-        (said.get(0x00020003) or uids.sop_instance, uids.sop_instance),
-    ]
+    # Of the file meta information only the class is held against the data set: files whose instance UID there was
+    # left behind by an editor are common, and the data set is what counts.
+    said = [bytes(element.value).rstrip(b"\0 ").decode("latin-1") for element in encoded.meta if element.tag == _CLASS]
+    claims = [(claimed, uids.sop_class) for claimed in said if claimed]
     if announced is not None:
         claims += [(announced.sop_class_uid, uids.sop_class), (announced.sop_instance_uid, uids.sop_instance)]
     if any(claimed != real for claimed, real in claims):
