@@ -39,6 +39,7 @@ CLOCK_STEP_US = 1_000_000
 """A clock that moved so much against the monotonic clock was set, not slewed."""
 
 _IDLE_SECONDS = 1.0
+_ID_BYTES = 10
 _CACHED_INCARNATIONS = 1024
 _KEEP_CHECKPOINT_US = 60_000_000  # of those that are superseded, one a minute is kept
 
@@ -439,6 +440,7 @@ class Draft:
         self._recorded_at = record.timestamp(now_us // 1_000_000, now_us % 1_000_000 * 1000)
         self._batch = Batch()
         self._alerts: list[audit_pb2.AlertEvent] = []
+        self._random = b""
 
     def look_up(self, batches: Iterable[Sequence[Prepared]]) -> None:
         """Find the idempotency keys that the log knows."""
@@ -484,13 +486,17 @@ class Draft:
         index = self._range.size
         repeats = incarnation.repeats[: record.MAX_REPEATS]
         del incarnation.repeats[: record.MAX_REPEATS]
-        leaf = record.leaf(
-            one, index=index, entry_id=uuid7(self._now_us // 1000), recorded_at=self._recorded_at, repeats=repeats
-        )
+        leaf = record.leaf(one, index=index, entry_id=self._entry_id(), recorded_at=self._recorded_at, repeats=repeats)
         self._range.append(merkle.leaf_hash(leaf), self._grow)
         self._batch.attachments.update(one.attachments)
         self._batch.entries.append(self._row(one, index, leaf, digest))
         return index
+
+    def _entry_id(self) -> str:
+        if len(self._random) < _ID_BYTES:
+            self._random = os.urandom(_ID_BYTES * 64)  # a system call for each would cost more than all the rest
+        random, self._random = self._random[:_ID_BYTES], self._random[_ID_BYTES:]
+        return uuid7(self._now_us // 1000, int.from_bytes(random, "big"))
 
     def _row(self, one: Prepared, index: int, leaf: bytes, digest: bytes) -> dict[str, object]:
         members = one.members
@@ -587,10 +593,9 @@ def common_code(name: str) -> audit_pb2.AlertCode.ValueType:
     return audit_pb2.AlertCode.Value(f"ALERT_CODE_{name}")
 
 
-def uuid7(milliseconds: int) -> str:
-    """A UUID of version 7 (RFC 9562 5.7)."""
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (
-        (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (1 << 62) - 1
-    )
-    return str(uuid.UUID(int=value))
+def uuid7(milliseconds: int, random: int) -> str:
+    """A UUID of version 7 (RFC 9562 5.7) with 74 random bits out of `random`."""
+    low = random & (1 << 62) - 1
+    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (random >> 62 & 0xFFF) << 64 | 0b10 << 62 | low
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

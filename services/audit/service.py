@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.audit import export, record, store
+from services.audit.answers import Answers
 from services.audit.log import Log
 from services.audit.reading import Reader, checkpoint_of
 from services.audit.store import Filter
@@ -25,6 +26,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
     def __init__(self, log: Log) -> None:
         self._log = log
         self._reader = Reader(log.store)
+        self._answers = Answers()
 
     async def Append(self, request: audit_pb2.AppendRequest, context: Any) -> audit_pb2.AppendResponse:
         """Take a batch; answer when it is durable and under a signed checkpoint."""
@@ -32,7 +34,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         if not 1 <= len(request.records) <= MAX_RECORDS:
             raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, f"a batch has 1 to {MAX_RECORDS} records")
         prepared = [record.prepare(one, producer) for one in request.records]
-        receipt = await asyncio.wrap_future(self._log.submit(prepared))
+        receipt = await self._answers.of(self._log.submit(prepared))
         return audit_pb2.AppendResponse(indexes=receipt.indexes, checkpoint=receipt.checkpoint)
 
     async def GetEntry(self, request: audit_pb2.GetEntryRequest, context: Any) -> audit_pb2.GetEntryResponse:

