@@ -17,13 +17,14 @@ from pydicom._uid_dict import UID_dictionary
 from pydicom.charset import convert_encodings
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import generate_frames, get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
-from shared import dicom_encoding
+from shared import dicom_encoding, pixel_decoder
 from shared.dicom_encoding import PIXEL_TAGS, Elements, Encoded, malformed
 from shared.errors import ErrorCode, StepwedgeError
 
@@ -208,6 +209,9 @@ def frames(
     if layout.frame_bytes > max_bytes:
         raise _undecodable("a frame is larger than may be decoded")
     _check_codestreams(dataset, syntax, layout, max_bytes)
+    if syntax.is_encapsulated and syntax != _RLE:
+        yield from _isolated(dataset, syntax, layout, max_bytes, only, rgb=rgb)
+        return
     try:
         # Without indices, pydicom corrects the sign of a read-only array, and fails.
         every = range(layout.frames) if dataset.get("PixelRepresentation") else None
@@ -223,6 +227,36 @@ def frames(
         except Exception:  # noqa: BLE001 - as above
             raise _undecodable("a frame does not decode") from None
         yield frame
+
+
+_RLE: Final = "1.2.840.10008.1.2.5"  # decoded in Rust, here; every other compression in a process of its own
+
+
+def _isolated(
+    dataset: Dataset, syntax: UID, layout: _Layout, max_bytes: int, only: Iterable[int] | None, *, rgb: bool
+) -> Iterator[NDArray[Any]]:
+    """Frames decoded beside this process, so that a codestream that kills its decoder kills nothing else."""
+    image = {}
+    for keyword in pixel_decoder.ATTRIBUTES:
+        value = dataset.get(keyword)
+        if isinstance(value, int | str):
+            image[keyword] = value
+    offsets = None
+    if dataset.get("ExtendedOffsetTable") and dataset.get("ExtendedOffsetTableLengths"):
+        offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+    options: dict[str, Any] = {"number_of_frames": layout.frames, "extended_offsets": offsets}
+    try:
+        pixels = dataset.PixelData
+        if only is None:
+            encoded: Iterator[bytes] = generate_frames(pixels, **options)
+        else:
+            encoded = (get_frame(pixels, index, **options) for index in only)
+        for frame in encoded:
+            yield pixel_decoder.decode(str(syntax), image, frame, rgb=rgb, most=max_bytes)
+    except pixel_decoder.DecodingError:
+        raise _undecodable("a frame does not decode") from None
+    except (ValueError, TypeError, IndexError, AttributeError, EOFError, struct.error):
+        raise _undecodable("the frames cannot be told apart") from None
 
 
 def _undecodable(words: str) -> StepwedgeError:

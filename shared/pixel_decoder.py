@@ -1,0 +1,189 @@
+"""Decodes compressed frames in a process of its own: a stranger's codestream can bring down a native decoder.
+
+The decoders are C and C++ and abort on some damaged input (GDCM 3.2 does, on JPEG). The helper process takes one frame
+at a time over a pipe and answers with samples or with nothing; when it dies or hangs, that frame does not decode, and
+the next frame gets a new helper. What native code prints goes nowhere: it may quote the object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import IO, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.paths import ROOT
+
+SECONDS: Final = 60.0
+"""Patience with one frame."""
+ATTRIBUTES: Final = (
+    "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "PhotometricInterpretation", "PlanarConfiguration",
+)  # fmt: skip
+"""What a decoder is told of the image (PS3.3 C.7.6.3)."""
+
+_SIZES: Final = struct.Struct("<II")  # of the JSON head, of the bytes behind it
+_MAX_HEAD: Final = 4096
+
+
+class DecodingError(Exception):
+    """The frame does not decode."""
+
+
+class _Helper:
+    """The helper process of this process; one frame at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def decode(self, syntax: str, image: Mapping[str, Any], frame: bytes, *, rgb: bool, most: int) -> NDArray[Any]:
+        """One frame as [rows, columns] or [rows, columns, samples]; DecodingError."""
+        head = json.dumps({"syntax": syntax, "image": dict(image), "rgb": rgb}).encode()
+        with self._lock:
+            try:
+                process = self._running()
+                deadline = time.monotonic() + SECONDS
+                _write(process.stdin, head, frame, deadline)
+                told, samples = _read(process.stdout, deadline, most)
+            except (OSError, EOFError, ValueError, DecodingError, subprocess.SubprocessError):
+                self._end()
+                raise DecodingError from None
+        if not told.get("ok"):
+            raise DecodingError
+        try:
+            return np.frombuffer(samples, np.dtype(str(told["dtype"]))).reshape([int(n) for n in told["shape"]]).copy()
+        except (KeyError, TypeError, ValueError):
+            raise DecodingError from None
+
+    def start(self) -> None:
+        """Start the helper now, so that the first frame does not wait for it, or while starting is still allowed."""
+        with self._lock:
+            self._running()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        # After a fork the pipes belong to the parent.
+        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "shared.pixel_decoder"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=ROOT,
+                env={"PYTHONPATH": str(ROOT), "PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # the terminal's Ctrl-C is for the owner, whose end it sees
+            )
+            self._owner = os.getpid()
+            assert self._process.stdin is not None
+            os.set_blocking(self._process.stdin.fileno(), False)
+        return self._process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    _close(pipe)
+        self._process = None
+
+
+_helper: Final = _Helper()
+decode: Final = _helper.decode
+start: Final = _helper.start
+
+
+def _close(pipe: IO[bytes]) -> None:
+    try:
+        pipe.close()
+    except OSError:
+        return
+
+
+def _write(pipe: IO[bytes] | None, head: bytes, body: bytes, deadline: float) -> None:
+    assert pipe is not None
+    descriptor = pipe.fileno()
+    for piece in (_SIZES.pack(len(head), len(body)) + head, body):
+        left = memoryview(piece)
+        while left:
+            if not select.select([], [descriptor], [], max(0.0, deadline - time.monotonic()))[1]:
+                raise DecodingError
+            left = left[os.write(descriptor, left[: 1 << 20]) :]
+
+
+def _read(pipe: IO[bytes] | None, deadline: float, most: int) -> tuple[dict[str, Any], bytes]:
+    assert pipe is not None
+    descriptor = pipe.fileno()
+
+    def exactly(size: int) -> bytes:
+        pieces = bytearray()
+        while len(pieces) < size:
+            if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise DecodingError
+            piece = os.read(descriptor, min(size - len(pieces), 1 << 20))
+            if not piece:
+                raise EOFError
+            pieces += piece
+        return bytes(pieces)
+
+    head_size, size = _SIZES.unpack(exactly(_SIZES.size))
+    if head_size > _MAX_HEAD or size > most:
+        raise DecodingError
+    head = json.loads(exactly(head_size))
+    return (head if isinstance(head, dict) else {}), exactly(size)
+
+
+def _serve() -> None:
+    """The helper's own life: until the owner closes the pipe, by its will or by its death."""
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    # Whatever native code prints must not get between the answers.
+    answers = os.fdopen(os.dup(target.fileno()), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
+    while True:
+        sizes = source.read(_SIZES.size)
+        if len(sizes) < _SIZES.size:
+            return
+        head_size, size = _SIZES.unpack(sizes)
+        head, frame = json.loads(source.read(head_size)), source.read(size)
+        try:
+            samples = _decoded(head, frame)
+            told: dict[str, Any] = {"ok": True, "dtype": samples.dtype.str, "shape": samples.shape}
+            body = samples.tobytes()
+        except Exception:  # noqa: BLE001 - decoders raise whatever the bytes make them raise
+            told, body = {"ok": False}, b""
+        words = json.dumps(told).encode()
+        answers.write(_SIZES.pack(len(words), len(body)) + words)
+        answers.write(body)
+        answers.flush()
+
+
+def _decoded(head: dict[str, Any], frame: bytes) -> NDArray[Any]:
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = UID(head["syntax"])
+    for keyword, value in head["image"].items():
+        setattr(dataset, keyword, value)
+    dataset.NumberOfFrames = 1
+    dataset.PixelData = encapsulate([frame], has_bot=False)
+    dataset["PixelData"].is_undefined_length = True
+    samples, _ = get_decoder(UID(head["syntax"])).as_array(dataset, index=0, raw=not head["rgb"])
+    return np.ascontiguousarray(samples)
+
+
+if __name__ == "__main__":
+    _serve()
