@@ -77,7 +77,8 @@ def structure(values: NDArray[Any], *, shading: bool = True) -> float | None:
     Nearly all pixels of one value are nothing at once. Else uniform borders are trimmed from the means of blocks, a
     quadratic surface (heel effect, flat field) is subtracted, and the spread between percentiles 4 and 96, so that a
     side marker does not count, is held against the noise: the standard deviation within the quieter quarter of the
-    blocks, or the rounding of the grey values. Where `shading` cannot be (colour), no surface is subtracted.
+    blocks, or the rounding of the grey values. Where there is no `shading` (colour), neither
+    border nor surface is taken out.
     """
     values = _thinned(values)
     means, spreads = _blocks(values)
@@ -86,7 +87,7 @@ def structure(values: NDArray[Any], *, shading: bool = True) -> float | None:
     if _of_one_value(values) >= _NEARLY_ALL:
         return 0.0
     least = max(0.3 if values.dtype.kind in "iu" else 0.0, float(np.ptp(means)) * 1e-4, 1e-12)
-    inside = _trimmed(means, 2 * max(least, _quiet(spreads)))
+    inside = _trimmed(means, 2 * max(least, _quiet(spreads))) if shading else (slice(None), slice(None))
     inner = means[inside]
     if min(inner.shape) < _LEAST_BLOCKS:
         return 0.0

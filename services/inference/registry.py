@@ -89,6 +89,7 @@ class Model:
         self.preprocessing = PREPROCESSING_VERSION
         self.provider = session.get_providers()[0]
         self.self_test = "not made"
+        self._check: tuple[NDArray[np.uint8], str] | None = None
         self._session = session
         self._options = session.get_session_options()
 
@@ -102,6 +103,15 @@ class Model:
         """The model's answer to one grid uint8 [256, 256]."""
         logits, flags, features = self._session.run(list(OUTPUTS), {"image": to_tensor(grid)})
         return Answer(logits[0], flags[0], features[0])
+
+    def tested(self, how: str, grid: NDArray[np.uint8], answered: Answer) -> None:
+        """Remember how the self-test went, and one of its inputs for `check`."""
+        self.self_test, self._check = how, (grid, answered.sha256())
+
+    def check(self) -> None:
+        """Return where a golden input is still answered as at the start; else raise MODEL_SELF_TEST_FAILED."""
+        if self._check is None or self.answer(self._check[0]).sha256() != self._check[1]:
+            raise _failed("a golden input is no longer answered as at the start")
 
 
 def load(folder: Path, *, provider: str = "CPUExecutionProvider", threads: int = 1) -> Model:
@@ -121,7 +131,7 @@ def load(folder: Path, *, provider: str = "CPUExecutionProvider", threads: int =
     session = _session(files[served], provider, threads)
     _check_shape(session, manifest)
     model = Model(manifest, session, manifest["files"][served]["sha256"], calibration)
-    model.self_test = _self_test(model, manifest, files[manifest["golden"]["file"]], threads)
+    _self_test(model, manifest, files[manifest["golden"]["file"]], threads)
     return model
 
 
@@ -221,7 +231,7 @@ def _check_shape(session: ort.InferenceSession, manifest: Mapping[str, Any]) -> 
         raise _mismatch("the model file has other inputs or outputs than the manifest says")
 
 
-def _self_test(model: Model, manifest: Mapping[str, Any], data: bytes, threads: int) -> str:
+def _self_test(model: Model, manifest: Mapping[str, Any], data: bytes, threads: int) -> None:
     """Answer the golden inputs: "exact" where all bits are as released, "decisions" in another class of machine."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as golden:
@@ -234,12 +244,13 @@ def _self_test(model: Model, manifest: Mapping[str, Any], data: bytes, threads: 
     released = [Answer(*one) for one in zip(logits, flags, features, strict=True)]
     answers = [model.answer(grid) for grid in grids]
     if all(ours.sha256() == theirs.sha256() for ours, theirs in zip(answers, released, strict=True)):
-        return "exact"
+        model.tested("exact", grids[0], answers[0])
+        return
     if _same_class(model, manifest["golden"], manifest, threads):
         raise _failed("the golden inputs are not answered bit for bit as when the model was released")
     if not all(_alike(ours, theirs) for ours, theirs in zip(answers, released, strict=True)):
         raise _failed("the golden inputs lead to other decisions than when the model was released")
-    return "decisions"
+    model.tested("decisions", grids[0], answers[0])
 
 
 def _same_class(model: Model, golden: Mapping[str, Any], manifest: Mapping[str, Any], threads: int) -> bool:
