@@ -209,7 +209,7 @@ def frames(
     if layout.frame_bytes > max_bytes:
         raise _undecodable("a frame is larger than may be decoded")
     _check_codestreams(dataset, syntax, layout, max_bytes)
-    if syntax.is_encapsulated and syntax != _RLE:
+    if syntax.is_encapsulated:
         yield from _isolated(dataset, syntax, layout, max_bytes, only, rgb=rgb)
         return
     try:
@@ -227,9 +227,6 @@ def frames(
         except Exception:  # noqa: BLE001 - as above
             raise _undecodable("a frame does not decode") from None
         yield frame
-
-
-_RLE: Final = "1.2.840.10008.1.2.5"  # decoded in Rust, here; every other compression in a process of its own
 
 
 def _isolated(

@@ -21,11 +21,10 @@ _TYPES: Final = {8: "u1", 16: "u2", 32: "u4"}
 def cleaned(elements: Elements, original: Encoded, counts: Counts) -> Elements:
     """The data set with nothing in its pixel data but the image: no bits beside the stored ones (where overlays were
     kept before 60xx,3000), no bytes after the last frame, no comments in compressed frames."""
-    return [_cleaned(e, original, counts) if e.tag == PIXEL_DATA else e for e in elements]
+    return [_cleaned(e, elements, original, counts) if e.tag == PIXEL_DATA else e for e in elements]
 
 
-def _cleaned(element: Element, original: Encoded, counts: Counts) -> Element:
-    header = original.data_set
+def _cleaned(element: Element, header: Elements, original: Encoded, counts: Counts) -> Element:
     if element.fragments is not None:
         frames = max(1, values.number(header, _FRAMES, 1))
         fragments, found = list(element.fragments[:1]), 0

@@ -1,5 +1,6 @@
 """Damaged objects: each is cleaned, or refused with a code; none brings redaction down, and none takes long."""
 
+import contextlib
 import io
 import time
 from pathlib import Path
@@ -31,23 +32,21 @@ REFUSALS = {
 
 @pytest.mark.parametrize("block", range(6))
 def test_a_damaged_object_is_cleaned_or_refused_with_a_code(block: int) -> None:
+    refusals = set()
     for seed in range(block * 100, block * 100 + 100):
         data = mutated(SOURCES[seed % len(SOURCES)], seed)
         begun = time.monotonic()
         try:
             first = redact(data, PSEUDONYMS, Profile.basic())
         except StepwedgeError as error:
-            assert error.code in REFUSALS, seed
+            refusals.add(error.code)
         else:
             assert redact(first.data, PSEUDONYMS, Profile.basic()).data == first.data, seed
             pydicom.dcmread(io.BytesIO(first.data)).save_as(io.BytesIO())
-        try:
-            for frame in dicom.frames(dicom.read(data), max_bytes=1 << 24):
-                assert frame.size
-                break
-        except StepwedgeError as error:
-            assert error.message, seed
+        with contextlib.suppress(StepwedgeError):
+            assert next(dicom.frames(dicom.read(data), max_bytes=1 << 24)).size
         assert time.monotonic() - begun < 10, seed
+    assert refusals <= REFUSALS
 
 
 def test_damage_lets_no_name_through_that_the_object_still_says() -> None:
