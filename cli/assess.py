@@ -99,4 +99,4 @@ def _tell(answer: dict[str, Any], *, json: bool) -> None:
     out.print(f"{terminal.verdict(verdict)}{padding}{escape(terminal.printable(answer['file']))}", soft_wrap=True)
     for finding in answer["findings"]:
         if finding["code"] in answer["reasons"]:
-            out.print(f"{'':<15}{finding['detail']}", markup=False, soft_wrap=True)
+            out.print(f"{'':<15}{finding['code']}: {finding['detail']}", markup=False, soft_wrap=True)

@@ -290,8 +290,8 @@ def _print_decision(decision: ingest_pb2.Decision) -> None:
     revision = f" (revision {decision.revision})" if decision.revision > 1 else ""
     verdict = terminal.verdict(verdict_name(decision.verdict))
     out.print(f"{clock(decision.decided_at)}  {verdict:<6}  {decision.study_instance_uid}{revision}", soft_wrap=True)
-    for detail in decision.details:
-        out.print(f"          {detail}", markup=False, soft_wrap=True)
+    for reason, detail in zip(decision.reasons, decision.details, strict=False):
+        out.print(f"          {reason_name(reason)}: {detail}", markup=False, soft_wrap=True)
 
 
 def _print_explanation(answer: ingest_pb2.ExplainStudyResponse) -> None:
@@ -315,6 +315,5 @@ def _print_explanation(answer: ingest_pb2.ExplainStudyResponse) -> None:
         out.print(f"  {_modality(instance):<3} {terminal.verdict(verdict)} {reasons}", soft_wrap=True)
         for finding in instance.findings:
             if finding.outcome != common_pb2.OUTCOME_PASS:
-                out.print(
-                    f"      {outcome_name(finding.outcome).lower()}: {finding.detail}", markup=False, soft_wrap=True
-                )
+                words = f"{reason_name(finding.code)} {outcome_name(finding.outcome)}: {finding.detail}"
+                out.print(f"      {words}", markup=False, soft_wrap=True)

@@ -58,7 +58,7 @@ class Demo:
     def step(self, title: str, words: str = "") -> None:
         """Begin a step."""
         self._step += 1
-        terminal.out().print(f"\n[bold cyan]{self._step}[/]  [bold]{title:<14}[/] {words}", soft_wrap=True)
+        terminal.out().print(f"\n[bold cyan]{self._step}[/]  [bold]{title:<15}[/] {words}", soft_wrap=True)
 
     def say(self, words: str) -> None:
         """A line of the present step."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cli import terminal
-from cli.studies import state_name, verdict_name
+from cli.studies import reason_name, state_name, verdict_name
 from stepwedge.common.v1 import common_pb2
 from stepwedge.ingest.v1 import ingest_pb2
 
@@ -96,8 +96,8 @@ class Board:
         out = terminal.out()
         if row.stage == len(STAGES) and row.decision is not None:
             out.print(words, terminal.verdict(verdict_name(row.decision.verdict)), soft_wrap=True)
-            for detail in row.decision.details:
-                out.print(f"            {detail}", markup=False, soft_wrap=True)
+            for reason, detail in _reasons(row.decision):
+                out.print(f"              {reason}: {detail}", markup=False, soft_wrap=True)
         else:
             out.print(words, markup=False, soft_wrap=True)
 
@@ -148,11 +148,17 @@ def _verdict(row: Row) -> str:
     return f"[dim]{state_name(row.study).lower().replace('_', ' ')}[/]"
 
 
+def _reasons(decision: ingest_pb2.Decision) -> list[tuple[str, str]]:
+    """Each reason of a decision with its sentence."""
+    return [(reason_name(reason), detail) for reason, detail in zip(decision.reasons, decision.details, strict=False)]
+
+
 def _why(row: Row) -> str:
     from rich.markup import escape
 
     if row.decision is not None:
-        return escape("\n".join(row.decision.details))
+        told = [f"[bold]{reason}[/]: {escape(detail)}" for reason, detail in _reasons(row.decision)]
+        return "\n".join(told) or "[dim]nothing to object to[/]"
     if row.study is not None and row.study.last_error:
         return common_pb2.ErrorCode.Name(row.study.last_error).removeprefix("ERROR_CODE_")
     return ""

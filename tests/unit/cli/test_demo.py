@@ -95,11 +95,11 @@ def test_where_nobody_sees_a_terminal_each_step_of_a_study_is_a_line(capsys: pyt
         board.update(study("DONE", instances=("ASSESSED", "ASSESSED")), "two images")
     said = capsys.readouterr().out
     terminal.out.cache_clear()
-    assert [" ".join(line.split()[2:]) for line in said.splitlines()] == [
+    assert [" ".join(line.split()[2 if " s  " in line else 1 :]) for line in said.splitlines()] == [
         "two images received",
         "two images redacted, assessed",
         "two images decided ACCEPT",
-        "covers this.",
+        "No model covers this.",
     ]
     assert "\x1b" not in said
 
