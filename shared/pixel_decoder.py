@@ -21,8 +21,6 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.paths import ROOT
-
 SECONDS: Final = 60.0
 """Patience with one frame."""
 ATTRIBUTES: Final = (
@@ -75,12 +73,13 @@ class _Helper:
         # After a fork the pipes belong to the parent.
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "shared.pixel_decoder"],
+                # As a script, isolated: it needs nothing else of ours, and a confined owner may not list the checkout.
+                [sys.executable, "-I", __file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                cwd=ROOT,
-                env={"PYTHONPATH": str(ROOT), "PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"},
+                cwd="/",
+                env={"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,  # the terminal's Ctrl-C is for the owner, whose end it sees
             )
             self._owner = os.getpid()
