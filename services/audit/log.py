@@ -316,6 +316,8 @@ class Log:
                 state = verified_state(connection, [self.key], self.origin, self._marks())
                 for row in store.unreported(connection):
                     self._remember(Incarnation.from_row(row))
+            if state.head.size and not self._marks():
+                _logger.warning("no high-water mark: whether the database was put back cannot be told")
             self._high_water.write(Mark(state.head.size, state.root))
         except BaseException:
             lease.release()

@@ -379,40 +379,45 @@ def query(connection: sa.Connection, wanted: Filter, *, after: int, limit: int) 
     """Entries behind the index `after` that match, in the order of the log, at most `limit`."""
     c = ENTRIES.c
     names = ("study", "instance", "subject", "kind", "producer", "outcome", "verdict", "model_sha256")
-    conditions: list[sa.ColumnElement[bool]] = [c.index > after]
-    conditions += [c[name] == value for name in names if (value := getattr(wanted, name)) is not None]
-    conditions += _in_time(connection, wanted)
+    conditions: list[sa.ColumnElement[bool]] = [
+        c[name] == value for name in names if (value := getattr(wanted, name)) is not None
+    ]
+    first, end = after + 1, None
+    if wanted.recorded_from_us is not None:
+        conditions.append(c.recorded_us >= wanted.recorded_from_us)
+        reaching = _first_reaching(connection, wanted.recorded_from_us)
+        if reaching is None:
+            return
+        first = max(first, reaching)
+    if wanted.recorded_before_us is not None:
+        conditions.append(c.recorded_us < wanted.recorded_before_us)
+        end = _end_before(connection, wanted.recorded_before_us)
+    # One bound each way: of two, SQLite would search by the first and go through the rest row by row.
+    conditions.append(c.index >= first)
+    if end is not None:
+        conditions.append(c.index < end)
     statement = sa.select(c.index, c.leaf).where(*conditions).order_by(c.index).limit(limit)
     with connection.execution_options(stream_results=True).execute(statement) as rows:
         for row in rows:
             yield StoredEntry(row[0], bytes(row[1]))
 
 
-def _in_time(connection: sa.Connection, wanted: Filter) -> list[sa.ColumnElement[bool]]:
-    """Conditions on the time, and on the index wherever that bounds the search without losing an entry.
+def _end_before(connection: sa.Connection, moment_us: int) -> int | None:
+    """An index at and behind which no entry was recorded before the moment; None where there is no such bound.
 
-    `recorded_max_us` never falls, so an entry of the time t or later lies at or behind the first whose maximum reaches
-    t. An entry before t lies before that place, unless the clock was set back: such entries are few and indexed.
+    `recorded_max_us` never falls, so an entry before the moment lies before the first whose maximum reaches it, unless
+    the clock was set back: entries of that kind are few and indexed.
     """
     c = ENTRIES.c
-    conditions: list[sa.ColumnElement[bool]] = []
-    if wanted.recorded_from_us is not None:
-        conditions.append(c.recorded_us >= wanted.recorded_from_us)
-        first = _first_reaching(connection, wanted.recorded_from_us)
-        conditions.append(sa.false() if first is None else c.index >= first)
-    if wanted.recorded_before_us is not None:
-        conditions.append(c.recorded_us < wanted.recorded_before_us)
-        first = _first_reaching(connection, wanted.recorded_before_us)
-        if first is not None:
-            late = sa.select(c.index).where(
-                c.recorded_us < c.recorded_max_us, c.index >= first, c.recorded_us < wanted.recorded_before_us
-            )
-            if connection.scalar(late.limit(1)) is None:
-                conditions.append(c.index < first)
-    return conditions
+    end = _first_reaching(connection, moment_us)
+    if end is None:
+        return None
+    late = sa.select(c.index).where(c.recorded_us < c.recorded_max_us, c.index >= end, c.recorded_us < moment_us)
+    return end if connection.scalar(late.limit(1)) is None else None
 
 
 def _first_reaching(connection: sa.Connection, moment_us: int) -> int | None:
+    """The first entry by which the clock had reached the moment: none before it was recorded then or later."""
     c = ENTRIES.c
     wanted = sa.select(c.index).where(c.recorded_max_us >= moment_us).order_by(c.recorded_max_us, c.index).limit(1)
     found = connection.scalar(wanted)

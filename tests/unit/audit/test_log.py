@@ -24,6 +24,12 @@ from tests.unit.audit.making import KEY, ORIGIN, Producer, close, digest, fill, 
 VKEY = VerificationKey(ORIGIN, KEY.public_key().public_bytes_raw())
 
 
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """For what the other database has no part in."""
+    return f"sqlite:///{tmp_path / 'only.db'}"
+
+
 def entries(the_store: Store) -> list[bytes]:
     with the_store.reading() as connection:
         return [entry.leaf for entry in store.leaves(connection, 0, 2**62)]
@@ -50,8 +56,8 @@ def refusal(url: str, folder: Path, **given: object) -> StepwedgeError:
     return raised.value
 
 
-def test_an_empty_log_has_a_signed_checkpoint(database_url: str, tmp_path: Path) -> None:
-    log = open_log(database_url, tmp_path)
+def test_an_empty_log_has_a_signed_checkpoint(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url, tmp_path)
     head = Reader(log.store).head()
     close(log)
     assert open_checkpoint(head.note.encode(), [VKEY], ORIGIN).root == merkle.EMPTY_ROOT
@@ -127,8 +133,8 @@ def test_the_same_key_with_other_content_is_a_conflict_and_takes_nothing_of_its_
     close(log)
 
 
-def test_two_producers_never_meet_in_a_key(database_url: str, tmp_path: Path) -> None:
-    log = open_log(database_url, tmp_path)
+def test_two_producers_never_meet_in_a_key(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url, tmp_path)
     for identity in (Identity.INGEST, Identity.REDACTION):
         producer = Producer(identity)
         made = producer.record("failed/a")
@@ -153,8 +159,8 @@ def test_many_threads_at_once_each_get_their_own_place(database_url: str, tmp_pa
     close(log)
 
 
-def test_a_large_study_s_instances_come_back_with_its_entry(database_url: str, tmp_path: Path) -> None:
-    log = open_log(database_url, tmp_path)
+def test_a_large_study_s_instances_come_back_with_its_entry(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url, tmp_path)
     producer = Producer()
     made = producer.decided(1, instances=2000)
     log.submit([producer.prepared(made)]).result(10)
@@ -167,10 +173,10 @@ def members(leaf: bytes) -> dict[str, object]:
 
 
 def test_a_number_used_up_by_a_repeat_is_named_in_the_next_entry_and_is_no_gap(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sequences, "GRACE_SECONDS", 0.0)
-    log = open_log(database_url, tmp_path)
+    log = open_log(sqlite_url, tmp_path)
     producer = Producer()
     for number in (1, 1, 2):
         log.submit([producer.prepared(producer.received(number))]).result(10)
@@ -226,8 +232,8 @@ def test_a_gap_is_reported_though_its_producer_falls_silent_and_the_log_starts_a
     assert (alert.first_sequence, alert.last_sequence) == (1, 6)
 
 
-def test_a_number_used_for_two_records_is_recorded_as_an_alert(database_url: str, tmp_path: Path) -> None:
-    log = open_log(database_url, tmp_path)
+def test_a_number_used_for_two_records_is_recorded_as_an_alert(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url, tmp_path)
     producer = Producer()
     fill(log, 2, producer=producer)
     producer.sequence = 1
@@ -238,15 +244,13 @@ def test_a_number_used_for_two_records_is_recorded_as_an_alert(database_url: str
     assert found[0].record.alert.first_sequence == 2
 
 
-def test_a_clock_that_went_back_while_the_log_was_away_is_recorded_as_an_alert(
-    database_url: str, tmp_path: Path
-) -> None:
-    log = open_log(database_url, tmp_path)
+def test_a_clock_that_went_back_while_the_log_was_away_is_recorded_as_an_alert(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url, tmp_path)
     fill(log, 1)
     close(log)
     ahead = (time.time_ns() // 1000) + 3_600_000_000
-    execute(database_url, f"UPDATE entries SET recorded_max_us = {ahead}")
-    log = open_log(database_url, tmp_path)
+    execute(sqlite_url, f"UPDATE entries SET recorded_max_us = {ahead}")
+    log = open_log(sqlite_url, tmp_path)
     fill(log, 1, first=1)
     found, _ = Reader(log.store).query(Filter(kind=audit_pb2.RECORD_KIND_ALERT), 10, "")
     close(log)
@@ -285,12 +289,12 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("name", TAMPERED)
-def test_a_log_whose_end_was_tampered_with_refuses_to_start(database_url: str, tmp_path: Path, name: str) -> None:
-    log = open_log(database_url, tmp_path)
+def test_a_log_whose_end_was_tampered_with_refuses_to_start(sqlite_url: str, tmp_path: Path, name: str) -> None:
+    log = open_log(sqlite_url, tmp_path)
     fill(log, 300)
     close(log)
-    execute(database_url, TAMPERED[name])
-    assert refusal(database_url, tmp_path).code == ErrorCode.ERROR_CODE_LOG_INCONSISTENT
+    execute(sqlite_url, TAMPERED[name])
+    assert refusal(sqlite_url, tmp_path).code == ErrorCode.ERROR_CODE_LOG_INCONSISTENT
 
 
 def test_a_log_that_was_cut_back_to_an_older_signed_state_refuses_to_start(database_url: str, tmp_path: Path) -> None:
@@ -331,12 +335,12 @@ def test_another_log_of_the_same_size_is_not_that_which_was_signed(tmp_path: Pat
 
 @pytest.mark.parametrize("given", [{"key": Ed25519PrivateKey.generate()}, {"origin": "other.example/log"}])
 def test_a_log_is_not_continued_under_another_key_or_name(
-    database_url: str, tmp_path: Path, given: dict[str, object]
+    sqlite_url: str, tmp_path: Path, given: dict[str, object]
 ) -> None:
-    log = open_log(database_url, tmp_path)
+    log = open_log(sqlite_url, tmp_path)
     fill(log, 1)
     close(log)
-    assert refusal(database_url, tmp_path, **given).code == ErrorCode.ERROR_CODE_CONFIGURATION
+    assert refusal(sqlite_url, tmp_path, **given).code == ErrorCode.ERROR_CODE_CONFIGURATION
 
 
 def test_a_log_that_is_closing_takes_nothing(tmp_path: Path) -> None:
@@ -400,11 +404,11 @@ def test_queries_answer_what_matches_in_the_order_of_the_log_page_by_page(databa
     close(log)
 
 
-def test_a_query_by_time_finds_entries_from_before_the_clock_was_set_back(database_url: str, tmp_path: Path) -> None:
-    log = open_log(database_url, tmp_path)
+def test_a_query_by_time_finds_entries_from_before_the_clock_was_set_back(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url, tmp_path)
     fill(log, 6)
     execute(
-        database_url,
+        sqlite_url,
         'UPDATE entries SET recorded_us = 1000 + "index" * 10, recorded_max_us = 1000 + "index" * 10',
         'UPDATE entries SET recorded_us = 995, recorded_max_us = 1030 WHERE "index" = 4',
     )
@@ -429,8 +433,8 @@ def test_a_page_token_of_another_query_is_refused(tmp_path: Path, token: str) ->
     close(log)
 
 
-def test_what_is_not_in_the_log_has_no_entry_and_no_proof(database_url: str, tmp_path: Path) -> None:
-    log = open_log(database_url, tmp_path)
+def test_what_is_not_in_the_log_has_no_entry_and_no_proof(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url, tmp_path)
     fill(log, 3)
     reader = Reader(log.store)
     for ask, code in (
