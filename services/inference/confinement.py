@@ -39,7 +39,7 @@ def confined() -> bool:
 
 
 def readable(configuration: Settings) -> Iterator[Path]:
-    """Files and folders that may be read. The folder of all data is not among them, nor another's certificate or key."""
+    """Files and folders that may be read: not the folder of all data, and no certificate or key of another."""
     yield from (paths.ROOT / name for name in _CODE)
     yield configuration.inference.model
     yield from (Path(place) for place in {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()})

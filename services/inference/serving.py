@@ -51,7 +51,7 @@ def build_with(*, confined: bool) -> Build:
 
         async def close() -> None:
             await recorder.close()
-            await audit.close()
+            await audit.close(None)
             await asyncio.to_thread(workers.shutdown, cancel_futures=True)
 
         health.dependency("audit", probe(audit, AUDIT))

@@ -18,7 +18,7 @@ from tests.unit.redaction.mutations import mutated
 
 def helpers() -> list[psutil.Process]:
     """The helper of this process."""
-    return [child for child in psutil.Process().children() if "shared.pixel_decoder" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children() if "pixel_decoder.py" in " ".join(child.cmdline())]
 
 
 def _object(name: str = "SC_rgb_jpeg_dcmtk.dcm") -> bytes:
