@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Verify an exported Stepwedge log with nothing but this file and Python (3.9 or newer).
 
-    python verify.py EXPORT.zip|FOLDER [--key VKEY|FILE] [--older CHECKPOINT|EXPORT.zip|FOLDER] [--json]
+    python verify.py EXPORT.zip|FOLDER [--key VKEY|FILE] [--older CHECKPOINT|EXPORT.zip|FOLDER]
+                     [--witness VKEY|FILE]... [--quorum N] [--json]
 
 Everything is computed anew from the records: the leaves and the Merkle tree (RFC 6962), every tile of the tree (C2SP
 tlog-tiles), the signature of the checkpoint (C2SP signed-note, Ed25519 of RFC 8032), the canonical form of each record
@@ -12,6 +13,9 @@ the same log, it shows that nothing of what was there then has been changed or r
 it. Without it the key of the older export counts, and without that the key inside the export itself: that shows that
 the export is whole, and not who made it.
 
+`--witness` names a witness by its verification key (C2SP tlog-cosignature, Ed25519); `--quorum` says how many of those
+named must have cosigned the checkpoint, all of them by default.
+
 Exit status
     0  proved: nothing was changed, removed, inserted or reordered
     2  wrong arguments
@@ -19,7 +23,7 @@ Exit status
     4  truncated: records at the end are missing
     5  forked: the log is not a continuation of the older one
     6  bad signature: the checkpoint is not signed by the trusted key
-    7  missing witness: too few witnesses cosigned the checkpoint (reserved)
+    7  missing witness: too few of the named witnesses cosigned the checkpoint
     8  malformed: the archive, the checkpoint or a key does not have the form that it must have
     9  unreadable: a file cannot be read
 """
@@ -37,7 +41,7 @@ import stat
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -179,23 +183,29 @@ class Key:
     text: str
 
 
-def parse_key(text: str) -> Key:
-    """Read "name+hash+key"."""
+ED25519 = 1
+"""Type of a key that signs checkpoints."""
+COSIGNATURE = 4
+"""Type of a key that cosigns checkpoints, with a time stamp."""
+
+
+def parse_key(text: str, kind: int = ED25519) -> Key:
+    """Read "name+hash+key", a key of this type."""
     parts = text.split("+", 2)
     if len(parts) != 3 or not parts[0] or re.search(r"\s", parts[0]):
         raise VerificationError(MALFORMED, "a verification key has the form name+hash+key")
     data = _base64(parts[2])
-    if len(data) != 33 or data[0] != 1:
-        raise VerificationError(MALFORMED, "the verification key is not of the type Ed25519")
+    if len(data) != 33 or data[0] != kind:
+        raise VerificationError(MALFORMED, "the verification key is not of the type that belongs here")
     key_id = hashlib.sha256(parts[0].encode() + b"\n" + data).digest()[:4]
     if key_id.hex() != parts[1]:
         raise VerificationError(MALFORMED, "the hash of the verification key does not match it")
     return Key(parts[0], key_id, data[1:], text)
 
 
-def parse_keys(text: str) -> list[Key]:
+def parse_keys(text: str, kind: int = ED25519) -> list[Key]:
     """Read one key a line."""
-    keys = [parse_key(line) for line in text.split("\n") if line]
+    keys = [parse_key(line, kind) for line in text.split("\n") if line]
     if not keys:
         raise VerificationError(MALFORMED, "no verification key is given")
     return keys
@@ -233,6 +243,22 @@ def open_checkpoint(data: bytes, keys: list[Key]) -> Checkpoint:
     if signer is None:
         raise VerificationError(BAD_SIGNATURE, "the checkpoint is not signed by the trusted key")
     return Checkpoint(lines[0], int(lines[1]), root, signer)
+
+
+def cosigned(data: bytes, witnesses: list[Key]) -> list[tuple[Key, int]]:
+    """Which of the witnesses cosigned a checkpoint, and when (seconds since 1970); each key counts once."""
+    text, signatures = _parse_note(data)
+    found: dict[bytes, tuple[Key, int]] = {}
+    for witness in witnesses:
+        signature = signatures.get((witness.name, witness.id))
+        if signature is None:
+            continue
+        when = int.from_bytes(signature[:8], "big")
+        message = f"cosignature/v1\ntime {when}\n{text}".encode()
+        if when >= 2**63 or not ed25519_verify(witness.public, message, signature[8:]):
+            raise VerificationError(BAD_SIGNATURE, f"the cosignature of {witness.name} is wrong")
+        found[witness.public] = witness, when
+    return list(found.values())
 
 
 def _parse_note(data: bytes) -> tuple[str, dict[tuple[str, bytes], bytes]]:
@@ -456,6 +482,7 @@ class Report:
     first_recorded_at: str = ""
     last_recorded_at: str = ""
     times_set_back: int = 0
+    witnesses: list[dict[str, Any]] = field(default_factory=list)
 
     def problem(self, code: int, message: str, index: int | None = None) -> None:
         """Note a problem; the first one gives the exit status."""
@@ -693,17 +720,36 @@ def _require(source: Source, paths: tuple[str, ...]) -> None:
             raise VerificationError(MALFORMED, f"the export holds no {path}")
 
 
-def _given_keys(text: str | None) -> list[Key] | None:
+def _given_keys(text: str | None, kind: int = ED25519) -> list[Key] | None:
     if text is None:
         return None
     place = Path(text)
     try:
-        return parse_keys(_ascii(place.read_bytes()) if place.is_file() else text)
+        return parse_keys(_ascii(place.read_bytes()) if place.is_file() else text, kind)
     except OSError as error:
         raise VerificationError(UNREADABLE, f"{place.name} cannot be read: {error.strerror}") from None
 
 
-def _verify(report: Report, export: str, key: str | None, older: str | None, progress: Callable[[int], None]) -> None:
+def _check_witnesses(report: Report, note: bytes, given: Sequence[str], quorum: int | None) -> None:
+    witnesses = [key for text in given for key in _given_keys(text, COSIGNATURE) or []]
+    if not witnesses and not quorum:
+        return
+    found = cosigned(note, witnesses)
+    report.witnesses = [{"name": witness.name, "time": when} for witness, when in found]
+    needed = len({witness.public for witness in witnesses}) if quorum is None else quorum
+    if len(found) < needed:
+        report.problem(MISSING_WITNESS, f"{len(found)} of the named witnesses cosigned the checkpoint, not {needed}")
+
+
+def _verify(
+    report: Report,
+    export: str,
+    key: str | None,
+    older: str | None,
+    witnesses: Sequence[str],
+    quorum: int | None,
+    progress: Callable[[int], None],
+) -> None:
     before, older_keys = _older(older) if older is not None else (None, None)
     try:
         os.stat(export)  # noqa: PTH116 - for its error
@@ -735,6 +781,8 @@ def _verify(report: Report, export: str, key: str | None, older: str | None, pro
         report.older_size = older_checkpoint.size
         if report.code == PROVED:
             _check_continuation(tree, checkpoint, older_checkpoint, report)
+    if report.code == PROVED:
+        _check_witnesses(report, source.read("checkpoint"), witnesses, quorum)
 
 
 def _check_continuation(tree: Tree, checkpoint: Checkpoint, before: Checkpoint, report: Report) -> None:
@@ -751,6 +799,8 @@ def verify(
     *,
     key: str | None = None,
     older: str | None = None,
+    witnesses: Sequence[str] = (),
+    quorum: int | None = None,
     progress: Callable[[int], None] = lambda records: None,
 ) -> Report:
     """Verify an export.
@@ -763,12 +813,16 @@ def verify(
         The trusted verification key, or a file that holds it.
     older
         An earlier checkpoint (file) or export (zip file or folder) of the same log.
+    witnesses
+        Verification keys of witnesses, or files that hold them.
+    quorum
+        How many of them must have cosigned; all by default.
     progress
         Called now and then with the number of records that were read.
     """
     report = Report()
     try:
-        _verify(report, export, key, older, progress)
+        _verify(report, export, key, older, witnesses, quorum, progress)
     except VerificationError as failure:
         report.problem(failure.code, failure.message)
         report.code = failure.code
@@ -794,6 +848,8 @@ def summary(report: Report) -> str:
         + ("" if report.older_size is None else f", and the first {report.older_size} are those of the older one"),
         f"root {report.root}, signed with {whose}",
     ]
+    if report.witnesses:
+        lines.append("cosigned by " + ", ".join(witness["name"] for witness in report.witnesses))
     missing = sum(gap["missing_count"] for gap in report.gaps)
     twice = sum(gap["used_twice"] for gap in report.gaps)
     if missing or twice:
@@ -822,9 +878,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("export", metavar="EXPORT", help="zip file or folder")
     parser.add_argument("--key", metavar="VKEY|FILE", help="the log's verification key")
     parser.add_argument("--older", metavar="CHECKPOINT|EXPORT", help="an earlier checkpoint or export of the same log")
+    parser.add_argument(
+        "--witness", metavar="VKEY|FILE", action="append", default=[], help="the verification key of a witness"
+    )
+    parser.add_argument("--quorum", metavar="N", type=int, help="how many of the witnesses must have cosigned")
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
     given = parser.parse_args(arguments)
-    report = verify(given.export, key=given.key, older=given.older, progress=_progress())
+    if given.quorum is not None and not 0 <= given.quorum <= len(given.witness):
+        parser.error("--quorum is more than the witnesses that are named")
+    report = verify(
+        given.export,
+        key=given.key,
+        older=given.older,
+        witnesses=given.witness,
+        quorum=given.quorum,
+        progress=_progress(),
+    )
     if given.json:
         print(json.dumps(report.as_json(), indent=2, sort_keys=True))
     else:

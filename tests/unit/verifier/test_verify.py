@@ -1,6 +1,7 @@
 """The stand-alone verifier against everything that can be done to a log, each with its exit status."""
 
 import ast
+import base64
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +382,81 @@ def test_no_byte_of_an_archive_can_be_changed_to_any_effect_but_a_report(
 def test_arbitrary_bytes_get_a_report(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "fuzz").write_bytes(data)
     assert verify.verify(str(tmp_path / "fuzz")).code in (verify.MALFORMED, verify.TRUNCATED)
+
+
+# Witnesses.
+
+
+def witness(name: str, seed: int) -> tuple[str, Ed25519PrivateKey]:
+    """The verification key of a witness (C2SP tlog-cosignature) and its private key."""
+    key = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
+    data = b"\x04" + key.public_key().public_bytes_raw()
+    digest = sha256(name.encode() + b"\n" + data).hexdigest()[:8]
+    return f"{name}+{digest}+{base64.b64encode(data).decode()}", key
+
+
+def cosignature(note: bytes, vkey: str, key: Ed25519PrivateKey, when: int, *, header: str = "cosignature/v1") -> bytes:
+    """The signature line that the witness adds."""
+    text = note.decode().rpartition("\n\n")[0] + "\n"
+    signature = key.sign(f"{header}\ntime {when}\n{text}".encode())
+    name, digest, _ = vkey.split("+", 2)
+    line = base64.b64encode(bytes.fromhex(digest) + when.to_bytes(8, "big") + signature).decode()
+    return f"\u2014 {name} {line}\n".encode()
+
+
+ONE, TWO = witness("witness.example/one", 1), witness("witness.example/two", 2)
+
+
+def cosigned(files: Files, *lines: bytes) -> Files:
+    return forging.with_manifest({**files, "checkpoint": files["checkpoint"] + b"".join(lines)})
+
+
+def test_a_quorum_of_witnesses_is_asked_for_and_found(tmp_path: Path, files: Files) -> None:
+    once = cosigned(files, cosignature(files["checkpoint"], *ONE, 1_790_000_000))
+    assert status(tmp_path, once).code == verify.PROVED
+    report = status(tmp_path, once, witnesses=[ONE[0]])
+    assert (report.code, report.witnesses) == (verify.PROVED, [{"name": "witness.example/one", "time": 1_790_000_000}])
+    assert "cosigned by witness.example/one" in verify.summary(report)
+    assert status(tmp_path, once, witnesses=[ONE[0], TWO[0]], quorum=1).code == verify.PROVED
+    assert status(tmp_path, once, witnesses=[ONE[0], TWO[0]]).code == verify.MISSING_WITNESS
+    assert status(tmp_path, once, witnesses=[TWO[0]]).code == verify.MISSING_WITNESS
+    assert status(tmp_path, files, witnesses=[ONE[0]]).code == verify.MISSING_WITNESS
+    assert status(tmp_path, once, quorum=1).code == verify.MISSING_WITNESS
+    both = cosigned(once, cosignature(files["checkpoint"], *TWO, 1))
+    assert status(tmp_path, both, witnesses=[ONE[0], TWO[0]]).code == verify.PROVED
+
+
+def test_a_witness_counts_once_under_however_many_names(tmp_path: Path, files: Files) -> None:
+    alias = witness("witness.example/alias", 1)
+    both = cosigned(files, cosignature(files["checkpoint"], *ONE, 5), cosignature(files["checkpoint"], *alias, 5))
+    assert status(tmp_path, both, witnesses=[ONE[0], alias[0]], quorum=2).code == verify.MISSING_WITNESS
+    assert status(tmp_path, both, witnesses=[ONE[0], ONE[0]], quorum=2).code == verify.MISSING_WITNESS
+
+
+def test_a_cosignature_of_something_else_is_bad(tmp_path: Path, files: Files) -> None:
+    note = files["checkpoint"]
+    other = str(Checkpoint(ORIGIN, 5, bytes(32)).sign([SIGNER])).encode()
+    for line in (
+        cosignature(other, *ONE, 5),
+        cosignature(note, *ONE, 5, header="cosignature/v2"),
+        cosignature(note, ONE[0], TWO[1], 5),
+        cosignature(note, *ONE, 2**63),
+    ):
+        assert status(tmp_path, cosigned(files, line), witnesses=[ONE[0]]).code == verify.BAD_SIGNATURE
+
+
+def test_the_keys_of_a_log_and_of_a_witness_do_not_stand_in_for_each_other(tmp_path: Path, files: Files) -> None:
+    assert status(tmp_path, files, witnesses=[VKEY]).code == verify.MALFORMED
+    assert status(tmp_path, files, key=ONE[0]).code == verify.MALFORMED
+
+
+def test_a_log_rebuilt_under_the_real_key_lacks_its_witness(tmp_path: Path, files: Files) -> None:
+    line = cosignature(files["checkpoint"], *ONE, 5)
+    records = forging.renumbered(edited(forging.leaves(files), "one record rewritten"))
+    forged = forging.rebuilt(files, records, SIGNER)
+    assert status(tmp_path, forged).code == verify.PROVED
+    assert status(tmp_path, forged, witnesses=[ONE[0]]).code == verify.MISSING_WITNESS
+    assert status(tmp_path, cosigned(forged, line), witnesses=[ONE[0]]).code == verify.BAD_SIGNATURE
 
 
 # The database, as somebody with every right on it may leave it.
