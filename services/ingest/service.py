@@ -53,6 +53,10 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
                     if len(request.chunk) > MAX_CHUNK_BYTES:
                         raise _invalid(f"a chunk is longer than {MAX_CHUNK_BYTES} bytes")
                     await asyncio.to_thread(incoming.write, request.chunk)
+                # The end of a stream that was broken off looks like its end; what came may be a whole, shorter object.
+                await asyncio.sleep(0)
+                if context.cancelled():
+                    raise asyncio.CancelledError
                 kept = await asyncio.to_thread(self._door.keep, incoming, CHANNEL)
             finally:
                 await asyncio.shield(asyncio.to_thread(incoming.discard))

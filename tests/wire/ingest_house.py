@@ -429,4 +429,4 @@ def refused_with(code: str) -> Iterator[None]:
     """The block's call is refused with this code."""
     with pytest.raises(grpc.RpcError) as caught:
         yield
-    assert from_rpc(caught.value).name == code
+    assert from_rpc(caught.value).name == code, caught.value

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
@@ -172,7 +173,7 @@ def test_a_message_over_the_limit_of_the_transport_is_refused(at_home: House):
         # A client that does not keep to the limit by itself.
         [("grpc.ssl_target_name_override", Identity.INGEST.host), ("grpc.max_send_message_length", -1)],
     )
-    with channel, refused_with("OVERLOADED"):  # RESOURCE_EXHAUSTED, from the transport
+    with channel, refused_with("INVALID_REQUEST"):  # RESOURCE_EXHAUSTED, from the transport
         submit(ingest_pb2_grpc.IngestServiceStub(channel), bytes(5_000_000), 5_000_000)
     assert submit(at_home.ingest(), part10(dx())).sha256
 
@@ -192,6 +193,27 @@ def test_a_stream_that_is_broken_off_leaves_nothing_and_the_next_one_works(at_ho
     eventually(lambda: at_home.incoming_files() == [], what="no half-received file")
     hold.set()
     assert submit(stub, data).duplicate is False
+
+
+def test_a_stream_broken_off_between_two_elements_is_not_taken_for_a_shorter_object(at_home: House):
+    stub = at_home.ingest()
+    uids = []
+    for _ in range(20):
+        ds = dx()
+        data = part10(ds)
+        uids.append(ds.StudyInstanceUID)
+        hold = threading.Event()
+
+        def chunks(head: bytes, until: threading.Event) -> Iterator[ingest_pb2.SubmitInstanceRequest]:
+            yield ingest_pb2.SubmitInstanceRequest(chunk=head)
+            until.wait(20)
+
+        call = stub.SubmitInstance.future(chunks(data[: data.index(b"\xe0\x7f\x10\x00")], hold), timeout=20)
+        eventually(lambda: len(at_home.incoming_files()) == 1, what="a file being received")
+        call.cancel()
+        hold.set()
+        eventually(lambda: at_home.incoming_files() == [], what="no half-received file")
+    assert [at_home.study(uid) for uid in uids] == [None] * 20
 
 
 def test_identities_may_call_what_the_table_says_and_no_more(at_home: House):

@@ -1,0 +1,225 @@
+"""Objects a second through the DICOM door: ours (durable, recorded) beside a bare server that only writes and fsyncs.
+
+`python -m benchmarks.ingest [--ct 100] [--cr 4] [--senders 1 4 8] [--json FILE]`
+
+Both sides run in the same run, one after the other, on loopback with TCP_NODELAY, from the same sender processes with
+the same objects: CT slices of 512 x 512 and CR images of 2500 x 2048, 16 bits, explicit little endian. Ours is the real
+cluster's front: ingest and the log as processes of their own, mutual TLS, SQLite, records on, success after fsync and
+record. The bare server is pynetdicom as its documentation shows it, writing each object to a file and fsyncing file and
+folder. Numbers go to stdout as a table, and as JSON where asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE, evt
+from pynetdicom.dimse_primitives import C_STORE
+
+from shared import keys, pki
+from shared.identity import Identity
+from shared.paths import ROOT
+
+CT, CR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.1"
+_SYNTAX = str(ExplicitVRLittleEndian)
+
+
+def made_object(sop_class: str, modality: str, rows: int, columns: int, study: str, number: int) -> tuple[str, bytes]:
+    """SOP Instance UID and encoded data set of an image of noise."""
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = sop_class, generate_uid(None)
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = study, study + ".1"
+    ds.Modality, ds.PatientID, ds.PatientName, ds.InstanceNumber = modality, "BENCHMARK", "Bench^Mark", number
+    ds.Rows, ds.Columns, ds.BitsAllocated, ds.BitsStored, ds.HighBit = rows, columns, 16, 12, 11
+    ds.SamplesPerPixel, ds.PixelRepresentation, ds.PhotometricInterpretation = 1, 0, "MONOCHROME2"
+    ds.PixelData = np.random.default_rng(number).integers(0, 4096, (rows, columns), dtype=np.uint16).tobytes()
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, ds)
+    return str(ds.SOPInstanceUID), buffer.getvalue()
+
+
+def send(address: tuple[str, int], ct: int, cr: int, ready: Any, go: Any, results: Any) -> None:
+    """One sender: an association, then every object one after the other."""
+    study = generate_uid(None)[:60]
+    objects = [(CT, *made_object(CT, "CT", 512, 512, study, number)) for number in range(ct)]
+    objects += [(CR, *made_object(CR, "CR", 2500, 2048, study, number)) for number in range(cr)]
+    ae = AE("BENCH")
+    ae.add_requested_context(CT, _SYNTAX)
+    ae.add_requested_context(CR, _SYNTAX)
+    association = ae.associate(*address, max_pdu=0)
+    assert association.is_established
+    association.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    contexts = {str(cx.abstract_syntax): cx.context_id for cx in association.accepted_contexts}
+    association._reactor_checkpoint.clear()
+    while not association._is_paused:
+        time.sleep(0.001)
+    ready.release()
+    go.wait()
+    taken = []
+    for number, (sop_class, uid, data) in enumerate(objects):
+        request = C_STORE()
+        request.MessageID, request.Priority = number % 65535 + 1, 2
+        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = sop_class, uid
+        request.DataSet = BytesIO(data)
+        began = time.perf_counter()
+        association.dimse.send_msg(request, contexts[sop_class])
+        _, response = association.dimse.get_msg(block=True)
+        taken.append(time.perf_counter() - began)
+        assert response is not None, "no response"
+        assert response.Status == 0, hex(response.Status)
+    association._reactor_checkpoint.set()
+    association.release()
+    results.put((sum(len(data) for _, _, data in objects), taken))
+
+
+def bare_server(folder: str, port: int) -> None:
+    """A server that writes what it gets to a file, fsyncs, and says success."""
+
+    def on_store(event: evt.Event) -> int:
+        path = Path(folder) / str(event.request.AffectedSOPInstanceUID)
+        with path.open("wb") as file:
+            file.write(event.encoded_dataset())
+            file.flush()
+            os.fsync(file.fileno())
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        return 0x0000
+
+    ae = AE("BARE")
+    ae.add_supported_context(CT, _SYNTAX)
+    ae.add_supported_context(CR, _SYNTAX)
+    ae.maximum_pdu_size = 1 << 18
+    ae.maximum_associations = 64
+    ae.start_server(("127.0.0.1", port), evt_handlers=[(evt.EVT_C_STORE, on_store)])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_ours(folder: Path) -> tuple[list[subprocess.Popen[str]], int]:
+    """The log and ingest, ready; redaction and inference are left out, so that the front door alone is measured."""
+    config = folder / "stepwedge.toml"
+    dimse = free_port()
+    ports = [free_port() for _ in range(4)]
+    config.write_text(
+        f'[cluster]\ndata = "{folder}/data"\n'
+        f'[ingest]\nlisten = "127.0.0.1:{ports[0]}"\nmetrics = ""\ndimse = "127.0.0.1:{dimse}"\nquiet_seconds = 3600\n'
+        f"max_associations = 64\n"
+        f'[audit]\nlisten = "127.0.0.1:{ports[1]}"\nmetrics = ""\n'
+        f'[redaction]\nlisten = "127.0.0.1:{ports[2]}"\n[inference]\nlisten = "127.0.0.1:{ports[3]}"\n'
+    )
+    pki.create(folder / "data" / "pki", Identity, development=True)
+    keys.create(folder / "data" / "keys", development=True)
+    processes = []
+    for service in ("audit", "ingest"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"services.{service}"],
+            cwd=ROOT,
+            env={**os.environ, "STEPWEDGE_CONFIG": str(config)},
+            stdout=subprocess.PIPE,
+            stderr=(folder / f"{service}.stderr").open("w"),
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready"), (folder / f"{service}.stderr").read_text()
+        processes.append(process)
+    time.sleep(2.5)  # until its probe has found the log
+    return processes, dimse
+
+
+def measured(port: int, senders: int, ct: int, cr: int) -> dict[str, float]:
+    """Run so many senders at once against the port."""
+    context = multiprocessing.get_context("spawn")
+    ready, go, results = context.Semaphore(0), context.Event(), context.Queue()
+    processes = [
+        context.Process(target=send, args=(("127.0.0.1", port), ct, cr, ready, go, results)) for _ in range(senders)
+    ]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        assert ready.acquire(timeout=120)
+    began = time.perf_counter()
+    go.set()
+    gathered = [results.get(timeout=600) for _ in processes]
+    seconds = time.perf_counter() - began
+    for process in processes:
+        process.join()
+    taken = sorted(one for _, each in gathered for one in each)
+    return {
+        "objects_per_second": len(taken) / seconds,
+        "megabytes_per_second": sum(size for size, _ in gathered) / seconds / 1e6,
+        "p50_ms": taken[len(taken) // 2] * 1e3,
+        "p95_ms": taken[int(len(taken) * 0.95)] * 1e3,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--ct", type=int, default=100, help="CT slices for each sender")
+    parser.add_argument("--cr", type=int, default=4, help="CR images for each sender")
+    parser.add_argument("--senders", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    arguments = parser.parse_args()
+    figures: dict[str, dict[int, dict[str, float]]] = {"ours": {}, "bare": {}}
+    print(f"{'senders':>7} {'side':>5} {'objects/s':>10} {'MB/s':>8} {'p50 ms':>8} {'p95 ms':>8} {'ours/bare':>10}")
+    for senders in arguments.senders:
+        for side in ("bare", "ours"):
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                if side == "ours":
+                    processes, port = start_ours(folder)
+                    stop = [process.terminate for process in reversed(processes)]
+                else:
+                    port = free_port()
+                    (folder / "objects").mkdir()
+                    server = multiprocessing.get_context("spawn").Process(
+                        target=bare_server, args=(str(folder / "objects"), port), daemon=True
+                    )
+                    server.start()
+                    time.sleep(2)
+                    processes, stop = [], [server.terminate]
+                try:
+                    one = figures[side][senders] = measured(port, senders, arguments.ct, arguments.cr)
+                finally:
+                    for each in stop:
+                        each()
+                    for process in processes:
+                        process.wait(30)
+            ratio = (
+                ""
+                if side == "bare"
+                else f"{one['objects_per_second'] / figures['bare'][senders]['objects_per_second']:.2f}"
+            )
+            print(
+                f"{senders:>7} {side:>5} {one['objects_per_second']:>10.1f} {one['megabytes_per_second']:>8.1f}"
+                f" {one['p50_ms']:>8.1f} {one['p95_ms']:>8.1f} {ratio:>10}",
+                flush=True,
+            )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
