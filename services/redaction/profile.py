@@ -82,6 +82,9 @@ _RESOLVED: Final = {
     "X/Z/U*": Action.UID,
 }
 
+_MISPLACED: Final = frozenset({0x0000, 0x0002, 0x0004})
+"""Groups that no data set has: commands, meta information, and the directory's (PS3.15 E.1.1)."""
+
 # Duties of PS3.15 E.1.1 and E.1.2 that stand in the text, not in the table, and groups that no stored object has.
 _DUTIES: Final[Mapping[int, Action]] = {
     0x00080300: Action.REMOVE,  # Private Data Element Characteristics: no private element is left to describe
@@ -162,8 +165,8 @@ def _unlisted(tag: int) -> Action:
         return Action.OVERLAY
     if tag & 0xFFFF == 0:
         return Action.SILENT
-    if group in (0x0000, 0x0002, 0x0004):
-        return Action.REMOVE  # commands, misplaced meta information, and the directory's (PS3.15 E.1.1)
+    if group in _MISPLACED:
+        return Action.REMOVE
     return Action.KEEP if in_dictionary(tag) else Action.UNKNOWN
 
 
@@ -173,6 +176,8 @@ def _listed(options: tuple[Option, ...]) -> dict[int, Action]:
         if not all(letter in "0123456789ABCDEF" for letter in row["tag"]):
             continue  # repeating and private groups: see _unlisted
         tag = int(row["tag"], 16)
+        if tag >> 16 in _MISPLACED:
+            continue
         action = _RESOLVED[row["basic"]]
         if any(row[_COLUMNS[option]] == "K" for option in options):
             action = Action.KEEP
