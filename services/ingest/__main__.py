@@ -53,14 +53,6 @@ class Ingest:
             for name in (REDACTION, INFERENCE, AUDIT)
         }
         self._recorder = Recorder(self._channels[AUDIT], deadline_seconds=RECORD_SECONDS)
-        self._door = Door(
-            self._objects,
-            self._studies,
-            pseudonyms,
-            self._recorder,
-            max_object_bytes=section.max_object_bytes,
-            ready=self._ready,
-        )
         services = Services(
             redaction_pb2_grpc.RedactionServiceStub(self._channels[REDACTION]),
             inference_pb2_grpc.InferenceServiceStub(self._channels[INFERENCE]),
@@ -68,12 +60,16 @@ class Ingest:
             Sender(section.ae_title, self._objects),
         )
         self._hallway = Hallway(section, self._studies, services, Policy.load(section.policy), health)
-        loop = asyncio.get_running_loop()
-
-        def accepted() -> None:
-            loop.call_soon_threadsafe(self._hallway.ring)
-
-        self._dimse = DimseServer(section, self._door, loop, accepted)
+        self._door = Door(
+            self._objects,
+            self._studies,
+            pseudonyms,
+            self._recorder,
+            max_object_bytes=section.max_object_bytes,
+            ready=self._ready,
+            confirmed=self._hallway.ring,
+        )
+        self._dimse = DimseServer(section, self._door, asyncio.get_running_loop())
         self._tasks: list[asyncio.Task[None]] = []
 
     def attach(self, server: Server) -> None:
@@ -107,6 +103,7 @@ class Ingest:
     async def drain(self) -> None:
         """Let associations end and workers finish their steps."""
         await asyncio.gather(asyncio.to_thread(self._dimse.drain, _DRAIN_SECONDS), self._hallway.stop())
+        await self._door.flush()
 
     async def close(self) -> None:
         """Let go of everything."""
@@ -132,8 +129,7 @@ class Ingest:
             for instance_id in await asyncio.to_thread(self._studies.unconfirmed):
                 instance, study = await asyncio.to_thread(self._studies.instance, instance_id)
                 index = await record_received(self._recorder, instance, study.pseudonym)
-                await asyncio.to_thread(self._studies.confirm_received, instance_id, index, datetime.now(UTC))
-                self._hallway.ring()
+                self._door.confirm(instance_id, index)
         except StepwedgeError as error:
             # The hallway does it when the log is back.
             _log.warning("recovery waits for the log", **logs.describe(error))

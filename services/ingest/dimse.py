@@ -426,17 +426,12 @@ class DimseServer:
         Where objects go.
     loop
         The event loop on which records are made.
-    accepted
-        Called after each object that was accepted, in a thread of its association.
     """
 
-    def __init__(
-        self, settings: Ingest, door: Door, loop: asyncio.AbstractEventLoop, accepted: Callable[[], None]
-    ) -> None:
+    def __init__(self, settings: Ingest, door: Door, loop: asyncio.AbstractEventLoop) -> None:
         _silence()
         self._door = door
         self._loop = loop
-        self._accepted = accepted
         self._ae = AE(settings.ae_title)
         self._ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         self._ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -513,7 +508,6 @@ class DimseServer:
         announced = Announced(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
         kept: Kept = self._door.keep(incoming, CHANNEL, announced)
         self._wait(self._door.record(kept))
-        self._accepted()
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -23,7 +23,7 @@ from pydicom.uid import UID
 from services.ingest import metrics
 from services.ingest.store import Arrival, StudyStore
 from services.ingest.tables import Instance
-from shared import dicom, dicom_encoding
+from shared import dicom, dicom_encoding, logs
 from shared.audit import Recorder
 from shared.build import software_build
 from shared.dicom_encoding import PIXEL_TAGS, Encoded
@@ -31,6 +31,8 @@ from shared.errors import ErrorCode, StepwedgeError
 from shared.objects import ObjectStore, Zone
 from shared.pseudonyms import Pseudonyms
 from stepwedge.audit.v1 import audit_pb2
+
+_log = logs.get_logger(__name__)
 
 RECORD_SECONDS: Final = 10.0
 """How long a sender waits for the log before it is refused; senders give up after 30 s or more."""
@@ -155,6 +157,8 @@ class Door:
     ----------
     ready
         Raises where an object could not be accepted now, so that its sender need not send it all first.
+    confirmed
+        Called when instances went to work.
     """
 
     def __init__(
@@ -166,6 +170,7 @@ class Door:
         *,
         max_object_bytes: int,
         ready: Callable[[], None] = lambda: None,
+        confirmed: Callable[[], None] = lambda: None,
     ) -> None:
         self._objects = objects
         self._studies = studies
@@ -173,6 +178,9 @@ class Door:
         self._recorder = recorder
         self._max_object_bytes = max_object_bytes
         self.ready = ready
+        self._confirmed = confirmed
+        self._to_confirm: dict[int, int] = {}
+        self._confirming: asyncio.Task[None] | None = None
 
     def open(self) -> Incoming:
         """Begin to receive. Raises STORAGE_FULL, AUDIT_UNAVAILABLE, DEPENDENCY_UNAVAILABLE before anything is taken."""
@@ -206,7 +214,7 @@ class Door:
         index = instance.record_index
         if index is None:
             index = await record_received(self._recorder, instance, kept.study)
-            await asyncio.to_thread(self._studies.confirm_received, instance.id, index, datetime.now(UTC))
+            self.confirm(instance.id, index)
         outcome = "duplicate" if kept.duplicate else "conflict" if instance.conflict else "new"
         metrics.RECEIVED.labels(instance.channel, outcome).inc()
         return Accepted(
@@ -217,6 +225,32 @@ class Door:
             conflict=instance.conflict,
             record_index=index,
         )
+
+    def confirm(self, instance_id: int, record_index: int) -> None:
+        """Note that the log has a `received` record; many at once, and behind the answer to the sender.
+
+        The answer need not wait: where this process dies first, the next hands the record in again under its key.
+        """
+        self._to_confirm[instance_id] = record_index
+        if self._confirming is None or self._confirming.done():
+            self._confirming = asyncio.create_task(self._confirm(), name="confirmations")
+
+    async def flush(self) -> None:
+        """Wait until everything that was accepted has gone to work."""
+        if self._confirming is not None:
+            await self._confirming
+
+    async def _confirm(self) -> None:
+        while self._to_confirm:
+            batch, self._to_confirm = self._to_confirm, {}
+            try:
+                await asyncio.to_thread(self._studies.confirm_received, batch, datetime.now(UTC))
+            except StepwedgeError as error:
+                _log.warning("confirmations wait for the database", error=error.name, count=len(batch))
+                self._to_confirm = {**batch, **self._to_confirm}
+                await asyncio.sleep(1.0)
+            else:
+                self._confirmed()
 
     def _arrival(self, uids: dicom.Uids, sha256: str, content_sha256: str, size: int, channel: str) -> Arrival:
         name = self._pseudonyms

@@ -240,7 +240,7 @@ class Hallway:
                 index = await self._recorded(
                     record_received(self._services.recorder, instance, snapshot.study.pseudonym)
                 )
-                await _in_thread(self._studies.confirm_received, instance.id, index, _now())
+                await _in_thread(self._studies.confirm_received, {instance.id: index}, _now())
 
     # -- instances ------------------------------------------------------------------------------------------------
 

@@ -64,7 +64,6 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         except StepwedgeError as error:
             metrics.REFUSED.labels(CHANNEL, error.name).inc()
             raise
-        self._ring()
         return ingest_pb2.SubmitInstanceResponse(
             sha256=accepted.sha256,
             study_instance_uid=accepted.study_instance_uid,

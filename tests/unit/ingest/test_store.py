@@ -23,7 +23,7 @@ ACCEPT = Settled(1, (), b"")
 
 def received(studies: StudyStore, arrival: Arrival, index: int = 0, at=NOW) -> int:
     instance, _ = studies.receive(arrival, at)
-    studies.confirm_received(instance.id, index, at)
+    studies.confirm_received({instance.id: index}, at)
     return instance.id
 
 
@@ -133,7 +133,7 @@ def test_an_instance_goes_to_work_only_when_its_record_is_confirmed(studies: Stu
     instance, _ = studies.receive(arrival(), NOW)
     assert studies.claim("me", NOW + SECOND, LEASE) is None
     assert studies.unconfirmed() == [instance.id]
-    studies.confirm_received(instance.id, 4, NOW + SECOND)
+    studies.confirm_received({instance.id: 4}, NOW + SECOND)
     assert studies.unconfirmed() == []
     claim = claimed(studies, NOW + SECOND)
     assert studies.snapshot(claim.study_id).instances[0].state == InstanceState.RECEIVED
