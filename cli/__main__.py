@@ -22,6 +22,8 @@ def run(arguments: Sequence[str]) -> int:
         answer = app(args=list(arguments), prog_name="stepwedge", standalone_mode=False)
         sys.stdout.flush()
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # which Typer turns into a status of its own
+            return int(Exit.BROKEN_PIPE)
         return end.code if isinstance(end.code, int) else int(Exit.OK if end.code is None else Exit.INTERNAL)
     except BaseException as error:  # noqa: BLE001 - the boundary of the process: every failure ends in one line
         return int(failure.report(error))

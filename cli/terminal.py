@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 PLAIN_WIDTH = 100
 """Columns where the output is not a terminal: wide enough for every table of ours, narrow enough for a mail."""
@@ -95,6 +95,21 @@ def size(count: float) -> str:
             return f"{count:.0f} {prefix}" if prefix == "B" else f"{count:.1f} {prefix}"
         count /= 1000
     raise AssertionError("unreachable")
+
+
+def paragraph(text: RenderableType, indent: int) -> None:
+    """Print on stdout, indented, wrapped to the width; without blanks at the ends of lines where nobody sees them."""
+    from rich.padding import Padding
+
+    console = out()
+    block = Padding(text, (0, 0, 0, indent), expand=False)
+    if console.is_terminal:
+        console.print(block)
+        return
+    with console.capture() as captured:
+        console.print(block)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    sys.stdout.flush()
 
 
 @contextmanager

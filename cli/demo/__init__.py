@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from cli import configuration, connect, files, log, terminal
 from cli.cluster import ROOT, SERVICES, Cluster
 from cli.demo.board import Board
@@ -23,6 +25,7 @@ from cli.exit_codes import Exit
 from cli.receiver import Receiver, receiver
 from cli.send import Peer, Sent, send
 from cli.studies import reason_name, verdict_name
+from cli.up import DOES
 from shared.build import VERSION
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import Identity
@@ -58,11 +61,16 @@ class Demo:
     def step(self, title: str, words: str = "") -> None:
         """Begin a step."""
         self._step += 1
-        terminal.out().print(f"\n[bold cyan]{self._step}[/]  [bold]{title:<15}[/] {words}", soft_wrap=True)
+        padding = " " * (16 - len(title)) if words else ""
+        terminal.out().print(f"\n[bold cyan]{self._step}[/]  [bold]{title}[/]{padding}{words}", soft_wrap=True)
 
     def say(self, words: str) -> None:
-        """A line of the present step."""
-        terminal.out().print(f"   {words}", soft_wrap=True)
+        """A line of the present step, in Rich markup."""
+        terminal.paragraph(words, 3)
+
+    def point(self, path: Path, words: str = "") -> None:
+        """A path of the present step, on one line so that it can be copied."""
+        terminal.out().print(f"   [dim]{escape(terminal.printable(path))}{words}[/]", soft_wrap=True)
 
     def expect(self, holds: bool, words: str) -> None:
         """Note what went otherwise than it must."""
@@ -103,13 +111,11 @@ def _folder(data: Path | None) -> Path:
 
 @contextmanager
 def _cluster(run: Demo, settings: Settings) -> Iterator[Cluster]:
-    run.step("Start", "four services, mutual TLS, certificates and keys of their own, SQLite and a folder")
+    run.step("Start", "four services over mutual TLS, with SQLite and a folder")
     began = time.monotonic()
     with Cluster(settings, say=run.say) as cluster:
-        names = "  ".join(
-            f"[cyan]{service}[/] {settings.for_service(service).address}" for service in reversed(SERVICES)
-        )
-        run.say(names)
+        for service in reversed(SERVICES):
+            run.say(f"[cyan]{service:<10}[/] {DOES[service]:<30} {settings.for_service(service).address}")
         run.say(f"ready in {terminal.duration(time.monotonic() - began)}")
         yield cluster
         began = time.monotonic()
@@ -119,12 +125,9 @@ def _cluster(run: Demo, settings: Settings) -> Iterator[Cluster]:
 def _send_and_watch(run: Demo, settings: Settings) -> None:
     host, _, port = settings.ingest.dimse.rpartition(":")
     peer = Peer(host, int(port), settings.ingest.ae_title, "DEMO_MODALITY")
-    what = (
-        f"the {run.material.count} files"
-        if run.own
-        else f"{run.material.count} studies: real objects and a chest phantom's,"
-    )
-    run.step("Send", f"{what} by C-STORE to {settings.ingest.dimse}, and watch them")
+    what = "files of yours" if run.own else "studies: real objects, and radiographs of a chest phantom"
+    run.step("Send", f"{run.material.count} {what}")
+    run.say(f"by C-STORE to {settings.ingest.dimse}; a study is complete when nothing came for {QUIET_SECONDS:.0f} s")
     failed: list[StepwedgeError] = []
 
     def hand_in() -> None:
@@ -185,11 +188,10 @@ def _label(run: Demo, study: ingest_pb2.Study) -> str:
 
 def _conclude(run: Demo, pacs: Receiver) -> None:
     run.step("Verdicts")
-    out = terminal.out()
-    out.print(run.board.summary())
+    terminal.paragraph(run.board.summary(), 3)
     for sent in run.sent:
         if not sent.ok:
-            run.say(f"not taken: {terminal.printable(sent.path.name)}: {sent.code} {sent.words}")
+            run.say(f"not taken: {escape(terminal.printable(sent.path.name))}: {sent.code} {sent.words}")
             run.expect(run.own, f"{sent.path.name} was not stored: {sent.code} {sent.words}")
     run.expect(any(sent.ok for sent in run.sent), "not one file was stored")
     accepted = 0
@@ -199,7 +201,7 @@ def _conclude(run: Demo, pacs: Receiver) -> None:
         if decision is not None and row.study is not None and verdict_name(decision.verdict) == "ACCEPT":
             accepted += len(row.study.instances)
     _compare_with_cases(run)
-    run.say(f"the PACS at {PACS} received {len(pacs.instances)} images of accepted studies")
+    run.say(f"delivered to the PACS of the demo: {len(pacs.instances)} images, those of the accepted studies")
     run.expect(len(pacs.instances) == accepted, f"the PACS received {len(pacs.instances)} images and not {accepted}")
     run.expect(pacs.repeats == 0, "the PACS received an image twice")
 
@@ -220,12 +222,12 @@ def _compare_with_cases(run: Demo) -> None:
 
 def _prove(run: Demo, settings: Settings) -> Path:
     export = run.folder / "log.zip"
-    run.step("Prove the log", "export it, and check it with one file that needs nothing of ours: verifier/verify.py")
+    run.step("Prove the log", "export it; verifier/verify.py, one file that needs nothing else, checks it")
     size = log.fetch(settings, Identity.AUDITOR.value, export)
     status, words = _run_verifier(settings, export)
     for line in words:
         run.say(line)
-    run.say(f"[dim]{export} ({terminal.size(size)}); exit status {status}[/]")
+    run.point(export, f" ({terminal.size(size)}); exit status {status}")
     run.expect(status == 0, f"the log did not verify: exit status {status}")
     return export
 
@@ -241,15 +243,13 @@ def _catch_a_forger(run: Demo, settings: Settings, export: Path) -> None:
     status, words = _run_verifier(settings, copy)
     for line in words:
         run.say(f"[red]{line}[/]")
-    run.say(f"[dim]{copy}; exit status {status}[/]")
+    run.point(copy, f"; exit status {status}")
     run.expect(status not in (0, 2), f"the forged copy was not refused: exit status {status}")
     run.expect(str(forged.record) in " ".join(words), "the verifier did not name the forged record")
 
 
 def _run_verifier(settings: Settings, export: Path) -> tuple[int, list[str]]:
     """The stand-alone verifier as a stranger runs it: isolated, and with the public key alone."""
-    from rich.markup import escape
-
     command = [sys.executable, "-I", str(VERIFIER), str(export), "--key", log.key_of(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     return done.returncode, [escape(line) for line in (done.stdout + done.stderr).splitlines()]
@@ -271,12 +271,14 @@ def _resident(cluster: Cluster) -> int:
 
 
 def _end(run: Demo, settings_file: Path, memory: int) -> Exit:
-    run.step("What is left", f"in {run.folder}")
+    run.step("What is left")
+    run.point(run.folder)
     shown = shutil.which("stepwedge") or "stepwedge"
     command = f"{Path(shown).name} up --config {settings_file}"
     run.say("log.zip, log-forged.zip   the log, and the forged copy")
     run.say("cluster/                  settings, keys, objects, databases, the services' own logs")
-    run.say(f"[dim]{command}[/]   starts this cluster again")
+    run.say("to start this cluster again:")
+    terminal.out().print(f"   [dim]{escape(command)}[/]", soft_wrap=True)
     if memory:
         run.say(f"memory of the four services and their workers: {terminal.size(memory)}")
     seconds = terminal.duration(time.monotonic() - run.started)

@@ -91,13 +91,15 @@ class Board:
             self._print_line(row, before)
 
     def _print_line(self, row: Row, before: int) -> None:
+        from rich.text import Text
+
         passed = ", ".join(STAGES[before : row.stage])
         words = f"   {time.monotonic() - self._started:5.1f} s  {row.label:<34.34} {passed}"
         out = terminal.out()
         if row.stage == len(STAGES) and row.decision is not None:
             out.print(words, terminal.verdict(verdict_name(row.decision.verdict)), soft_wrap=True)
             for reason, detail in _reasons(row.decision):
-                out.print(f"              {reason}: {detail}", markup=False, soft_wrap=True)
+                terminal.paragraph(Text(f"{reason}: {detail}"), 14)
         else:
             out.print(words, markup=False, soft_wrap=True)
 
@@ -119,13 +121,13 @@ class Board:
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
-        table.add_column("   study", no_wrap=True, max_width=38)
+        table.add_column("study", no_wrap=True, max_width=38)
         table.add_column("images", justify="right")
         table.add_column("verdict", no_wrap=True)
         table.add_column("why")
         for row in self.rows.values():
             images = len(row.study.instances) if row.study is not None else 0
-            table.add_row(f"   {row.label}", str(images), _verdict(row), _why(row))
+            table.add_row(row.label, str(images), _verdict(row), _why(row))
         return table
 
 

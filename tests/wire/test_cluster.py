@@ -85,18 +85,7 @@ def test_a_held_service_stays_away_until_it_is_released(cluster: RunningCluster)
     assert cluster.serving("redaction")
 
 
-def test_two_clusters_do_not_share_a_data_folder(tmp_path: Path) -> None:
-    file = configuration.on_free_ports(tmp_path / "data")
-    with up(file) as first:
-        read_until(first, "Ctrl-C drains")
-        second = stepwedge("up", "--config", file)
-        assert second.failed_in_one_line("WRONG_STATE")
-        assert second.status == Exit.NEGATIVE
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(40) == 0
-
-
-def test_up_shows_the_addresses_and_drains_in_order_at_ctrl_c(tmp_path: Path) -> None:
+def test_up_shows_the_addresses_refuses_a_second_up_and_drains_in_order_at_ctrl_c(tmp_path: Path) -> None:
     file = configuration.on_free_ports(tmp_path / "data")
     settings = configuration.load(file)
     with up(file) as process:
@@ -106,6 +95,9 @@ def test_up_shows_the_addresses_and_drains_in_order_at_ctrl_c(tmp_path: Path) ->
         assert settings.ingest.dimse in shown
         children = children_of(process.pid)
         assert len(children) == 4
+        second = stepwedge("up", "--config", file)
+        assert second.failed_in_one_line("WRONG_STATE")  # two clusters do not share a data folder
+        assert second.status == Exit.NEGATIVE
         process.send_signal(signal.SIGINT)
         assert process.wait(40) == 0
         assert process.stderr is not None
