@@ -529,6 +529,10 @@ def test_it_imports_nothing_but_the_standard_library() -> None:
     assert imported <= sys.stdlib_module_names
 
 
+def test_it_keeps_to_the_syntax_of_python_3_9() -> None:
+    ast.parse(SCRIPT.read_text(), feature_version=(3, 9))
+
+
 def run(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     # A copy alone in a folder, an interpreter that sees no installed package.
     shutil.copy(SCRIPT, tmp_path / "alone.py")
