@@ -2,6 +2,7 @@
 """The gRPC face of the log: translates between the contract and the log."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -90,7 +91,9 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
                 yield audit_pb2.ExportResponse(chunk=piece)
         finally:
-            pieces.close()
+            # Where the caller has gone a thread may still be making a piece; the archive then ends with it.
+            with contextlib.suppress(ValueError):
+                pieces.close()
 
     def _export_head(self, size: int) -> tuple[store.Head, list[store.Key]]:
         with self._log.store.reading() as connection:

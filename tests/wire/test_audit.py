@@ -191,6 +191,20 @@ MAY_NOT = {
 }
 
 
+async def test_an_export_that_is_given_up_leaves_the_server_well(audit: Running) -> None:
+    producer = Producer()
+    for start in range(0, 1000, 200):
+        await append(audit, producer, *(producer.received(number) for number in range(start, start + 200)))
+    for _ in range(5):
+        call = audit(Identity.AUDITOR).Export(audit_pb2.ExportRequest(), timeout=30)
+        await asyncio.sleep(0)
+        call.cancel()
+    call = audit(Identity.AUDITOR).Export(audit_pb2.ExportRequest(), timeout=30)
+    assert (await call.read()).chunk
+    call.cancel()
+    assert (await append(audit, producer, producer.received(5000))).indexes == [1000]
+
+
 async def test_only_producers_append_and_only_readers_read(audit: Running) -> None:
     producer = Producer()
     for identity in Identity:
