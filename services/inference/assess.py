@@ -45,7 +45,8 @@ MAX_CHEST_PIXELS: Final = 64 << 20
 class Pin:
     """What the model was and saw, so that the answer can be had again.
 
-    preprocessed_sha256: of the grid. output_sha256: of the raw outputs of every look that was taken, in their order.
+    preprocessed_sha256: of the grid. output_sha256: of the outputs of every look that was taken, in their
+    order, each in the orientation of the image as it came.
     """
 
     name: str
@@ -221,7 +222,7 @@ class Assessor:
                 else:
                     found += of_chest
         if not frame.colour and frame.bits > 1:  # neither has a range of grey to clip
-            found.append(_saturated(frame, seen))
+            found.append(_saturated(frame, seen, of_a_chest=covered is Coverage.COVERED or seen is not None))
         if seen is None and why and covered is not Coverage.COVERED:
             found.append(finding(Reason.REASON_NO_MODEL, NOT_ASSESSABLE, why))
         found.sort(key=lambda one: ORDER[one.code])
@@ -229,13 +230,17 @@ class Assessor:
         return AssessmentResult(found, list(_measurements(found, seen)), rows, columns, confidence, pin, seen)
 
     def _look(self, frame: Frame) -> tuple[Look, Pin, list[Finding]]:
-        """The model's look at a radiograph; a second one with black and white exchanged where they were wrong."""
+        """The model's look at a radiograph; once more with black and white exchanged where they were wrong, and once
+        more turned upright where it was turned."""
         prepared = preprocess(frame.values, frame.inverted)
-        first = self._look_at(prepared, frame)
-        found = [chest.polarity(first)]
-        looks = [first]
+        looks = [self._look_at(prepared, frame)]
+        found = [chest.polarity(looks[0])]
+        righted = prepared
         if found[0].outcome == FAIL:
-            looks.append(self._look_at(preprocess(frame.values, not frame.inverted), frame))
+            righted = preprocess(frame.values, not frame.inverted)
+            looks.append(self._look_at(righted, frame))
+        if chest.quarter_turns(looks[-1]):
+            looks.append(chest.upright(self.model, righted.grid, looks[-1]))
         seen = looks[-1]
         found += [chest.not_a_chest(seen), *chest.margins(seen), chest.low_confidence(seen), chest.anatomy(seen)]
         found.append(chest.cardiothoracic(seen))
@@ -312,7 +317,7 @@ def _blank(frame: Frame) -> Finding:
     return finding(code, outcome, words[outcome], value=Value("structure", min(found, 1e9)), threshold=limit.fail)
 
 
-def _saturated(frame: Frame, seen: Look | None) -> Finding:
+def _saturated(frame: Frame, seen: Look | None, *, of_a_chest: bool) -> Finding:
     """SATURATED: of a chest by its thorax, or its central box; of other grey pictures by the white end alone, since
     air and background are black with reason."""
     code = Reason.REASON_SATURATED
@@ -322,7 +327,7 @@ def _saturated(frame: Frame, seen: Look | None) -> Finding:
     thorax = None if seen is None or not chest.measurable(seen) else seen.thorax()
     low, high = clipping.in_centre() if thorax is None else clipping.within(thorax)
     limit = thresholds.CLIPPED_CENTRE if thorax is None else thresholds.CLIPPED_CHEST
-    if seen is None:
+    if not of_a_chest:
         limit = thresholds.CLIPPED_OTHER
         low, high = (low, 0.0) if frame.inverted else (0.0, high)
     share = max(low, high)

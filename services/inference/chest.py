@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import cv2
@@ -23,6 +23,7 @@ _TURNS: Final = {
     "rotated_180": "upside down",
     "rotated_270": "a quarter turn anticlockwise",
 }
+"""Flags of a turn, in the order of the quarter turns clockwise that they mean."""
 _UNMEASURABLE: Final = "outlines that are unsure, of no chest, or of one that does not stand upright are not measured"
 _LEAST_CELLS: Final = 2
 """Cells that a row or column of a mask must have to count as its end: one alone is noise."""
@@ -61,6 +62,8 @@ class Look:
     distance: float
     confidences: Mapping[str, float]
     nested: Mapping[str, Nested]
+    turned: int = 0
+    """Quarter turns clockwise by which the image was found turned, and by which it was turned back for this look."""
 
     @property
     def cell(self) -> tuple[float, float]:
@@ -98,8 +101,29 @@ class Look:
 
 def measurable(seen: Look) -> bool:
     """Whether distances on the image mean anything: outlines that hold, on a chest that stands upright."""
-    turned = any(seen.probabilities[turn] >= thresholds.TURNED.fail for turn in _TURNS)
-    return seen.outlines_hold and not turned and not seen.is_foreign()
+    return seen.outlines_hold and not seen.turned and not quarter_turns(seen) and not seen.is_foreign()
+
+
+def quarter_turns(seen: Look) -> int:
+    """Quarter turns clockwise by which the image is surely turned."""
+    likeliest = max(_TURNS, key=lambda flag: seen.probabilities[flag])
+    return 1 + list(_TURNS).index(likeliest) if seen.probabilities[likeliest] >= thresholds.TURNED.fail else 0
+
+
+def upright(model: Model, grid: NDArray[np.uint8], seen: Look) -> Look:
+    """A second look at a grid that was found turned, turned back: its flags and confidences are of the upright image,
+    its masks lie where the image is as it came."""
+    turns = quarter_turns(seen)
+    righted = np.ascontiguousarray(np.rot90(grid, turns))  # anticlockwise
+    again = look(model, righted, seen.where, None, seen.frame)
+    logits = np.ascontiguousarray(np.rot90(again.answer.logits, -turns, axes=(1, 2)))
+    return replace(
+        again,
+        answer=again.answer._replace(logits=logits),
+        spacing_mm=seen.spacing_mm,
+        nested=masks.nested(logits, seen.where),
+        turned=turns,
+    )
 
 
 def look(
@@ -228,10 +252,13 @@ def anatomy(seen: Look) -> Finding:
 
 
 def _oddities(seen: Look) -> Iterator[tuple[Outcome.ValueType, str]]:
+    if seen.turned:
+        yield FAIL, f"the image is turned: {list(_TURNS.values())[seen.turned - 1]}"
+        return
     for flag, turn in _TURNS.items():
         outcome = _above(seen.probabilities[flag], thresholds.TURNED)
         if outcome != PASS:
-            yield outcome, f"the image is turned: {turn}" if outcome == FAIL else f"the image may be turned: {turn}"
+            yield WARN, f"the image may be turned: {turn}"
     if seen.probabilities["mirrored"] >= thresholds.MIRRORED.warn:
         yield WARN, "right and left look exchanged"
     full = seen.nested["lungs_full"].middle
@@ -296,6 +323,7 @@ def values(seen: Look) -> Iterator[Value]:
     for group, score in seen.confidences.items():
         yield Value(f"confidence_{group}", score)
     yield Value("probability_inverted", seen.probabilities["inverted"])
+    yield Value("quarter_turns", float(seen.turned), "{quarter_turns}")
     yield Value("probability_turned", max(seen.probabilities[turn] for turn in _TURNS))
     yield Value("probability_mirrored", seen.probabilities["mirrored"])
     yield Value("probability_not_a_chest", seen.probabilities["not_a_chest"])

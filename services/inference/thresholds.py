@@ -25,10 +25,10 @@ LEAST_SIDE: Final = Threshold(
     "below 4 x 4 blocks of 4 x 4 pixels no check has anything to go by; the smallest clinical matrices are 64 x 64",
 )
 LEAST_SIDE_CHEST: Final = Threshold(
-    96,
-    96,
+    64,
+    64,
     "{pixels}",
-    "the model looks at 256 x 256 cells; of an image with under 96 on its shorter side most cells are interpolated",
+    "the model looks at 256 x 256 cells; of an image with under 64 on its shorter side nearly all are interpolated",
 )
 STRUCTURE: Final = Threshold(
     4.0,
