@@ -53,6 +53,7 @@ def main() -> None:
 def _silence_libraries() -> None:
     """Nothing but our own words reaches the terminal: the libraries' logs and warnings quote values of objects."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     logging.getLogger().addHandler(logging.NullHandler())
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")

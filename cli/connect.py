@@ -58,7 +58,7 @@ def health(settings: Settings, service: str, identity: Identity = Identity.OPERA
 
 
 def wait_serving(settings: Settings, service: str, seconds: float) -> None:
-    """Return when the service answers SERVING for itself.
+    """Return when the service answers SERVING for itself and for everything that it depends on.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def wait_serving(settings: Settings, service: str, seconds: float) -> None:
             waiting = sorted(
                 name.removeprefix("dependency/") for name, serving in parts.items() if not serving and "/" in name
             )
-            if parts.get(""):
+            if parts and all(parts.values()):
                 return
             words = f"waits for {', '.join(waiting)}" if waiting else "is not serving"
         except StepwedgeError as error:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
 from cli.exit_codes import Exit
+from shared import paths
+from shared.phantom import blank, chest, to_dicom
 from tests.wire import canary
-from tests.wire.command import stepwedge
+from tests.wire.command import Ran, stepwedge
 
 CT = Path(get_testdata_file("CT_small.dcm"))
 
@@ -150,3 +155,112 @@ def test_each_line_of_json_is_an_object_of_its_own(folder: Path, key: Path, tmp_
     ran = stepwedge("redact", folder, tmp_path / "out", "--key", key, "--json")
     assert all(isinstance(json.loads(line), dict) for line in ran.out.splitlines())
     assert "\x1b" not in ran.out
+
+
+CHANNELS = ("right_lung_field", "left_lung_field", "heart", "lungs_full")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One phantom as DICOM, PNG, TIFF and JPEG, an empty exposure, an object without pixels, and what is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    phantom = chest(11)
+    names = {"patient_name": "PHANTOM", "patient_id": "1", "study_uid": "1.2.3", "series_uid": "1.2.3.1"}
+    to_dicom(phantom, **names, sop_instance_uid="1.2.3.1.1").save_as(folder / "object.dcm", enforce_file_format=True)
+    eight = (phantom.image >> 4).astype(np.uint8)
+    cv2.imwrite(str(folder / "sixteen.png"), phantom.image)
+    cv2.imwrite(str(folder / "film.tif"), eight)
+    cv2.imwrite(str(folder / "photo.jpg"), cv2.cvtColor(eight, cv2.COLOR_GRAY2BGR))
+    cv2.imwrite(str(folder / "blank.png"), blank(phantom).image)
+    shutil.copy(get_testdata_file("reportsi.dcm"), folder / "report.dcm")
+    (folder / "broken.png").write_bytes((folder / "sixteen.png").read_bytes()[:5000])
+    (folder / "cut.dcm").write_bytes((folder / "object.dcm").read_bytes()[:5000])
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / "zero.dcm").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def assessed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
+    masks = tmp_path_factory.mktemp("out") / "masks"
+    return stepwedge("assess", pictures, "--masks", masks, "--json"), masks
+
+
+def test_each_file_is_assessed_in_a_line_and_those_that_fail_stop_nothing(
+    assessed: tuple[Ran, Path], pictures: Path
+) -> None:
+    ran, _ = assessed
+    assert (ran.status, ran.err) == (Exit.NEGATIVE, "")
+    answers = {Path(line["file"]).name: line for line in ran.lines}
+    assert set(answers) == {path.name for path in pictures.iterdir()}
+    assert {name: line["verdict"] for name, line in answers.items()} == {
+        "object.dcm": "ACCEPT",
+        "sixteen.png": "ACCEPT",
+        "film.tif": "ACCEPT",
+        "photo.jpg": "ACCEPT",
+        "blank.png": "REJECT",
+        "report.dcm": "ACCEPT",
+        "broken.png": "NOT_ASSESSABLE",
+        "cut.dcm": "NOT_ASSESSABLE",
+        "notes.txt": "NOT_ASSESSABLE",
+        "zero.dcm": "NOT_ASSESSABLE",
+    }
+    assert {name: line["error"] for name, line in answers.items() if "error" in line} == {
+        "cut.dcm": "MALFORMED_DICOM",
+        "notes.txt": "NOT_DICOM",
+        "zero.dcm": "NOT_DICOM",
+    }
+    assert answers["broken.png"]["reasons"] == ["PIXELS_UNDECODABLE"]
+    for line in answers.values():
+        assert {"file", "verdict", "reasons", "findings", "measurements"} <= set(line)
+    names = {measurement["name"] for measurement in answers["object.dcm"]["measurements"]}
+    assert {"lung_margin_top", "lung_margin_right"} <= names
+
+
+def test_masks_have_the_size_of_the_image_and_lie_on_the_lungs(assessed: tuple[Ran, Path]) -> None:
+    ran, masks = assessed
+    expected = {f"{stem}.{channel}.png" for stem in ("object", "sixteen", "film", "photo") for channel in CHANNELS}
+    assert {path.name for path in masks.iterdir()} == expected
+    told = {path for line in ran.lines for path in line.get("masks", {}).values()}
+    assert told == {str(masks / name) for name in expected}
+    phantom = chest(11)
+    for stem in ("object", "sixteen", "film", "photo"):
+        for channel in CHANNELS:
+            mask = cv2.imread(str(masks / f"{stem}.{channel}.png"), cv2.IMREAD_UNCHANGED)
+            assert mask.shape == phantom.image.shape
+            assert set(np.unique(mask)) == {0, 255}
+        found = cv2.imread(str(masks / f"{stem}.lungs_full.png"), cv2.IMREAD_UNCHANGED) > 0
+        truth = phantom.masks["lungs_full"] > 0
+        assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) >= 0.9
+
+
+def test_two_files_of_one_stem_do_not_replace_each_others_masks(pictures: Path, tmp_path: Path) -> None:
+    shutil.copy(pictures / "object.dcm", tmp_path / "same.dcm")
+    shutil.copy(pictures / "film.tif", tmp_path / "same.tif")
+    ran = stepwedge("assess", tmp_path, "--masks", tmp_path / "masks", "--json")
+    assert ran.status == Exit.NEGATIVE
+    first, second = ran.lines
+    assert set(first["masks"]) == set(CHANNELS)
+    assert second["error"] == "FILE"
+    assert len(list((tmp_path / "masks").iterdir())) == 4
+
+
+def test_without_json_a_person_reads_the_verdict_and_its_reasons(pictures: Path) -> None:
+    ran = stepwedge("assess", pictures / "blank.png", pictures / "notes.txt")
+    assert ran.status == Exit.NEGATIVE
+    verdict, reason = ran.out.splitlines()
+    assert verdict.split() == ["REJECT", str(pictures / "blank.png")]
+    assert reason.strip().startswith("BLANK_IMAGE: ")
+    assert ran.failed_in_one_line("NOT_DICOM")
+
+
+def test_a_model_that_was_tampered_with_is_not_used(pictures: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(paths.MODEL, model)
+    for file in model.glob("*.onnx"):
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    settings = tmp_path / "stepwedge.toml"
+    settings.write_text(f'[inference]\nmodel = "{model}"\n')
+    ran = stepwedge("assess", pictures / "object.dcm", "--config", settings)
+    assert ran.status == Exit.CONFIGURATION
+    assert ran.failed_in_one_line("MODEL_DIGEST_MISMATCH")
