@@ -114,7 +114,7 @@ def _of_one_value(values: NDArray[Any]) -> float:
 
 def _blocks(values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of each block; what is left over at the lower and right edge does not count."""
-    side = max(4, max(values.shape) // BLOCKS)
+    side = max(4, min(max(values.shape) // BLOCKS, min(values.shape) // (2 * _LEAST_BLOCKS)))
     rows, columns = (max(1, length // side) for length in values.shape)
     whole = values[: rows * side, : columns * side].astype(np.float32)
     whole -= whole.mean()
