@@ -199,11 +199,14 @@ class Hallway:
                 continue  # the database is away; the lease holds as long as it holds
 
     async def _take_on(self, claim: Claim) -> None:
-        snapshot = await _in_thread(self._studies.snapshot, claim.study_id)
-        await self._finish_failures(snapshot)
+        # Most claims of a large study are for the few images that came in last.
+        snapshot = await _in_thread(self._studies.snapshot, claim.study_id, only_unsettled=True)
         await self._finish_received(snapshot)
-        if snapshot.pending_decision is not None:
-            await self._hand_in(claim, snapshot, snapshot.pending_decision)
+        if snapshot.pending_decision is not None or any(one.record_index is None for one in snapshot.failures):
+            snapshot = await _in_thread(self._studies.snapshot, claim.study_id)
+            await self._finish_failures(snapshot)
+            if snapshot.pending_decision is not None:
+                await self._hand_in(claim, snapshot, snapshot.pending_decision)
         await self._settle_instances(claim, snapshot)
         study = await _in_thread(self._studies.complete, claim, _now())
         if study.state == StudyState.PROCESSING:

@@ -628,16 +628,17 @@ class StudyStore:
             raise StepwedgeError(ErrorCode.ERROR_CODE_STUDY_NOT_FOUND, "no study of this name has been received")
         return found
 
-    def snapshot(self, study_id: int) -> Snapshot:
-        """A study with everything of it, each list in its own order."""
+    def snapshot(self, study_id: int, *, only_unsettled: bool = False) -> Snapshot:
+        """A study with everything of it, each list in its own order; of its instances all, or those still to settle."""
         with self._reading.begin() as session:
 
-            def rows(table: Any) -> list[Any]:
-                return list(session.scalars(select(table).where(table.study_id == study_id).order_by(table.id)))
+            def rows(table: Any, *conditions: Any) -> list[Any]:
+                query = select(table).where(table.study_id == study_id, *conditions).order_by(table.id)
+                return list(session.scalars(query))
 
             return Snapshot(
                 study=session.get_one(Study, study_id),
-                instances=rows(Instance),
+                instances=rows(Instance, Instance.state.in_(_UNSETTLED)) if only_unsettled else rows(Instance),
                 decisions=rows(Decision),
                 deliveries=rows(Delivery),
                 failures=rows(Failure),

@@ -1,0 +1,109 @@
+"""From instances to decisions, and from errors to what follows."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from services.ingest import verdicts
+from services.ingest.explain import explain
+from services.ingest.outcomes import Outcome, outcome
+from services.ingest.store import Snapshot
+from services.ingest.tables import Decision, Instance, Study
+from shared import paths
+from shared.errors import ErrorCode, StepwedgeError
+from shared.policy import Policy
+from stepwedge.common.v1 import common_pb2
+from stepwedge.inference.v1 import inference_pb2
+from stepwedge.redaction.v1 import redaction_pb2
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+POLICY = Policy.load(paths.POLICY)
+ACCEPT, REVIEW, REJECT, NOT_ASSESSABLE = 1, 2, 3, 4
+
+
+def instance(verdict: int, *reasons: int, conflict: bool = False, assessment: bytes = b"") -> Instance:
+    return Instance(
+        id=1, pseudonym="2.25.3", verdict=verdict, reasons=list(reasons), conflict=conflict, assessment=assessment,
+        state="ASSESSED", assessed_index=None,
+    )  # fmt: skip
+
+
+def snapshot(*instances: Instance, decisions: tuple[Decision, ...] = (), **study: object) -> Snapshot:
+    row = {"state": "PROCESSING", "generation": 4, "last_error": 0, "attempts": 0, "waiting_for": "", **study}
+    return Snapshot(Study(id=7, **row), instances, decisions, ())
+
+
+def test_the_worst_instance_decides_and_reasons_come_worst_first():
+    decision = verdicts.decide(POLICY, snapshot(instance(ACCEPT), instance(REJECT, 3), instance(REVIEW, 5)), NOW)
+    assert (decision.verdict, decision.reasons, decision.generation) == (REJECT, [3, 5], 4)
+    assert len(decision.details) == 2
+    assert decision.policy_sha256 == POLICY.digest
+
+
+def test_a_conflict_makes_an_accepted_study_one_for_review():
+    decision = verdicts.decide(POLICY, snapshot(instance(ACCEPT, conflict=True), instance(ACCEPT)), NOW)
+    assert (decision.verdict, decision.reasons) == (REVIEW, [common_pb2.REASON_INSTANCE_CONFLICT])
+
+
+def test_what_could_not_be_assessed_is_for_review():
+    settled = verdicts.burned_in(redaction_pb2.Receipt(burned_in_text_detail="Text in every frame."))
+    one = instance(settled.verdict, *settled.reasons, assessment=settled.assessment)
+    decision = verdicts.decide(POLICY, snapshot(one), NOW)
+    assert decision.verdict == REVIEW
+    assert decision.details == ["Text in every frame."]
+
+
+def test_the_words_of_a_reason_are_those_of_the_gravest_finding():
+    def finding(outcome: int, detail: str) -> bytes:
+        found = common_pb2.Finding(code=common_pb2.REASON_SATURATED, outcome=outcome, detail=detail)
+        return inference_pb2.Assessment(findings=[found]).SerializeToString()
+
+    decision = verdicts.decide(
+        POLICY,
+        snapshot(
+            instance(ACCEPT, 4, assessment=finding(common_pb2.OUTCOME_WARN, "A little.")),
+            instance(REJECT, 4, assessment=finding(common_pb2.OUTCOME_FAIL, "Much.")),
+        ),
+        NOW,
+    )
+    assert decision.details == ["Much."]
+
+
+def test_a_second_decision_names_the_first():
+    first = Decision(revision=1, record_index=41, verdict=1, reasons=[])
+    decision = verdicts.decide(POLICY, snapshot(instance(ACCEPT), decisions=(first,)), NOW)
+    decision.revision = 2
+    event = verdicts.decided_event(decision)
+    assert (event.previous_index, event.revision, event.instances[0].verdict) == (41, 2, ACCEPT)
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "follows"),
+    [
+        ("redact", "DEPENDENCY_UNAVAILABLE", Outcome.WAIT),
+        ("redact", "AUDIT_UNAVAILABLE", Outcome.WAIT),
+        ("redact", "PERMISSION_DENIED", Outcome.WAIT),
+        ("redact", "NOT_REDACTABLE", Outcome.NOT_ASSESSABLE),
+        ("redact", "OBJECT_CORRUPT", Outcome.GIVE_UP),
+        ("redact", "INTERNAL", Outcome.TRY_AGAIN),
+        ("assess", "OVERLOADED", Outcome.WAIT),
+        ("assess", "PIXELS_UNDECODABLE", Outcome.NOT_ASSESSABLE),
+        ("assess", "NOT_REDACTABLE", Outcome.GIVE_UP),
+        ("assess", "MODEL_DIGEST_MISMATCH", Outcome.WAIT),
+    ],
+)
+def test_what_follows_from_an_error(step: str, code: str, follows: Outcome):
+    assert outcome(step, StepwedgeError(ErrorCode.Value(f"ERROR_CODE_{code}"), "words")) is follows
+
+
+def test_every_error_of_the_contracts_has_something_that_follows():
+    for number in ErrorCode.values():
+        for step in ("redact", "assess", "decide", "deliver"):
+            assert outcome(step, StepwedgeError(number, "words")) in Outcome
+
+
+def test_a_study_that_waits_says_for_what():
+    one = snapshot(instance(0), last_error=ErrorCode.ERROR_CODE_OVERLOADED, waiting_for="inference", next_action_at=NOW)
+    _, why, then = explain(one, NOW)
+    assert why == "The last step failed with OVERLOADED while it waits for inference."
+    assert then == "A worker takes it on now."
