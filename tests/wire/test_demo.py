@@ -76,13 +76,13 @@ def test_nothing_of_the_demo_is_left_running(ran: tuple[Ran, Path, float]) -> No
 def test_the_users_own_folder_is_sent_and_what_is_not_dicom_is_named(tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
-    for name in ("CT_small.dcm", "MR_small.dcm", "rtplan.dcm"):
+    for name in ("CT_small.dcm", "MR_small.dcm", "reportsi.dcm"):
         shutil.copy(get_testdata_file(name), own)
     (own / "README.txt").write_text("about these images")
     done = stepwedge("demo", "--input", own, "--data", tmp_path / "data", seconds=110)
     assert done.status == 0, done.out + done.err
     assert "not taken: README.txt: NOT_DICOM" in done.out
-    for name in ("CT_small.dcm", "MR_small.dcm", "rtplan.dcm"):
+    for name in ("CT_small.dcm", "MR_small.dcm", "reportsi.dcm"):
         assert re.search(rf"{name} .*decided (ACCEPT|REVIEW|REJECT)", done.out)
 
 
