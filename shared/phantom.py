@@ -31,13 +31,16 @@ BITS_STORED: Final = 12
 
 # How the picture is taken.
 _FIELD_MM: Final = (358.4, 448.0)  # width, height: a 14 x 17 inch detector
-_AROUND_MM: Final = 150.0  # how much more of the plane is drawn, so that the field can be moved over it
+_AROUND_MM: Final = 220.0  # how much more of the plane is drawn, so that the field can be moved over it
 _DRAWN_MM: Final = 0.7  # pixels that bodies are drawn with
 _LUNGS_TOP_MM: Final = 70.0  # from the upper edge of the field to the middle of the apices
 _ATTENUATION: Final = 0.019  # per mm of water equivalent, about 110 kV behind the patient
 _SCATTER_FRACTION: Final = 0.30
 _SCATTER_MM: Final = 45.0
 _QUANTA: Final = 9_000.0  # per pixel in the open beam
+_THROUGH_BLADES: Final = 0.004
+_DETAIL, _DETAIL_MM = 0.5, 9.0  # how much detail below that size is lifted for display
+_CURVE: Final = 2.3  # of the display: how far dense tissue is pressed together
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ def chest(
     rows: int = 1280,
     anatomy: Anatomy | None = None,
     margins_mm: Mapping[Edge, float] | None = None,
+    exposure: float = 1.0,
+    collimation_mm: float = 0.0,
 ) -> Phantom:
     """Draw a phantom.
 
@@ -96,17 +101,28 @@ def chest(
     margins_mm
         Where the field lies: the distance from the lungs to an edge, negative to cut them off. One of top and bottom,
         and one of right and left; by default all is on the picture.
+    exposure
+        Quanta at the detector over the usual: 0.25 is a quarter of the dose and twice the noise.
+    collimation_mm
+        How far the blades reach into the field from each side; what lies behind them is white. The truth says where
+        the structures are, behind the blades too.
 
     Raises
     ------
     ValueError
-        Margins to two opposite edges, a field moved off the plane, or a size below 64.
+        Margins to two opposite edges, a field moved off the plane, a size below 64, an exposure that is not
+        above zero and at most 1000, or blades that leave less than half of the field open.
     """
     if min(columns, rows) < 64:
         raise ValueError("a phantom has at least 64 columns and rows")
+    if not 0.0 < exposure <= 1000.0:
+        raise ValueError("an exposure is above zero and at most 1000")
     random = np.random.default_rng(seed)
     chosen = anatomy or _choose(random)
     spacing = _FIELD_MM[0] / columns
+    if not 0.0 <= 4.0 * collimation_mm <= min(columns, rows) * spacing:
+        raise ValueError("blades leave at least half of the field open")
+    blades = round(collimation_mm / spacing)
     outlines = _outline(chosen, random)
     plane = _Canvas(spacing, rows * spacing, chosen.tilt_degrees)
     truth = _Truth(plane, outlines)
@@ -115,11 +131,11 @@ def chest(
     # Bodies are smooth: they are drawn no finer than that, and seen by the detector at its own spacing.
     coarse = _Canvas(max(spacing, _DRAWN_MM), rows * spacing, chosen.tilt_degrees)
     water = _water(coarse, _Truth(coarse, outlines), chosen, random)
-    fine = np.asarray(cv2.resize(water, (plane.columns, plane.rows), interpolation=cv2.INTER_LINEAR), np.float32)
-    exposed = _expose(fine, spacing, random)[window]
+    beam = _sample(_behind(water, coarse.spacing), coarse.spacing, window, spacing)
+    exposed = _expose(beam, spacing, blades, _QUANTA * exposure, random)
     masks = {name: np.ascontiguousarray(mask[window]) for name, mask in truth.masks.items()}
     return Phantom(
-        image=_display(exposed),
+        image=_display(exposed, spacing, blades),
         masks=MappingProxyType(masks),
         spacing_mm=spacing,
         seed=seed,
@@ -131,6 +147,11 @@ def chest(
 def inverted(phantom: Phantom) -> Phantom:
     """The same with black and white exchanged, and a header that does not say so."""
     return replace(phantom, image=(2**BITS_STORED - 1 - phantom.image).astype(np.uint16))
+
+
+def monochrome1(phantom: Phantom) -> Phantom:
+    """The same with the lowest value white, and a header that says so: nothing is wrong with it (C.7.6.3.1.2)."""
+    return replace(inverted(phantom), photometric_interpretation="MONOCHROME1")
 
 
 def blank(phantom: Phantom) -> Phantom:
@@ -237,18 +258,8 @@ class _Canvas:
         return self.soften(plane, soft_mm)
 
     def soften(self, plane: Plane, sigma_mm: float) -> Plane:
-        """Blur by a Gaussian; coarse where that makes no difference."""
-        sigma = sigma_mm / self.spacing
-        if sigma < 0.3:
-            return plane
-        step = max(1, int(sigma / 6))
-        if step == 1:
-            return np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma), np.float32)
-        small = cv2.resize(plane, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
-        small = cv2.GaussianBlur(small, (0, 0), sigma / step)
-        return np.asarray(
-            cv2.resize(small, (plane.shape[1], plane.shape[0]), interpolation=cv2.INTER_LINEAR), np.float32
-        )
+        """Blur by a Gaussian of `sigma_mm`."""
+        return _blur(plane, sigma_mm / self.spacing)
 
     def dome(self, mask: Mask, depth_mm: float, rise_mm: float) -> Plane:
         """Thickness of a body with this outline: 0 at the border, rising to `depth_mm` over some `rise_mm`."""
@@ -282,6 +293,7 @@ class _Truth:
     """The outlines of one anatomy as masks on a canvas."""
 
     def __init__(self, canvas: _Canvas, outlines: Mapping[str, Outline]) -> None:
+        self.outlines = outlines
         drawn = {name: canvas.fill(outline) for name, outline in outlines.items()}
         self.heart, self.trachea, self.mediastinum = drawn["heart"], drawn["trachea"], drawn["mediastinum"]
         self.lungs = drawn["right"] | drawn["left"]
@@ -297,32 +309,63 @@ class _Truth:
 
 def _water(canvas: _Canvas, truth: _Truth, anatomy: Anatomy, random: np.random.Generator) -> Plane:
     """Thickness of water equivalent behind every point of the plane, mm."""
-    water = _body(canvas, anatomy)
-    air = canvas.dome(truth.lungs, 0.60 * anatomy.thickness, 7.0)
-    water -= canvas.soften(air, 1.0)
-    water += canvas.soften(canvas.dome(truth.heart, 70.0, 10.0), 1.5)
+    water = _body(canvas, anatomy) - _air(canvas, truth, anatomy)
+    water += canvas.soften(canvas.dome(truth.heart, 26.0, 16.0), 1.2)
     in_front = truth.mediastinum & (1 - truth.heart)
-    water += canvas.soften(canvas.dome(in_front, 34.0, 12.0), 2.0)
+    water += canvas.soften(canvas.dome(in_front, 12.0, 8.0), 1.5)
     water -= canvas.soften(canvas.dome(truth.trachea, 26.0, 4.0), 1.0)
     water += _spine(canvas)
     water += _vessels(canvas, truth.lungs, anatomy, random)
     water += _ribs(canvas, anatomy, random) + _shoulders(canvas, anatomy, random)
     water += _below_the_diaphragm(canvas, truth.lungs, random)
+    water += _grain(canvas, random) * (water > 20.0)
     if anatomy.breast:
         water += _breasts(canvas, anatomy)
-    return np.maximum(water, 0.0)
+    return np.asarray(np.maximum(water, 0.0), np.float32)
+
+
+def _air(canvas: _Canvas, truth: _Truth, anatomy: Anatomy) -> Plane:
+    """Air in the lungs: rounded at the wall of the chest, sharp where the diaphragm, heart and vessels displace it."""
+    both = np.concatenate([truth.outlines["right"], truth.outlines["left"]])
+    # The wall goes on below the diaphragm, so that the lungs do not thin out towards it.
+    reaching = np.concatenate([both, both + np.array([0.0, 60.0])]).astype(np.float32)
+    wall = canvas.fill(cv2.convexHull(reaching)[:, 0].astype(np.float64))
+    depth = canvas.dome(wall, 0.52 * anatomy.thickness, 10.0)
+    beside = canvas.soften((truth.lungs & (1 - (truth.heart | truth.mediastinum))).astype(np.float32), 1.2)
+    behind = canvas.soften((truth.lungs & truth.heart).astype(np.float32), 1.5)
+    return np.asarray(depth * np.maximum(beside, 0.30 * behind), np.float32)
+
+
+def _grain(canvas: _Canvas, random: np.random.Generator) -> Plane:
+    """What is too small to be drawn, muscle, fat, fissures and little vessels: noise of several sizes."""
+    plane = np.zeros((canvas.rows, canvas.columns), np.float32)
+    for size_mm, weight in ((2.5, 1.6), (6.0, 2.4), (18.0, 4.0)):
+        rows, columns = (max(4, round(n * canvas.spacing / size_mm)) for n in plane.shape)
+        coarse = random.normal(0.0, weight, (rows, columns)).astype(np.float32)
+        plane += cv2.resize(coarse, (canvas.columns, canvas.rows), interpolation=cv2.INTER_CUBIC)
+    return plane
 
 
 def _body(canvas: _Canvas, anatomy: Anatomy) -> Plane:
-    """Soft tissue: neck, shoulders, trunk; an ellipse in each horizontal section."""
-    heights = np.array([-200.0, 5.0, 35.0, 62.0, 90.0, 130.0, 200.0, 300.0, 420.0, 700.0])
-    widths = np.array([56.0, 56.0, 70.0, 150.0, 205.0, 190.0, 172.0, 168.0, 166.0, 166.0]) * anatomy.width
-    depths = np.array([110.0, 110.0, 115.0, 130.0, 150.0, 170.0, 190.0, 205.0, 215.0, 215.0]) / 190.0
+    """Soft tissue: head, neck, shoulders, trunk; flattened ellipses in each horizontal section."""
+    heights = np.array(
+        [-250.0, -240.0, -215.0, -150.0, -70.0, -30.0, 5.0, 35.0, 62.0, 90.0, 130.0, 200.0, 300.0, 420.0, 700.0]
+    )
+    widths = (
+        np.array([0.1, 36.0, 60.0, 76.0, 74.0, 58.0, 58.0, 84.0, 172.0, 225.0, 215.0, 190.0, 178.0, 176.0, 176.0])
+        * anatomy.width
+    )
+    depths = (
+        np.array(
+            [60.0, 80.0, 150.0, 190.0, 170.0, 120.0, 110.0, 115.0, 130.0, 150.0, 170.0, 190.0, 205.0, 215.0, 215.0]
+        )
+        / 190.0
+    )
     y = (np.arange(canvas.rows) * canvas.spacing - _AROUND_MM)[:, None]
     x = (np.arange(canvas.columns) * canvas.spacing - _AROUND_MM - _FIELD_MM[0] / 2)[None, :]
     half_width = np.interp(y, heights, widths)
     thickness = np.interp(y, heights, depths) * anatomy.thickness
-    section = np.sqrt(np.clip(1.0 - (np.abs(x) / half_width) ** 3.4, 0.0, None))
+    section = np.sqrt(np.clip(1.0 - (np.abs(x) / half_width) ** 4.5, 0.0, None))
     return canvas.soften((thickness * section).astype(np.float32), 4.0)
 
 
@@ -341,12 +384,17 @@ def _ribs(canvas: _Canvas, anatomy: Anatomy, random: np.random.Generator) -> Pla
         y = 66.0 + number * 23.5 * anatomy.height
         reach = float(np.interp(number, [0, 2, 5, 9], [62.0, 108.0, 138.0, 148.0])) * anatomy.width
         fall = 14.0 + 4.2 * number
-        weight = float(random.uniform(11.0, 16.0))
+        weight = float(random.uniform(12.0, 18.0))
         for side in (-1.0, 1.0):
-            line = [(18.0, y), (0.45 * reach, y - 7.0), (0.8 * reach, y + 0.25 * fall), (reach, y + fall)]
+            line = [(18.0, y), (0.45 * reach, y - 7.0), (0.8 * reach, y + 0.25 * fall), (reach, y + fall),
+                    (1.01 * reach, y + fall + 16.0)]  # fmt: skip
             behind += _bone(np.array(line) * [side, 1.0], 10.0, weight)
             if 1 <= number <= 6:
-                line = [(reach, y + fall), (0.86 * reach, y + fall + 26.0), (0.62 * reach, y + fall + 44.0)]
+                line = [
+                    (1.01 * reach, y + fall + 10.0),
+                    (0.86 * reach, y + fall + 26.0),
+                    (0.62 * reach, y + fall + 44.0),
+                ]
                 front += _bone(np.array(line) * [side, 1.0], 11.0, 0.7 * weight)
     return canvas.bands(behind) + canvas.bands(front)
 
@@ -358,9 +406,9 @@ def _shoulders(canvas: _Canvas, anatomy: Anatomy, random: np.random.Generator) -
     for side in (-1.0, 1.0):
         size = np.array([side * anatomy.width, 1.0])
         line = [(20, 98), (52, 88 - 0.3 * lift), (92, 80 - lift), (128, 62 - lift), (160, 52 - lift)]
-        clavicles += _bone(np.array(line, np.float64) * size, 12.0, 17.0)
+        clavicles += _bone(np.array(line, np.float64) * size, 12.0, 24.0)
         scapula = [(150, 66), (140, 110), (142, 160), (150, 205), (172, 150), (178, 90)]
-        blades += canvas.dome(canvas.fill(_smooth(np.array(scapula, np.float64) * size)), 12.0, 5.0)
+        blades += canvas.dome(canvas.fill(_smooth(np.array(scapula, np.float64) * size)), 16.0, 3.0)
     return canvas.bands(clavicles) + canvas.soften(blades, 1.0)
 
 
@@ -378,13 +426,13 @@ def _vessels(canvas: _Canvas, lungs: Mask, anatomy: Anatomy, random: np.random.G
         hilum = np.array([side * 34.0 * anatomy.width, 178.0 + (4.0 if side < 0 else -6.0)])
         blob = hilum + np.array([[-9, -18], [9, -14], [13, 4], [7, 24], [-8, 22], [-11, 2]], np.float64)
         hila += canvas.dome(canvas.fill(_smooth(blob)), 16.0, 6.0)
-        branches = [(hilum, angle, 5.0, 44.0) for angle in np.linspace(-1.35, 1.45, 7)]
+        branches = [(hilum, angle, 5.0, 44.0) for angle in np.linspace(-1.35, 1.45, 7) + random.normal(0.0, 0.1, 7)]
         while branches:
             start, angle, width, length = branches.pop()
-            bend = angle + random.normal(0.0, 0.22)
+            bend = angle + random.normal(0.0, 0.34)
             middle = start + 0.5 * length * np.array([side * np.cos(angle), np.sin(angle)])
             end = middle + 0.5 * length * np.array([side * np.cos(bend), np.sin(bend)])
-            drawn.append((np.stack([start, middle, end]), width, 2.1 * width))
+            drawn.append((_smooth(np.stack([start, middle, end]), closed=False), width, 2.1 * width))
             if width > 1.2:
                 for turn in (-0.34, 0.38):
                     branches.append((end, bend + turn + random.normal(0.0, 0.14), 0.64 * width, 0.76 * length))
@@ -422,6 +470,18 @@ def _smooth(points: Outline, *, closed: bool = True, rounds: int = 3) -> Outline
         cut[0::2], cut[1::2] = 0.75 * here + 0.25 * following, 0.25 * here + 0.75 * following
         outline = cut if closed else np.concatenate([outline[:1], cut, outline[-1:]])
     return outline
+
+
+def _blur(plane: Plane, sigma: float) -> Plane:
+    """Blur by a Gaussian of `sigma` pixels; coarse where that makes no difference."""
+    if sigma < 0.3:
+        return plane
+    step = max(1, int(sigma / 6))
+    if step == 1:
+        return np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma), np.float32)
+    small = cv2.resize(plane, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), sigma / step)
+    return np.asarray(cv2.resize(small, plane.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _largest(mask: Mask) -> Mask:
@@ -477,32 +537,55 @@ def _margins(mask: Mask, window: tuple[slice, slice], spacing: float) -> dict[Ed
     }
 
 
-def _expose(water: Plane, spacing: float, random: np.random.Generator) -> Plane:
-    """What the detector sees: quanta per pixel, as a fraction of the open beam."""
+def _behind(water: Plane, spacing: float) -> Plane:
+    """What arrives behind the patient, as a fraction of the open beam: the primary beam and scatter."""
     primary = np.exp(-_ATTENUATION * water)
-    step = max(1, int(_SCATTER_MM / spacing / 8))
-    small = cv2.resize(primary, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
-    small = cv2.GaussianBlur(small, (0, 0), _SCATTER_MM / spacing / step)
-    scatter = cv2.resize(small, (primary.shape[1], primary.shape[0]), interpolation=cv2.INTER_LINEAR)
-    seen = (1.0 - _SCATTER_FRACTION) * primary + _SCATTER_FRACTION * scatter
-    seen = cv2.GaussianBlur(seen, (0, 0), max(0.18 / spacing, 0.3))
-    return np.asarray(random.poisson(seen * _QUANTA) / _QUANTA, np.float32)
+    scatter = _blur(primary, _SCATTER_MM / spacing)
+    return np.asarray((1.0 - _SCATTER_FRACTION) * primary + _SCATTER_FRACTION * scatter, np.float32)
 
 
-def _display(exposed: Plane) -> NDArray[np.uint16]:
-    """Logarithm and the curve for display: bright is dense, the air around the body is black."""
-    density = -np.log(np.maximum(exposed, 1.0 / _QUANTA))
-    low, high = np.percentile(density, [0.5, 99.5])
-    scaled = np.clip((density - low) / max(high - low, 1e-6), -0.02, 1.05)
-    curve = 1.0 / (1.0 + np.exp(-4.2 * (scaled - 0.55)))
-    foot, shoulder = 1.0 / (1.0 + np.exp(4.2 * 0.57)), 1.0 / (1.0 + np.exp(-4.2 * 0.5))
-    values = (curve - foot) / (shoulder - foot) * 0.93 + 0.02
+def _sample(plane: Plane, plane_spacing: float, window: tuple[slice, slice], spacing: float) -> Plane:
+    """The field, cut out of the plane at the detector's own spacing."""
+    rows, columns = window
+    scale = spacing / plane_spacing
+    # From the middle of a pixel of the detector to that of the plane.
+    shift = [(axis.start + 0.5) * scale - 0.5 for axis in (columns, rows)]
+    matrix = np.array([[scale, 0.0, shift[0]], [0.0, scale, shift[1]]])
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    sampled = cv2.warpAffine(
+        plane, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
+    return np.asarray(sampled, np.float32)
+
+
+def _expose(beam: Plane, spacing: float, blades: int, quanta: float, random: np.random.Generator) -> Plane:
+    """What the detector sees of the beam, with noise, as a fraction of the open beam."""
+    seen = beam
+    if blades:
+        open_beam = np.full(seen.shape, _THROUGH_BLADES, np.float32)
+        open_beam[blades:-blades, blades:-blades] = 1.0
+        seen = seen * _blur(open_beam, 0.7 / spacing)
+    seen = _blur(seen, max(0.18 / spacing, 0.3))
+    return np.asarray(np.maximum(random.poisson(seen * quanta), 1) / quanta, np.float32)
+
+
+def _display(exposed: Plane, spacing: float, blades: int) -> NDArray[np.uint16]:
+    """What a modality makes for presentation: logarithm, fine detail lifted, a curve; bright is dense, air is black."""
+    density = -np.log(exposed)
+    inside = (slice(blades, -blades or None),) * 2
+    density[inside] += _DETAIL * (density[inside] - _blur(density[inside], _DETAIL_MM / spacing))
+    low, high = np.percentile(density[inside], [0.5, 99.5])
+    scaled = np.clip((density - low) / max(high - low, 1e-6), 0.0, 1.05)
+    curve = 1.0 - np.exp(-_CURVE * scaled**1.5)
+    values = curve / (1.0 - np.exp(-_CURVE)) * 0.93 + 0.02
     return np.asarray(np.clip(values, 0.0, 1.0) * (2**BITS_STORED - 1), np.uint16)
 
 
 # --- the object --------------------------------------------------------------------------------------------------
 
 DIGITAL_X_RAY_FOR_PRESENTATION: Final = "1.2.840.10008.5.1.4.1.1.1.1"
+COMPUTED_RADIOGRAPHY: Final = "1.2.840.10008.5.1.4.1.1.1"
+SOP_CLASSES: Final = MappingProxyType({"DX": DIGITAL_X_RAY_FOR_PRESENTATION, "CR": COMPUTED_RADIOGRAPHY})
 EXPLICIT_VR_LITTLE_ENDIAN: Final = "1.2.840.10008.1.2.1"
 
 
@@ -518,8 +601,12 @@ def to_dicom(
     study_date: date = date(2026, 1, 1),
     accession_number: str = "",
     station_name: str = "PHANTOM1",
+    modality: Literal["DX", "CR"] = "DX",
+    patient_orientation: tuple[str, str] = ("L", "F"),
 ) -> Any:
-    """Wrap a phantom as a Digital X-Ray Image - For Presentation (PS3.3 A.26), a `pydicom.Dataset` with file meta.
+    """Wrap a phantom as a Digital X-Ray Image - For Presentation (PS3.3 A.26) or a Computed Radiography Image (A.2).
+
+    Gives a `pydicom.Dataset` with file meta, Explicit VR Little Endian.
 
     Parameters
     ----------
@@ -529,21 +616,23 @@ def to_dicom(
         Of nobody; the caller invents them.
     study_uid, series_uid, sop_instance_uid
         UIDs, by the caller.
+    modality
+        DX or CR.
+    patient_orientation
+        Directions of the rows and of the columns (0020,0020), by default those of an upright picture.
     """
     # Needed by this function alone; whoever draws a phantom without wrapping it needs no pydicom.
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import UID
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(DIGITAL_X_RAY_FOR_PRESENTATION)
+    meta.MediaStorageSOPClassUID = UID(SOP_CLASSES[modality])
     meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
     meta.TransferSyntaxUID = UID(EXPLICIT_VR_LITTLE_ENDIAN)
     ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    day = study_date.strftime("%Y%m%d")
-    rows, columns = phantom.image.shape
     elements: dict[str, Any] = {
         # SOP Common, Patient, General Study, General Series
-        "SOPClassUID": DIGITAL_X_RAY_FOR_PRESENTATION,
+        "SOPClassUID": SOP_CLASSES[modality],
         "SOPInstanceUID": sop_instance_uid,
         "StudyInstanceUID": study_uid,
         "SeriesInstanceUID": series_uid,
@@ -551,45 +640,46 @@ def to_dicom(
         "PatientID": patient_id,
         "PatientBirthDate": birth_date.strftime("%Y%m%d") if birth_date else "",
         "PatientSex": "O",
-        "StudyDate": day,
-        "StudyTime": "120000",
         "StudyID": "1",
         "AccessionNumber": accession_number,
         "ReferringPhysicianName": "",
         "StudyDescription": "Chest PA",
-        "Modality": "DX",
+        "Modality": modality,
         "SeriesNumber": "1",
-        "PresentationIntentType": "FOR PRESENTATION",
         # General Equipment
         "Manufacturer": "Stepwedge",
         "ManufacturerModelName": "Digital chest phantom",
         "StationName": station_name,
-        # General Image, DX Image
+        # General Image
         "InstanceNumber": "1",
         "ImageType": ["DERIVED", "PRIMARY", ""],
-        "ContentDate": day,
-        "ContentTime": "120000",
-        "AcquisitionDate": day,
-        "AcquisitionTime": "120000",
-        "PatientOrientation": ["L", "F"],
+        "PatientOrientation": list(patient_orientation),
         "LossyImageCompression": "00",
         "BurnedInAnnotation": "NO",
-        "PixelIntensityRelationship": "LOG",
-        "PixelIntensityRelationshipSign": -1,
-        "RescaleIntercept": "0",
-        "RescaleSlope": "1",
-        "RescaleType": "US",
-        "PresentationLUTShape": "IDENTITY",
-        "WindowCenter": str(2 ** (BITS_STORED - 1)),
-        "WindowWidth": str(2**BITS_STORED),
-        # DX Anatomy Imaged, DX Positioning, DX Detector
         "BodyPartExamined": "CHEST",
-        "ImageLaterality": "U",
         "ViewPosition": "PA",
-        "PositionerType": "",
-        "DetectorType": "",
         "ImagerPixelSpacing": [f"{phantom.spacing_mm:.6f}"] * 2,
-        # Image Pixel
+        **_times(study_date),
+        **_pixels(phantom),
+    }
+    for keyword, value in elements.items():
+        setattr(ds, keyword, value)
+    for keyword, value in (_digital_x_ray(phantom) if modality == "DX" else _DIGITISED).items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+def _times(day: date) -> Mapping[str, str]:
+    """One day and hour for everything."""
+    said, hour = day.strftime("%Y%m%d"), "120000"
+    dates = dict.fromkeys(("StudyDate", "ContentDate", "AcquisitionDate"), said)
+    return dates | dict.fromkeys(("StudyTime", "ContentTime", "AcquisitionTime"), hour)
+
+
+def _pixels(phantom: Phantom) -> Mapping[str, Any]:
+    """Image Pixel and VOI LUT (PS3.3 C.7.6.3, C.11.2)."""
+    rows, columns = phantom.image.shape
+    return {
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": phantom.photometric_interpretation,
         "Rows": rows,
@@ -598,14 +688,34 @@ def to_dicom(
         "BitsStored": BITS_STORED,
         "HighBit": BITS_STORED - 1,
         "PixelRepresentation": 0,
+        "WindowCenter": str(2 ** (BITS_STORED - 1)),
+        "WindowWidth": str(2**BITS_STORED),
         "PixelData": phantom.image.astype("<u2").tobytes(),
     }
-    for keyword, value in elements.items():
-        setattr(ds, keyword, value)
-    ds.AnatomicRegionSequence = [_code("816094009", "SCT", "Chest")]
-    ds.ViewCodeSequence = [_code("399348003", "SCT", "postero-anterior")]
-    ds.AcquisitionContextSequence = []
-    return ds
+
+
+_DIGITISED: Final = MappingProxyType({"KVP": "110", "PlateType": "phantom"})
+"""What Computed Radiography adds (PS3.3 C.8.1)."""
+
+
+def _digital_x_ray(phantom: Phantom) -> Mapping[str, Any]:
+    """What Digital X-Ray adds: series, image, anatomy, positioning, detector (PS3.3 C.8.11)."""
+    bright_is_dense = phantom.photometric_interpretation == "MONOCHROME2"
+    return {
+        "PresentationIntentType": "FOR PRESENTATION",
+        "PixelIntensityRelationship": "LOG",
+        "PixelIntensityRelationshipSign": -1 if bright_is_dense else 1,
+        "RescaleIntercept": "0",
+        "RescaleSlope": "1",
+        "RescaleType": "US",
+        "PresentationLUTShape": "IDENTITY" if bright_is_dense else "INVERSE",
+        "ImageLaterality": "U",
+        "PositionerType": "",
+        "DetectorType": "",
+        "AnatomicRegionSequence": [_code("816094009", "SCT", "Chest")],
+        "ViewCodeSequence": [_code("399348003", "SCT", "postero-anterior")],
+        "AcquisitionContextSequence": [],
+    }
 
 
 def _code(value: str, scheme: str, meaning: str) -> Any:
