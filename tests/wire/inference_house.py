@@ -54,8 +54,10 @@ def as_bytes(dataset: Any) -> bytes:
 class House:
     """The log and inference as child processes, and the hands of those who call them."""
 
-    def __init__(self, folder: Path, *, model: Path = MODEL) -> None:
-        self.file = configuration.on_free_ports(folder / "cluster", inference={"model": str(model)})
+    def __init__(self, folder: Path, *, model: Path = MODEL, provider: str = "CPUExecutionProvider") -> None:
+        self.file = configuration.on_free_ports(
+            folder / "cluster", inference={"model": str(model), "provider": provider}
+        )
         self.settings: Settings = configuration.load(self.file)
         pki.create(self.settings.cluster.pki, Identity, development=True)
         keys.create(self.settings.cluster.keys, development=True)
