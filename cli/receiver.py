@@ -31,6 +31,7 @@ def receiver(ae_title: str) -> Iterator[Receiver]:
     from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
     from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+    before = _config.UNRESTRICTED_STORAGE_SERVICE
     _config.UNRESTRICTED_STORAGE_SERVICE = True  # private SOP classes too
     counted = Receiver(ae_title)
     entity = AE(ae_title=ae_title)
@@ -45,3 +46,4 @@ def receiver(ae_title: str) -> Iterator[Receiver]:
         yield counted
     finally:
         server.shutdown()
+        _config.UNRESTRICTED_STORAGE_SERVICE = before

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ from shared.identity import SERVICES, Identity
 from stepwedge.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from tests.wire import canary
 from tests.wire.cluster import RunningCluster, running_cluster
+from tests.wire.command import stepwedge
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -135,18 +134,9 @@ def _collect_while_it_runs(passage: Passage, cluster: RunningCluster, folder: Pa
     for name, data in canary.contents(cluster.export(folder / "log.zip")):
         passage.places[f"export: {name}"] = data
     uid = f"{canary.ROOT}.1"
-    for command in (
-        ["studies"],
-        ["studies", "--json"],
-        ["explain", uid],
-        ["explain", uid, "--json"],
-        ["verify"],
-        ["doctor"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "cli", *command, "--config", str(cluster.file)], capture_output=True, timeout=60
-        )
-        passage.of_the_operator[" ".join(command)] = done.stdout + done.stderr
+    for command in (["studies"], ["explain", uid], ["explain", uid, "--json"], ["doctor"]):
+        ran = stepwedge(*command, "--config", cluster.file)
+        passage.of_the_operator[" ".join(command)] = (ran.out + ran.err).encode()
     passage.places["what the supervisor said"] = "\n".join(cluster.said).encode()
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, MRImageStorage, generate_uid
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 
 from cli.send import Context, Peer, parse_peer, read_head, send, status_words, succeeded, summary
 from shared.errors import StepwedgeError
@@ -53,7 +53,8 @@ class Archive:
 
 
 @pytest.fixture
-def archive() -> Iterator[Archive]:
+def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
+    monkeypatch.setattr(_config, "UNRESTRICTED_STORAGE_SERVICE", False)
     archive = Archive()
     yield archive
     archive.server.shutdown()
