@@ -1,7 +1,7 @@
 """Generate the gRPC stubs from protos/ before the project is installed; all else stands in pyproject.toml.
 
-They must exist before setuptools looks for packages, so this happens when the file is read, and only where a contract is
-newer than its stubs: an install reads it several times.
+They must exist before setuptools looks for packages, so this happens when the file is read, and only where a contract
+is newer than its stubs: an install reads it several times.
 """
 
 import sys
