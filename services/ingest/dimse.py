@@ -9,6 +9,7 @@ left of an association that ends in the middle (nothing).
 import asyncio
 import logging
 import select
+import socket
 import struct
 import threading
 import time
@@ -164,15 +165,15 @@ class BoundedReader(DULServiceProvider):
     def _read_pdu_data(self) -> None:
         """Read one PDU and tell the state machine what it was (PS3.8 Table 9-10)."""
         deadline = time.monotonic() + NETWORK_SECONDS
-        socket = cast(BoundedSocket, self.socket)
+        connection = cast(BoundedSocket, self.socket)
         try:
-            header = socket.receive(6, deadline)
+            header = connection.receive(6, deadline)
             kind, length = header[0], int.from_bytes(header[2:6], "big")
             limit = _MAX_NEGOTIATION_BYTES if kind == _A_ASSOCIATE_RQ else MAX_PDU_BYTES + 6
             if kind not in _PDU_TYPES or length > limit:
                 self.event_queue.put("Evt19")  # unrecognized or invalid PDU
                 return
-            body = socket.receive(length, deadline)
+            body = connection.receive(length, deadline)
         except (OSError, EOFError):
             self.event_queue.put("Evt17")  # transport connection closed
             return
@@ -369,6 +370,8 @@ class _Handler(RequestHandler):
     server: "_Server"
 
     def _create_association(self) -> Association:
+        # A C-STORE response is two small PDUs; without this each waits for the sender's delayed acknowledgement.
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         association = Acceptor(self.ae, self.server.door)
         association._server = self.server
         # pynetdicom finds its associations by this name.
