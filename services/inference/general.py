@@ -20,7 +20,7 @@ _NEAR = 1 / 256
 """Share of the range that still counts as its end: one grey value in 8 bits, what a lossy codec spreads."""
 _CENTRE = 0.6
 """Share of each side that the central box takes: inside the collimation and the air of a usual exposure."""
-_MANY = 24 << 20
+_MANY = 2 << 20
 """Pixels beyond which an image is thinned out before it is measured."""
 _NEARLY_ALL = 0.995
 """Share of the pixels on one value that makes an image blank whatever the rest is."""
@@ -97,7 +97,7 @@ def structure(values: NDArray[Any], *, shading: bool = True) -> float | None:
 
 
 def _thinned(values: NDArray[Any]) -> NDArray[Any]:
-    """Every so many rows and columns, so that the largest images cost no more than a large detector's."""
+    """Every so many rows and columns, so that large images cost no more than middling ones."""
     step = math.ceil(math.sqrt(values.size / _MANY))
     return values if step <= 1 else np.ascontiguousarray(values[::step, ::step])
 

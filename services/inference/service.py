@@ -29,7 +29,8 @@ from stepwedge.inference.v1 import inference_pb2, inference_pb2_grpc
 MAX_OBJECT_BYTES = 1 << 30
 """Longest object that is taken into memory."""
 
-_PNG_SPEED = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+_TO_ANSWER_SECONDS = 0.5
+"""Kept back of a call's deadline, so that its caller learns why there is no answer."""
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
@@ -63,16 +64,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         began = time.perf_counter()
         instance, assessment = await loop.run_in_executor(self._workers, self._assess, reference)
         meters.DURATION.observe(time.perf_counter() - began)
-        event, pins = _event(assessment), _pins(reference.sha256, assessment)
-        index = await self._recorder.record(
-            key=_key(reference.sha256, self._assessor.model.sha256, event, pins),
-            outcome=audit_pb2.EVENT_OUTCOME_SUCCESS,
-            event=event,
-            study=instance.study,
-            series=instance.series,
-            instance=instance.sop_instance,
-            pins=pins,
-        )
+        index = await self._record(reference.sha256, instance, assessment, context.time_remaining())
         meters.count(assessment.findings)
         return inference_pb2.AssessInstanceResponse(
             assessment=assessment, instance=instance.sop_instance, record_index=index
@@ -92,6 +84,27 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             self_test_passed=True,  # a model whose test fails is never loaded
         )
         return inference_pb2.ListModelsResponse(models=[one])
+
+    async def _record(
+        self, sha256: str, instance: dicom.Uids, assessment: inference_pb2.Assessment, seconds: float | None
+    ) -> int:
+        """Record the assessment; AUDIT_UNAVAILABLE just before the caller's patience of `seconds` ends."""
+        event, pins = _event(assessment), _pins(sha256, assessment)
+        try:
+            async with asyncio.timeout(None if seconds is None else max(0.0, seconds - _TO_ANSWER_SECONDS)):
+                return await self._recorder.record(
+                    key=_key(sha256, self._assessor.model.sha256, event, pins),
+                    outcome=audit_pb2.EVENT_OUTCOME_SUCCESS,
+                    event=event,
+                    study=instance.study,
+                    series=instance.series,
+                    instance=instance.sop_instance,
+                    pins=pins,
+                )
+        except TimeoutError:
+            raise StepwedgeError(
+                ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE, "the audit log did not take the record in time"
+            ) from None
 
     def _assess(self, reference: common_pb2.ObjectReference) -> tuple[dicom.Uids, inference_pb2.Assessment]:
         """The blocking part: read, assess, store the masks."""
@@ -127,7 +140,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
 def png(mask: NDArray[np.uint8]) -> bytes:
     """A mask uint8 [rows, columns] as a PNG, 8-bit grey."""
-    whole, data = cv2.imencode(".png", mask, _PNG_SPEED)
+    whole, data = cv2.imencode(".png", mask)
     if not whole:
         raise StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "a mask could not be encoded")
     return bytes(data)
