@@ -12,12 +12,25 @@ from pydicom.datadict import tag_for_keyword
 
 from services.redaction.profile import rows
 from services.redaction.text import fold
+from services.redaction.values import is_public_uid
 
 _MIN_WORD: Final = 3
 _MIN_COMPACT: Final = 6
 _MIN_ID: Final = 4
 _MAX_IDENTIFIERS: Final = 2000
-_MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MIN_DIGITS: Final = 6
+_MONTHS: Final = (
+    "january", "february", "march", "april", "may", "june",
+    "july", "august", "september", "october", "november", "december",
+)  # fmt: skip
+_UMLAUTS: Final = str.maketrans(
+    {"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "Ä": "ae", "Ö": "oe", "Ü": "ue", "Å": "aa"}
+)
+_SPELT_OUT: Final = re.compile(r"([ao])e|(?<![aeq])(u)e")
+_IDEOGRAPHS: Final = "\u2e80"
+"""Above it, one character may be a whole name."""
+_UID: Final = re.compile(r"(?<![0-9.])[0-9]+(?:\.[0-9]+){3,}")
+_MIN_UID: Final = 20
 
 
 @lru_cache(maxsize=1)
@@ -47,7 +60,7 @@ class Echoes:
                         runs.add(compact)
         alternatives = sorted(words, key=lambda w: (-len(w), w))
         self._words = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, alternatives)) + r")(?!\w)") if words else None
-        other = sorted(w for w in words if not w.isascii())
+        other = sorted(w for w in words if not w.isascii() and len(w) > 1)
         joined = sorted(runs) + other
         self._runs = re.compile("|".join(map(re.escape, joined))) if joined else None
 
@@ -63,7 +76,8 @@ class Echoes:
 def _phrases(kind: str, text: str) -> Iterator[str]:
     if kind == "person":
         for group in text.split("="):
-            yield from _names(fold(group).split())
+            for spelling in {fold(group), fold(group.translate(_UMLAUTS)), _SPELT_OUT.sub(r"\1\2", fold(group))}:
+                yield from _names(spelling.split())
     elif kind == "date":
         yield from _dates(text)
     else:
@@ -71,12 +85,14 @@ def _phrases(kind: str, text: str) -> Iterator[str]:
         longest = _MIN_ID if any(c.isdigit() for c in phrase) else _MIN_ID + 1
         if len(phrase.replace(" ", "")) >= longest and phrase not in _common():
             yield phrase
+        if kind == "id":  # "0087731" of "MRN0087731"
+            yield from (digits for digits in re.findall(r"[0-9]+", phrase) if len(digits) >= _MIN_DIGITS)
 
 
 def _names(words: list[str]) -> Iterator[str]:
     for word in words:
         long_enough = len(word) >= (_MIN_WORD if word.isascii() else 2)
-        if long_enough and word not in _common():
+        if (long_enough or word >= _IDEOGRAPHS) and word not in _common():
             yield word
     telling = [word for word in words if word not in _common()]
     if telling and len("".join(words)) >= 4:
@@ -95,11 +111,18 @@ def _dates(text: str) -> Iterator[str]:
     yield digits
     yield f"{day}{month}{year}"
     yield f"{month}{day}{year}"
-    name = _MONTHS[int(month) - 1]
+    full = _MONTHS[int(month) - 1]
     for m in {month, str(int(month))}:
         for d in {day, str(int(day))}:
+            yield from (f"{d} {m} {year[2:]}", f"{m} {d} {year[2:]}")
             yield f"{year} {m} {d}"
             yield f"{d} {m} {year}"
             yield f"{m} {d} {year}"
-            yield f"{d} {name} {year}"
-            yield f"{name} {d} {year}"
+            for name in (full[:3], full):
+                yield f"{d} {name} {year}"
+                yield f"{name} {d} {year}"
+
+
+def names_instance(text: str) -> bool:
+    """Whether the text holds a UID that no standard registered: as good as the number of a study (PS3.15 E.3.9)."""
+    return any(len(uid) >= _MIN_UID and not is_public_uid(uid) for uid in _UID.findall(text))

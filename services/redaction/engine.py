@@ -13,7 +13,7 @@ from pydicom._uid_dict import UID_dictionary
 from services.redaction import burned_in, pixels, residual, values
 from services.redaction.codes import strict_code
 from services.redaction.dummies import WORD, dummy
-from services.redaction.echoes import Echoes, kinds
+from services.redaction.echoes import Echoes, kinds, names_instance
 from services.redaction.profile import Action, Option, Profile, objects
 from services.redaction.receipt import Counts, Receipt
 from services.redaction.text import DEFAULT, decode, encodings
@@ -307,10 +307,15 @@ class _Run:
         if not values.plausible(element.tag, vr, expected, value):
             self.counts.add("UNKNOWN")
             return None
-        if vr in _FREE_TEXT and element.tag not in _STRUCTURAL and value and decode(value, encoding) in self.echoes:
+        if vr in _FREE_TEXT and element.tag not in _STRUCTURAL and value and self._names_somebody(element, encoding):
             self.counts.add("C")
             return dummy(element, vr)
         return element if element.vr == vr else Element(element.tag, vr, value, None, element.fragments)
+
+    def _names_somebody(self, element: Element, encoding: Sequence[str]) -> bool:
+        """Whether kept text repeats an identifier, or holds the UID of an instance that this run may keep no more."""
+        text = decode(element.value, encoding)
+        return text in self.echoes or (not self.keep_uids and names_instance(text))
 
     def _strictly(self, element: Element) -> Element:
         """What is left of a value inside content that becomes a dummy: terms and counts, no text and no measure."""

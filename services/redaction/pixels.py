@@ -9,19 +9,21 @@ import numpy as np
 from services.redaction import values
 from services.redaction.codestream import blanked
 from services.redaction.receipt import Counts
-from shared.dicom_encoding import Element, Elements, Encoded
+from shared.dicom_encoding import PIXEL_TAGS, Element, Elements, Encoded
 
-PIXEL_DATA: Final = 0x7FE00010
+_FLOAT_BITS: Final = {0x7FE00008: 32, 0x7FE00009: 64}
 _ROWS, _COLUMNS, _SAMPLES, _FRAMES = 0x00280010, 0x00280011, 0x00280002, 0x00280008
 _PHOTOMETRIC: Final = 0x00280004
 _ALLOCATED, _STORED, _HIGH, _SIGNED = 0x00280100, 0x00280101, 0x00280102, 0x00280103
+_SUBSAMPLED: Final = {"YBR_FULL_422": (2, 3), "YBR_PARTIAL_422": (2, 3), "YBR_PARTIAL_420": (1, 2)}
+"""Of native pixel data (PS3.3 C.7.6.3.1.2): how much of three samples a pixel is there."""
 _TYPES: Final = {8: "u1", 16: "u2", 32: "u4"}
 
 
 def cleaned(elements: Elements, original: Encoded, counts: Counts) -> Elements:
     """The data set with nothing in its pixel data but the image: no bits beside the stored ones (where overlays were
     kept before 60xx,3000), no bytes after the last frame, no comments in compressed frames."""
-    return [_cleaned(e, elements, original, counts) if e.tag == PIXEL_DATA else e for e in elements]
+    return [_cleaned(e, elements, original, counts) if e.tag in PIXEL_TAGS else e for e in elements]
 
 
 def _cleaned(element: Element, header: Elements, original: Encoded, counts: Counts) -> Element:
@@ -34,27 +36,31 @@ def _cleaned(element: Element, header: Elements, original: Encoded, counts: Coun
             fragments.append(clean)
             found += pieces
         counts.add("PIXELS", found)
-        return Element(element.tag, element.vr, b"", None, fragments)
+        return Element(element.tag, "OB", b"", None, fragments)  # PS3.5 A.4, whatever the original claimed
     value = element.value
-    length = _expected_length(header, little=original.little)
+    length = _expected_length(element, header, little=original.little)
     if length and len(value) > length + (length & 1):
         counts.add("PIXELS", int(any(value[length:])))
         value = value[: length + (length & 1)]
-    masked = _masked(value, header, little=original.little)
+    masked = None if element.tag in _FLOAT_BITS else _masked(value, header, little=original.little)
     if masked is not None:
         counts.add("OVERLAY")
         value = masked
     return Element(element.tag, element.vr, value)
 
 
-def _expected_length(header: Elements, *, little: bool) -> int:
+def _expected_length(element: Element, header: Elements, *, little: bool) -> int:
+    """Bytes that the frames take; 0 where the header does not say."""
+
     def number(tag: int, default: int) -> int:
         return values.number(header, tag, default, little=little)
 
-    bits = number(_ROWS, 0) * number(_COLUMNS, 0) * number(_SAMPLES, 1) * number(_ALLOCATED, 0)
-    if values.first(header, _PHOTOMETRIC) in ("YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420"):
-        return 0
-    return (bits * max(1, number(_FRAMES, 1)) + 7) // 8
+    allocated = _FLOAT_BITS.get(element.tag) or number(_ALLOCATED, 0)
+    bits = number(_ROWS, 0) * number(_COLUMNS, 0) * number(_SAMPLES, 1) * allocated * max(1, number(_FRAMES, 1))
+    whole = (bits + 7) // 8
+    taken, of = _SUBSAMPLED.get(values.first(header, _PHOTOMETRIC), (1, 1))
+    # Some writers say subsampled and are not; their length, padding aside, tells them.
+    return whole if len(element.value) in (whole, whole + 1) else whole * taken // of
 
 
 def _masked(value: bytes | memoryview, header: Elements, *, little: bool) -> bytes | None:

@@ -18,7 +18,7 @@ from shared.errors import ErrorCode, StepwedgeError
 TABLES: Final = Path(__file__).parent / "tables"
 PROFILES: Final = Path(__file__).parent / "profiles"
 EDITION: Final = "2026c"
-ENGINE: Final = "1"
+ENGINE: Final = "2"
 """Part of every profile's digest; grows whenever the same object and the same tables give another result."""
 
 
@@ -184,6 +184,8 @@ def _listed(options: tuple[Option, ...]) -> dict[int, Action]:
         elif row["basic"] == "X/Z/U*" and dictionary_vr(tag) != "SQ":
             action = Action.REMOVE
         listed[tag] = action
+    for row in rows("attributes_beyond.csv"):
+        listed.setdefault(int(row["tag"], 16), _RESOLVED[row["action"]])
     return listed
 
 

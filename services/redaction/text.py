@@ -16,6 +16,8 @@ DEFAULT: Final[tuple[str, ...]] = ("iso8859",)
 _CHARACTER_SET: Final = 0x00080005
 _PN_DELIMITERS: Final = {0x5E, 0x3D}
 _ASCII_FOLD: Final = {i: chr(i).lower() if chr(i).isalnum() else " " for i in range(128)}
+# Letters that Unicode does not decompose, as they are written where they are missing.
+_STROKES: Final = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ı": "i"})
 _NOT_WORD: Final = re.compile(r"[\W_]+")
 # PS3.5 6.1.3: of the controls only these occur in text; others come from a length that swallowed its neighbours, or
 # from whatever lay behind a terminator.
@@ -70,4 +72,4 @@ def fold(text: str) -> str:
     if text.isascii():
         return " ".join(text.translate(_ASCII_FOLD).split())
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return _NOT_WORD.sub(" ", plain.casefold()).strip()
+    return _NOT_WORD.sub(" ", plain.casefold().translate(_STROKES)).strip()
