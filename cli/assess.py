@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def assess(paths: Sequence[Path], masks: Path | None, config: Path | None, *, json: bool) -> Exit:
-    """Assess files and folders of them; NEGATIVE where one could not be assessed at all."""
+    """Assess files and folders of them; NEGATIVE where one could not be assessed at all, or not written."""
     from services.inference.assess import Assessor
     from shared.policy import Policy
 
@@ -69,19 +69,26 @@ def _one(path: Path, assessor: Assessor, policy: Policy, writer: MaskWriter | No
     """Assess one file; the answer, or why there is none, with the same members."""
     try:
         assessed = assessor.assess_file(path, policy=policy)
-        answer = {**assessed.as_json(), "confidence": assessed.result.confidence}
-        return answer if writer is None else {**answer, "masks": writer.write(path, assessed.masks)}
-    except StepwedgeError as error:
-        return _failed(path, error.name, error.message)
-    except OSError as error:
-        return _failed(path, "FILE", (error.strerror or "cannot be read or written").lower())
     except Exception as error:  # noqa: BLE001 - one file's defect is not the next one's
-        return _failed(path, "INTERNAL", f"a defect of ours ({type(error).__name__})")
+        why = _why(error)
+        nothing: dict[str, Any] = {"findings": [], "measurements": [], "confidence": None}
+        return {"file": str(path), "verdict": "NOT_ASSESSABLE", "reasons": [why["error"]], **nothing, **why}
+    answer = {**assessed.as_json(), "confidence": assessed.result.confidence}
+    if writer is None:
+        return answer
+    try:
+        return {**answer, "masks": writer.write(path, assessed.masks)}
+    except Exception as error:  # noqa: BLE001 - the verdict stands without the masks
+        return {**answer, **_why(error)}
 
 
-def _failed(path: Path, code: str, message: str) -> dict[str, Any]:
-    nothing: dict[str, Any] = {"reasons": [], "findings": [], "measurements": [], "confidence": None}
-    return {"file": str(path), "verdict": "NOT_ASSESSABLE", **nothing, "error": code, "message": message}
+def _why(error: Exception) -> dict[str, str]:
+    """What to tell of a failure: a code, and words that hold nothing of the object."""
+    if isinstance(error, StepwedgeError):
+        return {"error": error.name, "message": error.message}
+    if isinstance(error, OSError):
+        return {"error": "FILE", "message": (error.strerror or "cannot be read or written").lower()}
+    return {"error": "INTERNAL", "message": f"a defect of ours ({type(error).__name__})"}
 
 
 def _tell(answer: dict[str, Any], *, json: bool) -> None:
@@ -90,7 +97,8 @@ def _tell(answer: dict[str, Any], *, json: bool) -> None:
         return
     if "error" in answer:
         terminal.error(answer["error"], f"{answer['file']}: {answer['message']}")
-        return
+        if not answer["findings"]:
+            return
     from rich.markup import escape
 
     out = terminal.out()

@@ -211,6 +211,7 @@ def test_each_file_is_assessed_in_a_line_and_those_that_fail_stop_nothing(
         "zero.dcm": "NOT_DICOM",
     }
     assert answers["broken.png"]["reasons"] == ["PIXELS_UNDECODABLE"]
+    assert answers["notes.txt"]["reasons"] == ["NOT_DICOM"]
     for line in answers.values():
         assert {"file", "verdict", "reasons", "findings", "measurements"} <= set(line)
     names = {measurement["name"] for measurement in answers["object.dcm"]["measurements"]}
@@ -234,7 +235,9 @@ def test_masks_have_the_size_of_the_image_and_lie_on_the_lungs(assessed: tuple[R
         assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) >= 0.9
 
 
-def test_two_files_of_one_stem_do_not_replace_each_others_masks(pictures: Path, tmp_path: Path) -> None:
+def test_two_files_of_one_stem_both_get_a_verdict_and_do_not_replace_each_others_masks(
+    pictures: Path, tmp_path: Path
+) -> None:
     shutil.copy(pictures / "object.dcm", tmp_path / "same.dcm")
     shutil.copy(pictures / "film.tif", tmp_path / "same.tif")
     ran = stepwedge("assess", tmp_path, "--masks", tmp_path / "masks", "--json")
@@ -242,6 +245,8 @@ def test_two_files_of_one_stem_do_not_replace_each_others_masks(pictures: Path, 
     first, second = ran.lines
     assert set(first["masks"]) == set(CHANNELS)
     assert second["error"] == "FILE"
+    assert second["verdict"] == first["verdict"] == "ACCEPT"
+    assert second["findings"]
     assert len(list((tmp_path / "masks").iterdir())) == 4
 
 
