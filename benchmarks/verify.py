@@ -24,10 +24,10 @@ from benchmarks.audit_append import record
 from services.audit.__main__ import write_export
 from services.audit.high_water import HighWater
 from services.audit.log import Log
-from services.audit.note import Signer
 from services.audit.record import prepare
 from services.audit.store import Store
 from shared.identity import Identity
+from shared.transparency.note import Signer
 from verifier import verify
 
 BATCH = 256

@@ -13,7 +13,6 @@ from pathlib import Path
 from services.audit import export, meters, store
 from services.audit.high_water import HighWater
 from services.audit.log import Log
-from services.audit.note import Signer
 from services.audit.reading import newest
 from services.audit.service import AuditService
 from services.audit.store import Store
@@ -23,6 +22,7 @@ from shared.health import Health
 from shared.identity import Identity
 from shared.rpc import Hooks, Server, main
 from shared.settings import Settings
+from shared.transparency.note import Signer
 from stepwedge.audit.v1 import audit_pb2_grpc
 
 SERVICE = "stepwedge.audit.v1.AuditService"

@@ -16,9 +16,16 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from services.audit import merkle, record, store, tiles
+from services.audit import record, store, tiles
 from services.audit.high_water import HighWater, Mark
-from services.audit.note import (
+from services.audit.record import Prepared
+from services.audit.sequences import Incarnation
+from services.audit.store import Batch, Head, Lease, Store
+from shared import logs
+from shared.errors import ErrorCode, StepwedgeError
+from shared.identity import Identity
+from shared.transparency import merkle
+from shared.transparency.note import (
     BadSignatureError,
     Checkpoint,
     MalformedNoteError,
@@ -26,12 +33,6 @@ from services.audit.note import (
     VerificationKey,
     open_checkpoint,
 )
-from services.audit.record import Prepared
-from services.audit.sequences import Incarnation
-from services.audit.store import Batch, Head, Lease, Store
-from shared import logs
-from shared.errors import ErrorCode, StepwedgeError
-from shared.identity import Identity
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1 import common_pb2
 

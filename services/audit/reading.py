@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from services.audit import merkle, record, store
-from services.audit.note import BadSignatureError, Checkpoint, MalformedNoteError, Note
+from services.audit import record, store
 from services.audit.store import Filter, Head, Store, StoredEntry
 from shared.errors import ErrorCode, StepwedgeError
+from shared.transparency import merkle
+from shared.transparency.note import BadSignatureError, Checkpoint, MalformedNoteError, Note
 from stepwedge.audit.v1 import audit_pb2
 
 MAX_PAGE = 1000

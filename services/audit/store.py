@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from services.audit import merkle, tiles
+from services.audit import tiles
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
+from shared.transparency import merkle
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 

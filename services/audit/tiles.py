@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from services.audit import merkle
+from shared.transparency import merkle
 
 WIDTH = 256
 """Hashes in a full tile; a tile spans eight levels of the tree."""

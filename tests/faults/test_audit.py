@@ -16,7 +16,6 @@ import pytest
 from services.audit.__main__ import write_export
 from services.audit.high_water import HighWater
 from services.audit.log import Log
-from services.audit.note import Signer
 from services.audit.store import Store
 from shared import keys
 from shared.errors import ErrorCode, StepwedgeError, from_rpc
@@ -24,6 +23,7 @@ from shared.identity import Identity
 from shared.pki import Credentials
 from shared.rpc import channel
 from shared.settings import PREFIX
+from shared.transparency.note import Signer
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 from tests.unit.audit.making import KEY, ORIGIN, Producer, close, fill, open_log
 from tests.unit.verifier import forging

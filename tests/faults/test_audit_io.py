@@ -10,7 +10,7 @@ import pytest
 
 from services.audit import record
 from services.audit.__main__ import write_export
-from services.audit.note import Signer
+from shared.transparency.note import Signer
 from tests.unit.audit.making import KEY, ORIGIN, close, fill, open_log
 from tests.unit.verifier import forging
 from verifier import verify

@@ -9,9 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from services.audit import merkle
 from services.audit.__main__ import SERVICE, build
-from services.audit.note import VerificationKey, open_checkpoint
 from shared import keys
 from shared.audit import Recorder
 from shared.errors import ErrorCode, StepwedgeError, from_rpc
@@ -20,6 +18,8 @@ from shared.identity import Identity
 from shared.pki import Credentials
 from shared.rpc import Server, channel
 from shared.settings import Settings
+from shared.transparency import merkle
+from shared.transparency.note import VerificationKey, open_checkpoint
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 from stepwedge.common.v1 import common_pb2
 from tests.unit.audit.making import Producer, digest, uid

@@ -8,9 +8,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from services.audit import record as records
 from services.audit.high_water import HighWater
 from services.audit.log import Log
-from services.audit.note import Signer
 from services.audit.store import Store
 from shared.identity import Identity
+from shared.transparency.note import Signer
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1 import common_pb2
 

@@ -8,15 +8,16 @@ import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from services.audit import merkle, record, sequences, store
+from services.audit import record, sequences, store
 from services.audit.high_water import HighWater
 from services.audit.log import Log
-from services.audit.note import Signer, VerificationKey, open_checkpoint
 from services.audit.reading import Reader
 from services.audit.store import Filter, Store
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import Identity
+from shared.transparency import merkle
+from shared.transparency.note import Signer, VerificationKey, open_checkpoint
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1 import common_pb2
 from tests.unit.audit.making import KEY, ORIGIN, Producer, close, digest, fill, open_log, uid

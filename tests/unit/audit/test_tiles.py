@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.audit import merkle, tiles
+from services.audit import tiles
 from services.audit.tiles import ENTRIES, Tile
+from shared.transparency import merkle
 
 
 def test_the_path_of_the_specification_s_example() -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
-from services.audit import merkle, record, tiles
-from services.audit.note import Checkpoint, Signer
+from services.audit import record, tiles
 from services.audit.tiles import Tile
+from shared.transparency import merkle
+from shared.transparency.note import Checkpoint, Signer
 
 Files = dict[str, bytes]
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from services.audit import record, store, tiles
 from services.audit.__main__ import write_export
-from services.audit.note import Checkpoint, Note, Signer, VerificationKey
 from shared import database
+from shared.transparency.note import Checkpoint, Note, Signer, VerificationKey
 from tests.unit.audit.making import KEY, ORIGIN, Producer, close, fill, open_log
 from tests.unit.verifier import forging
 from tests.unit.verifier.forging import Files

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.audit import merkle
+from shared.transparency import merkle
 
 # The eight leaves, and what RFC 6962 makes of them, as the implementations of Certificate Transparency test it.
 LEAVES = [

@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from services.audit.merkle import HASH_SIZE
+from shared.transparency.merkle import HASH_SIZE
 
 ED25519 = 0x01
 """Signature type of a plain Ed25519 signature over the note's text."""

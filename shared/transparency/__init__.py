@@ -1,0 +1,1 @@
+"""What the log and its witnesses must agree on: the Merkle tree, signed notes, checkpoints, cosignatures."""
