@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -37,6 +38,20 @@ def export(model: nn.Module, path: Path) -> None:
     if program is None:
         raise RuntimeError("the exporter gave no program")
     program.save(str(path))
+    strip(path)
+
+
+def strip(path: Path) -> None:
+    """Takes out what the exporter noted about this machine (stack traces with its paths); the function stays."""
+    model = onnx.load(path)
+    del model.metadata_props[:], model.graph.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    graph = model.graph
+    parts: list[Any] = [*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output]
+    for part in parts:
+        del part.metadata_props[:]
+        part.doc_string = ""
+    onnx.save(model, path)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -66,6 +81,7 @@ def quantise(
             nodes_to_exclude=list(exclude),
             calibrate_method=CalibrationMethod.MinMax,
         )
+    strip(path)
 
 
 def calibration_grids(pool: Pool, count: int, seed: int) -> NDArray[np.uint8]:
