@@ -27,44 +27,42 @@ def redact(source: Path, target: Path, key: Path | None, config: Path | None, *,
 
     if not source.exists():
         raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{source}: no such file or folder")
-    pairs = _of_folder(source, target) if source.is_dir() else [(source, _beside(source, target))]
+    found = _of_folder(source, target) if source.is_dir() else [source]
+    into = target if source.is_dir() or target.is_dir() else None  # else the user named the file
+    root = source if source.is_dir() else source.parent
     pseudonyms = _pseudonyms(key, config)
     profile = Profile.basic()
     refused = 0
-    with terminal.progress("redacting", len(pairs)) as advance:
-        for path, place in pairs:
-            receipt = _one(path, source, target if source.is_dir() else None, place, pseudonyms, profile)
+    with terminal.progress("redacting", len(found)) as advance:
+        for path in found:
+            receipt = _one(path, root, into, target, pseudonyms, profile)
             refused += "error" in receipt
-            _tell(receipt, json=json, alone=len(pairs) == 1)
+            _tell(receipt, json=json, alone=len(found) == 1)
             advance(1)
-    if not json and len(pairs) > 1:
-        terminal.out().print(f"{len(pairs) - refused} of {len(pairs)} redacted into {target}", soft_wrap=True)
+    if not json and len(found) > 1:
+        terminal.out().print(f"{len(found) - refused} of {len(found)} redacted into {target}", soft_wrap=True)
     return Exit.NEGATIVE if refused else Exit.OK
 
 
-def _of_folder(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """Every file below `source`, with where it goes if its name tells nothing of the patient."""
+def _of_folder(source: Path, target: Path) -> list[Path]:
+    """Every file below `source`, if what becomes of them may lie in `target`."""
     if target.exists() and not target.is_dir():
         raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{target}: a folder is redacted to a folder")
     if target.resolve().is_relative_to(source.resolve()):
         raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{target}: may not lie inside {source}")
-    return [(path, target / path.relative_to(source)) for path in files.named([source])]
-
-
-def _beside(source: Path, target: Path) -> Path:
-    return target / source.name if target.is_dir() else target
+    return files.named([source])
 
 
 def _one(
-    path: Path, source: Path, folder: Path | None, place: Path, pseudonyms: Pseudonyms, profile: Profile
+    path: Path, root: Path, folder: Path | None, place: Path, pseudonyms: Pseudonyms, profile: Profile
 ) -> dict[str, Any]:
-    """Redact one file; its receipt, or why there is none."""
+    """Redact one file to `place`, or into `folder` by a name that names nobody; its receipt, or why there is none."""
     from services.redaction.engine import RefusedError
     from services.redaction.files import redact_file
 
     try:
         if folder is not None:
-            place = folder / safe_name(path.relative_to(source), path, pseudonyms)
+            place = folder / safe_name(path.relative_to(root), path, pseudonyms)
         receipt = redact_file(path, place, pseudonyms, profile)
     except StepwedgeError as error:
         done = error.receipt.as_json() if isinstance(error, RefusedError) else {}
@@ -111,7 +109,7 @@ def safe_name(relative: Path, file: Path, pseudonyms: Pseudonyms) -> Path:
 
     Raises as `shared.dicom.read_header`, and FILE where the file cannot be read.
     """
-    from services.redaction.echoes import Echoes
+    from services.redaction.echoes import Echoes, names_instance
     from shared.dicom import read_header
 
     try:
@@ -126,8 +124,15 @@ def safe_name(relative: Path, file: Path, pseudonyms: Pseudonyms) -> Path:
         suffix = part[len(stem) :]
         if stem in uids:
             return pseudonyms.uid(stem) + suffix
+        if pseudonyms.is_ours(stem):
+            return part
         words = re.sub(r"[\W_]+", " ", stem)
-        if words in naming or words.replace(" ", "") in naming or any(uid in part for uid in uids):
+        if (
+            words in naming
+            or words.replace(" ", "") in naming
+            or any(uid in part for uid in uids)
+            or names_instance(stem)
+        ):
             return pseudonyms.text("file name", stem) + suffix
         return part
 

@@ -29,7 +29,7 @@ _UMLAUTS: Final = str.maketrans(
 _SPELT_OUT: Final = re.compile(r"([ao])e|(?<![aeq])(u)e")
 _IDEOGRAPHS: Final = "\u2e80"
 """Above it, one character may be a whole name."""
-_UID: Final = re.compile(r"(?<![0-9.])[0-9]+(?:\.[0-9]+){3,}")
+_UID: Final = re.compile(r"[0-9]+(?:\.[0-9]+){3,}")
 _MIN_UID: Final = 20
 
 

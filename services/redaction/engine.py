@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from shared.dicom_encoding import (
     IMPLICIT_LITTLE,
     PIXEL_TAGS,
     TEXT_VRS,
+    Bytes,
     Element,
     Elements,
     Encoded,
@@ -36,6 +38,7 @@ from shared.pseudonyms import Pseudonyms
 IMPLEMENTATION_CLASS_UID: Final = "2.25.263548087532196012408157160453905112137"
 IMPLEMENTATION_VERSION: Final = "STEPWEDGE_1"
 
+_CHARACTER_SET: Final = 0x00080005
 _SOP_CLASS: Final = 0x00080016
 _SOP_INSTANCE: Final = 0x00080018
 _STUDY: Final = 0x0020000D
@@ -49,7 +52,8 @@ _REMOVED: Final = frozenset(
 _TEMPORAL: Final = frozenset({"DA", "DT", "TM"})
 _FREE_TEXT: Final = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"})
 # Terms on which a reader's parsing depends; a name that equals one is not worth an unreadable object.
-_STRUCTURAL: Final = frozenset({0x00080005, 0x00080060, 0x00280004, 0x0040A010, 0x0040A040, 0x00700023})
+_TERM: Final = re.compile(rb"[A-Za-z0-9_ \\]*")
+_STRUCTURAL: Final = frozenset({_CHARACTER_SET, 0x00080060, 0x00280004, 0x0040A010, 0x0040A040, 0x00700023})
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +308,7 @@ class _Run:
             return dummy(element, vr if vr in _TEMPORAL else expected)
         if kind & {"PN", "AS"} and not listed:
             return self._dummy(Element(element.tag, vr, value), encoding, strict, depth)
-        if not values.plausible(element.tag, vr, expected, value):
+        if not values.plausible(element.tag, vr, expected, value) or not _is_term(element.tag, value):
             self.counts.add("UNKNOWN")
             return None
         if vr in _FREE_TEXT and element.tag not in _STRUCTURAL and value and self._names_somebody(element, encoding):
@@ -334,6 +338,11 @@ _HANDLERS: Final[dict[Action, _Handler]] = {
     Action.UID: _Run._uid,
     Action.KEEP: _Run._keep,
 }
+
+
+def _is_term(tag: int, value: Bytes) -> bool:
+    """Whether a value that no echo is looked for in is a term at all (PS3.5 6.2, CS; lower case occurs)."""
+    return tag not in _STRUCTURAL or tag == _CHARACTER_SET or _TERM.fullmatch(bytes(value).rstrip(b"\0")) is not None
 
 
 def _outgoing_vr(element: Element) -> str:

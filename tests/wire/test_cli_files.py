@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -72,6 +73,23 @@ def test_a_folder_is_redacted_to_a_folder_and_no_name_of_a_file_names_the_patien
     for path in written:
         assert canary.found(str(path.relative_to(tmp_path / "out")).encode(), [*canary.WORDS, canary.ROOT]) == []
         assert canary.found(path.read_bytes(), [*canary.WORDS, canary.ROOT]) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["Kowalczyk_Stanislawa.dcm", "mrn-0087731 chest.DCM", "CR.1.2.826.0.1.19991231.4.99.dcm", "1934-11-07"]
+)
+def test_a_file_that_is_redacted_into_a_folder_loses_a_name_that_leads_to_the_patient(
+    name: str, key: Path, tmp_path: Path
+) -> None:
+    ds = pydicom.dcmread(CT)
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Kowalczyk^Stanislawa", "MRN0087731", "19341107"
+    ds.save_as(tmp_path / name)
+    (tmp_path / "out").mkdir()
+    ran = stepwedge("redact", tmp_path / name, tmp_path / "out", "--key", key, "--json")
+    assert ran.status == 0
+    (written,) = (tmp_path / "out").iterdir()
+    assert Path(ran.lines[0]["output"]) == written
+    assert not re.search("kowal|87731|19991231|1934", written.name, re.IGNORECASE)
 
 
 def test_one_key_gives_one_result_and_another_key_another(folder: Path, key: Path, tmp_path: Path) -> None:
