@@ -81,6 +81,7 @@ _SAFE_PATH = re.compile(
     r"checkpoint|vkey|manifest\.json|attachments/[0-9a-f]{64}"
     r"|tile/(?:entries|[0-9]{1,2})/(?:x[0-9]{3}/)*[0-9]{3}(?:\.p/[0-9]{1,3})?"
 )
+_SAFE_FOLDER = re.compile(r"attachments/|tile/(?:(?:entries|[0-9]{1,2})/(?:x[0-9]{3}/)*(?:[0-9]{3}\.p/)?)?")
 
 
 class VerificationError(Exception):
@@ -342,6 +343,8 @@ class Source:
                 raise VerificationError(TRUNCATED, "the archive ends before its directory") from None
             raise VerificationError(MALFORMED, "not a zip archive") from None
         for info in self._zip.infolist():
+            if _SAFE_FOLDER.fullmatch(info.filename) and not info.file_size:
+                continue  # whoever unpacks an export and packs it again adds these; they say nothing
             kind = info.external_attr >> 16 & 0o170000
             if info.filename in self._sizes:
                 raise VerificationError(MALFORMED, "the archive holds a path twice")

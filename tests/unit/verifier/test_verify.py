@@ -222,6 +222,12 @@ def test_a_path_that_does_not_belong_in_an_export_is_malformed(tmp_path: Path, f
     assert _zip_with(tmp_path, files, (name, b"")).code == verify.MALFORMED
 
 
+def test_an_export_that_was_unpacked_and_packed_again_with_its_folders_is_proved(tmp_path: Path, files: Files) -> None:
+    folders = {path[: path.rindex("/") + 1] for path in files if "/" in path} | {"tile/"}
+    assert _zip_with(tmp_path, files, *((folder, b"") for folder in sorted(folders))).code == verify.PROVED
+    assert _zip_with(tmp_path, files, ("tile/0/", b"x")).code == verify.MALFORMED
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_path_that_is_there_twice_is_malformed(tmp_path: Path, files: Files) -> None:
     assert _zip_with(tmp_path, files, ("checkpoint", files["checkpoint"])).code == verify.MALFORMED
