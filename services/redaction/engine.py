@@ -313,13 +313,20 @@ class _Run:
             return None
         if vr in _FREE_TEXT and element.tag not in _STRUCTURAL and value and self._names_somebody(element, encoding):
             self.counts.add("C")
-            return dummy(element, vr)
+            return self._without_echo(element, encoding) if vr == "CS" else dummy(element, vr)
         return element if element.vr == vr else Element(element.tag, vr, value, None, element.fragments)
 
     def _names_somebody(self, element: Element, encoding: Sequence[str]) -> bool:
         """Whether kept text repeats an identifier, or holds the UID of an instance that this run may keep no more."""
         text = decode(element.value, encoding)
         return text in self.echoes or (not self.keep_uids and names_instance(text))
+
+    def _without_echo(self, element: Element, encoding: Sequence[str]) -> Element:
+        """A Code String with a dummy for the term that names somebody; the others stay, so that their places do."""
+        terms = bytes(element.value).split(b"\\")
+        kept = [WORD if decode(term, encoding) in self.echoes else term for term in terms]
+        left = Element(element.tag, "CS", b"\\".join(kept))
+        return dummy(element, "CS") if kept == terms or self._names_somebody(left, encoding) else left
 
     def _strictly(self, element: Element) -> Element:
         """What is left of a value inside content that becomes a dummy: terms and counts, no text and no measure."""

@@ -82,6 +82,9 @@ _RESOLVED: Final = {
     "X/Z/U*": Action.UID,
 }
 
+_NEVER_TYPE_2: Final = frozenset({0x00081110})
+"""X/Z in the table, and Type 3 with one item or more wherever a stored object has it: empty it would be invalid."""
+
 _MISPLACED: Final = frozenset({0x0000, 0x0002, 0x0004})
 """Groups that no data set has: commands, meta information, and the directory's (PS3.15 E.1.1)."""
 
@@ -181,7 +184,7 @@ def _listed(options: tuple[Option, ...]) -> dict[int, Action]:
         action = _RESOLVED[row["basic"]]
         if any(row[_COLUMNS[option]] == "K" for option in options):
             action = Action.KEEP
-        elif row["basic"] == "X/Z/U*" and dictionary_vr(tag) != "SQ":
+        elif (row["basic"] == "X/Z/U*" and dictionary_vr(tag) != "SQ") or tag in _NEVER_TYPE_2:
             action = Action.REMOVE
         listed[tag] = action
     for row in rows("attributes_beyond.csv"):
