@@ -16,14 +16,17 @@ from distillation import cards, not_a_chest, procedural
 from distillation.data import CHANNELS, FLAGS
 from distillation.runtime import answer, session
 from services.inference.preprocessing import GRID, PREPROCESSING_VERSION
+from services.inference.registry import instructions
 
 NAME = "chest-student"
 SERVED = "student.int8.onnx"
+SERVED_WITHOUT_VNNI = "student.fp32.onnx"
 FILES = (
     SERVED,
-    "student.fp32.onnx",
+    SERVED_WITHOUT_VNNI,
     "calibration.json",
     "golden.npz",
+    "golden.fp32.npz",
     "evaluation.json",
     "MODEL_CARD.md",
     "DATA_CARD.md",
@@ -63,12 +66,14 @@ def release(built: Path, folder: Path, version: str, run: dict[str, Any]) -> dic
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     (folder / "DATA_CARD.md").write_text(cards.data_card(), encoding="utf-8")
     write_golden(folder / SERVED, folder / "golden.npz")
+    write_golden(folder / SERVED_WITHOUT_VNNI, folder / "golden.fp32.npz")
     manifest = {
         "schema": 1,
         "name": NAME,
         "version": version,
         "license": "Apache-2.0",
         "served": SERVED,
+        "served_without_vnni": SERVED_WITHOUT_VNNI,
         "input": {"name": "image", "type": "float32", "shape": ["batch", 1, GRID, GRID], "range": [0, 1]},
         "outputs": {
             "logits": {"type": "float32", "shape": ["batch", len(CHANNELS), 128, 128], "channels": list(CHANNELS)},
@@ -78,7 +83,14 @@ def release(built: Path, folder: Path, version: str, run: dict[str, Any]) -> dic
         "preprocessing_version": PREPROCESSING_VERSION,
         "onnxruntime_version": ort.__version__,
         "quantisation": "static QDQ, activations uint8, weights int8 per channel, MinMax",
-        "golden": {"file": "golden.npz", "batch": 1, "provider": "CPUExecutionProvider", "threads": 1},
+        "golden": {
+            "file": "golden.npz",
+            "file_without_vnni": "golden.fp32.npz",
+            "batch": 1,
+            "provider": "CPUExecutionProvider",
+            "threads": 1,
+            "instructions": instructions(),
+        },
         "training": run,
         "files": {name: {"sha256": digest(folder / name), "bytes": (folder / name).stat().st_size} for name in FILES},
     }

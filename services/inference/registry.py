@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -125,14 +126,27 @@ def load(folder: Path, *, provider: str = "CPUExecutionProvider", threads: int =
         the golden inputs are answered otherwise than when the model was released.
     """
     manifest = _manifest(folder)
-    files = _verified_files(folder, manifest)
-    served = manifest["served"]
+    served = served_file(manifest, provider, platform.machine(), instructions())
+    golden = manifest["golden"]["file" if served == manifest["served"] else "file_without_vnni"]
+    files = _verified_files(folder, manifest, {served, golden, "calibration.json"})
     calibration = _calibration(files["calibration.json"], manifest["files"]["calibration.json"]["sha256"])
     session = _session(files[served], provider, threads)
     _check_shape(session, manifest)
     model = Model(manifest, session, manifest["files"][served]["sha256"], calibration)
-    _self_test(model, manifest, files[manifest["golden"]["file"]], threads)
+    _self_test(model, manifest, files[golden], threads)
     return model
+
+
+def served_file(manifest: Mapping[str, Any], provider: str, machine: str, available: str) -> str:
+    """Name of the file that a machine of this kind serves.
+
+    x86 processors without VNNI add pairs of 8-bit products in 16 bits, which saturates: there the release's other form
+    is served, where the manifest names one. Which file it was stands in every record, by its digest.
+    """
+    saturates = machine in {"x86_64", "AMD64"} and not any(name in available for name in ("vnni", "amx_int8"))
+    if provider == "CPUExecutionProvider" and saturates:
+        return str(manifest.get("served_without_vnni", manifest["served"]))
+    return str(manifest["served"])
 
 
 def _manifest(folder: Path) -> Mapping[str, Any]:
@@ -142,7 +156,9 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
         raise StepwedgeError(ErrorCode.ERROR_CODE_MODEL_NOT_FOUND, "the model's folder has no manifest") from None
     try:
         manifest = json.loads(data)
-        wanted = (manifest["served"], "calibration.json", manifest["golden"]["file"])
+        wanted = {manifest["served"], "calibration.json", manifest["golden"]["file"]}
+        if "served_without_vnni" in manifest:
+            wanted |= {manifest["served_without_vnni"], manifest["golden"]["file_without_vnni"]}
         ours = (
             manifest["schema"] == 1
             and all(isinstance(manifest[key], str) and manifest[key] for key in ("name", "version"))
@@ -160,9 +176,8 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
     return dict(manifest)
 
 
-def _verified_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
+def _verified_files(folder: Path, manifest: Mapping[str, Any], used: Collection[str]) -> dict[str, bytes]:
     """The bytes of every file that is used, each checked against the manifest; what is checked is what is used."""
-    used = {manifest["served"], "calibration.json", manifest["golden"]["file"]}
     found: dict[str, bytes] = {}
     for name, said in manifest["files"].items():
         path = folder / name

@@ -126,6 +126,36 @@ def test_a_whole_release_loads_and_says_what_it_is(release: Release) -> None:
     model.check()
 
 
+VNNI, AVX2 = "avx2+avx512f+avx512_vnni", "avx2"
+
+
+@pytest.mark.parametrize(
+    ("provider", "machine", "available", "served"),
+    [
+        ("CPUExecutionProvider", "x86_64", VNNI, "int8"),
+        ("CPUExecutionProvider", "x86_64", "avx2+avx_vnni", "int8"),
+        ("CPUExecutionProvider", "x86_64", AVX2, "fp32"),
+        ("CPUExecutionProvider", "x86_64", "", "fp32"),
+        ("CPUExecutionProvider", "aarch64", "asimddp", "int8"),
+        ("CUDAExecutionProvider", "x86_64", AVX2, "int8"),
+    ],
+)
+def test_a_processor_whose_8_bit_sums_saturate_serves_the_other_form(
+    provider: str, machine: str, available: str, served: str
+) -> None:
+    manifest = {"served": "int8", "served_without_vnni": "fp32"}
+    assert registry.served_file(manifest, provider, machine, available) == served
+    assert registry.served_file({"served": "int8"}, provider, machine, available) == "int8"
+
+
+def test_the_other_form_of_the_release_answers_golden_inputs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "instructions", lambda: AVX2)
+    monkeypatch.setattr(registry.platform, "machine", lambda: "x86_64")
+    model = registry.load(MODEL)
+    assert model.sha256 == hashlib.sha256((MODEL / "student.fp32.onnx").read_bytes()).hexdigest()
+    assert model.self_test in {"exact", "decisions"}
+
+
 def test_the_released_model_answers_its_golden_inputs() -> None:
     model = registry.load(MODEL)
     assert model.self_test in ("exact", "decisions")
