@@ -727,8 +727,10 @@ def _given_keys(text: str | None, kind: int = ED25519) -> list[Key] | None:
     if text is None:
         return None
     place = Path(text)
+    # A key holds two plus signs; what holds none was meant as a file, which is then not there or no file.
+    meant_as_file = "+" not in text and (os.sep in text or place.suffix == ".vkey")
     try:
-        return parse_keys(_ascii(place.read_bytes()) if place.is_file() else text, kind)
+        return parse_keys(_ascii(place.read_bytes()) if meant_as_file or place.is_file() else text, kind)
     except OSError as error:
         raise VerificationError(UNREADABLE, f"{place.name} cannot be read: {error.strerror}") from None
 

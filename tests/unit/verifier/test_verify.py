@@ -339,6 +339,16 @@ def test_a_key_that_is_none_is_malformed(exports: tuple[Path, Path], key: str) -
     assert verify.verify(str(exports[1]), key=key).code == verify.MALFORMED
 
 
+@pytest.mark.parametrize("name", ["audit.vkey", "."])
+def test_a_key_file_that_is_not_there_is_unreadable_and_said_to_be(
+    tmp_path: Path, exports: tuple[Path, Path], name: str
+) -> None:
+    report = verify.verify(str(exports[1]), key=f"{tmp_path}{os.sep}{name}")
+    assert report.code == verify.UNREADABLE
+    assert "cannot be read" in report.problems[0]["message"]
+    assert str(tmp_path) not in report.problems[0]["message"]
+
+
 @pytest.mark.parametrize("manifest", [b"", b"{}", b"[]", b"[" * 100_000, b'{"format": "stepwedge.export/1"}', b"\xff"])
 def test_a_manifest_that_is_none_is_malformed(tmp_path: Path, files: Files, manifest: bytes) -> None:
     assert status(tmp_path, {**files, "manifest.json": manifest}).code == verify.MALFORMED
