@@ -33,6 +33,15 @@ app = typer.Typer(
 )
 
 
+class LogFormat(enum.StrEnum):
+    """What an export of the log can be."""
+
+    BUNDLE = "bundle"
+    CSV = "csv"
+    FHIR = "fhir"
+    DICOM = "dicom"
+
+
 class Person(enum.StrEnum):
     """In whose name a command speaks to the cluster."""
 
@@ -213,15 +222,65 @@ def verify(
 
 @app.command(rich_help_panel=LOG)
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the archive (zip).")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")],
+    form: Annotated[
+        LogFormat,
+        typer.Option(
+            "--format",
+            help="bundle: zip archive, the one that proves; csv: a table; fhir: FHIR R4 AuditEvent, an object a line; "
+            "dicom: DICOM audit messages (PS3.15 A.5), a document a line.",
+        ),
+    ] = LogFormat.BUNDLE,
     config: Config = None,
     identity: As = Person.OPERATOR,
     json: Json = False,
 ) -> None:
-    """Write the whole log as one archive that anybody can verify offline."""
+    """Write the whole log as one archive that anybody can verify offline, or its records for auditors' tools."""
     from cli.log import export
 
-    export(file, config, identity.value, json=json)
+    export(file, form.value, config, identity.value, json=json)
+
+
+@app.command(rich_help_panel=LOG)
+def witness(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Settings of the witness (TOML), not of the cluster."),
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where to serve. Default: 127.0.0.1:7201.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="FILE", help="What it remembers. Default: witness.state.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="Its private key. Default: witness.key.")
+    ] = None,
+    log: Annotated[
+        list[str] | None, typer.Option("--log", metavar="VKEY", help="Verification key of a log; may be repeated.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", metavar="FILE", help="PEM certificate; without it, plain HTTP.")
+    ] = None,
+    certificate_key: Annotated[
+        Path | None, typer.Option("--certificate-key", metavar="FILE", help="PEM private key of the certificate.")
+    ] = None,
+    init: Annotated[
+        bool, typer.Option("--init", help="Make the key and the empty state, print the verification key, and end.")
+    ] = False,
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="With --init: its name, hospital.example/compliance.")
+    ] = "",
+) -> None:
+    """Run a witness of the log, on a machine that the operators of the log do not rule.
+
+    It speaks C2SP tlog-witness: it cosigns a checkpoint only if it extends the newest one that it cosigned before.
+    """
+    from cli.witness import witness
+
+    given = {"listen": listen, "state": state, "key": key, "logs": log}
+    tls = {"certificate": certificate, "certificate_key": certificate_key}
+    witness(config, name, init=init, **given, **tls)
 
 
 @app.command(rich_help_panel=FILES)

@@ -41,7 +41,7 @@ def key_id(name: str, key: bytes) -> bytes:
     return sha256(name.encode() + b"\n" + key).digest()[:4]
 
 
-def _base64(text: str) -> bytes:
+def decode_base64(text: str) -> bytes:
     """Decode standard base64; refuse what does not encode back to the same characters."""
     try:
         data = base64.b64decode(text.encode("ascii"), validate=True)
@@ -52,7 +52,8 @@ def _base64(text: str) -> bytes:
     return data
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """A key name that may stand in a note. Raises MalformedNoteError."""
     if not _NAME.fullmatch(name) or _CONTROL.search(name):
         raise MalformedNoteError("a key name is empty, too long, or holds a space or a plus")
     return name
@@ -81,10 +82,10 @@ class VerificationKey:
         if len(parts) != 3:
             raise MalformedNoteError("a verification key has the form name+hash+key")
         name, digest, encoded = parts
-        key = _base64(encoded)
+        key = decode_base64(encoded)
         if len(key) != 33 or key[0] != ED25519:
             raise MalformedNoteError("not an Ed25519 verification key")
-        result = cls(_checked_name(name), key[1:])
+        result = cls(checked_name(name), key[1:])
         if result.id.hex() != digest:
             raise MalformedNoteError("the hash of the verification key does not match it")
         return result
@@ -103,7 +104,7 @@ class Signer:
 
     def __init__(self, name: str, key: Ed25519PrivateKey) -> None:
         self._key = key
-        self.key = VerificationKey(_checked_name(name), key.public_key().public_bytes_raw())
+        self.key = VerificationKey(checked_name(name), key.public_key().public_bytes_raw())
 
     @classmethod
     def load(cls, data: bytes, name: str) -> "Signer":
@@ -127,7 +128,7 @@ class Signer:
         parts = text.removeprefix(_SIGNER).split("+", 2)
         if len(parts) != 3 or parts[0] != name:
             raise MalformedNoteError("the signing key is not of this log's origin")
-        seed = _base64(parts[2])
+        seed = decode_base64(parts[2])
         if len(seed) != 33 or seed[0] != ED25519:
             raise MalformedNoteError("not an Ed25519 signing key")
         signer = cls(name, Ed25519PrivateKey.from_private_bytes(seed[1:]))
@@ -184,7 +185,7 @@ class Note:
         text, blank, lines = whole.rpartition("\n\n")
         if not blank or not lines.endswith("\n"):
             raise MalformedNoteError("the note has no signatures behind a blank line")
-        signatures = tuple(_signature(line) for line in lines[:-1].split("\n"))
+        signatures = tuple(parse_signature(line) for line in lines[:-1].split("\n"))
         if len(signatures) > MAX_SIGNATURES:
             raise MalformedNoteError("the note has too many signatures")
         if len({(s.name, s.key_id) for s in signatures}) != len(signatures):
@@ -207,14 +208,15 @@ class Note:
         return signed
 
 
-def _signature(line: str) -> Signature:
+def parse_signature(line: str) -> Signature:
+    """Read one signature line, without its newline. Raises MalformedNoteError."""
     parts = line.split(" ")
     if len(parts) != 3 or parts[0] != "\u2014":
         raise MalformedNoteError("a signature line has the form: em dash, key name, base64")
-    data = _base64(parts[2])
+    data = decode_base64(parts[2])
     if len(data) < 5:
         raise MalformedNoteError("a signature is too short")
-    return Signature(_checked_name(parts[1]), data[:4], data[4:])
+    return Signature(checked_name(parts[1]), data[:4], data[4:])
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ class Checkpoint:
         origin, size, root = lines[:3]
         if not _SIZE.fullmatch(size) or int(size) >= 2**63:
             raise MalformedNoteError("the tree size is not a canonical decimal number")
-        decoded = _base64(root)
+        decoded = decode_base64(root)
         if len(decoded) != HASH_SIZE:
             raise MalformedNoteError("the root is not 32 bytes")
         return cls(origin, int(size), decoded, tuple(lines[3:]))

@@ -1,0 +1,1 @@
+"""A witness of the log (C2SP tlog-witness): remembers the newest checkpoint, and cosigns only what extends it."""
