@@ -51,9 +51,10 @@ _REMOVED: Final = frozenset(
 )
 _TEMPORAL: Final = frozenset({"DA", "DT", "TM"})
 _FREE_TEXT: Final = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"})
-# Terms on which a reader's parsing depends; a name that equals one is not worth an unreadable object.
 _TERM: Final = re.compile(rb"[A-Za-z0-9_ \\]*")
-_STRUCTURAL: Final = frozenset({_CHARACTER_SET, 0x00080060, 0x00280004, 0x0040A010, 0x0040A040, 0x00700023})
+# Terms, and numbers of frames, on which a reader's parsing depends; a name that equals one is not worth an unreadable
+# object.
+_STRUCTURAL: Final = frozenset({_CHARACTER_SET, 0x00080060, 0x00081160, 0x00280004, 0x0040A010, 0x0040A040, 0x00700023})
 
 
 @dataclass(frozen=True, slots=True)
