@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Final
 
 import grpc
@@ -10,6 +11,7 @@ from services.redaction.pool import Done, Pool
 from services.redaction.receipt import Receipt
 from shared import objects
 from shared.audit import Recorder
+from shared.build import software_build
 from shared.errors import ErrorCode, StepwedgeError
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1 import common_pb2
@@ -60,7 +62,7 @@ class RedactionService(redaction_pb2_grpc.RedactionServiceServicer):
         )
         refused = done.refusal is not None
         return await self._recorder.record(
-            key=f"redacted/{receipt.input_commitment}/{receipt.profile_sha256}",
+            key=_key(receipt, event),
             outcome=audit_pb2.EVENT_OUTCOME_SERIOUS_FAILURE if refused else audit_pb2.EVENT_OUTCOME_SUCCESS,
             event=event,
             subject=done.names.subject,
@@ -72,8 +74,19 @@ class RedactionService(redaction_pb2_grpc.RedactionServiceServicer):
                 deidentified_sha256=receipt.output_sha256,
                 profile_sha256=receipt.profile_sha256,
                 profile_edition=receipt.edition,
+                software_build=software_build(),
             ),
         )
+
+
+def _key(receipt: Receipt, event: audit_pb2.RedactedEvent) -> str:
+    """The idempotency key: object, profile, and a digest of what was done.
+
+    The same result again is the same record. Another build may do otherwise: that is another act, not a conflict with
+    the first.
+    """
+    done = hashlib.sha256(event.SerializeToString(deterministic=True) + receipt.output_sha256.encode()).hexdigest()
+    return f"redacted/{receipt.input_commitment}/{receipt.profile_sha256}/{done[:32]}"
 
 
 def _receipt(receipt: Receipt) -> redaction_pb2.Receipt:
