@@ -86,8 +86,12 @@ class House:
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes of redaction (the tracker of multiprocessing is none)."""
-        children = psutil.Process(self.processes["redaction"].pid).children()
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        workers = []
+        for child in psutil.Process(self.processes["redaction"].pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # which one that ended a moment ago is, too
+                if "spawn_main" in " ".join(child.cmdline()):
+                    workers.append(child)
+        return workers
 
     def close(self) -> None:
         """End what runs."""
