@@ -43,6 +43,8 @@ class Ingest:
         section = settings.ingest
         credentials = Credentials.load(settings.cluster.pki, Identity.INGEST)
         self._health = health
+        # Half of the places: uploads, which last, must not keep out the questions, which do not.
+        self._max_uploads = max(1, section.max_concurrent_rpcs // 2)
         self._engine = database.create_engine(section.database)
         database.upgrade(self._engine, MIGRATIONS)
         self._studies = StudyStore(self._engine, quiet=timedelta(seconds=section.quiet_seconds))
@@ -74,7 +76,9 @@ class Ingest:
 
     def attach(self, server: Server) -> None:
         """Put the contract behind the server, and the dependencies into its health."""
-        servicer = IngestService(self._door, self._studies, self._recorder, self._hallway.ring)
+        servicer = IngestService(
+            self._door, self._studies, self._recorder, self._hallway.ring, max_uploads=self._max_uploads
+        )
         server.add(ingest_pb2_grpc.add_IngestServiceServicer_to_server, servicer, SERVICE)
 
         async def objects() -> None:

@@ -125,8 +125,8 @@ def _instance_steps(snapshot: Snapshot) -> _Steps:
         if one.redacted_at is not None:
             found.append(_step(one.redacted_at, f"{name} de-identified.", one.redacted_index))
         if one.assessed_at is not None:
-            what = f"{name} settled: {_verdict(one.verdict)}{_reasons(one.reasons)}."
-            found.append(_step(one.assessed_at, what, one.assessed_index))
+            what = "assessed" if one.assessed_index is not None else "settled without an assessment"
+            found.append(_step(one.assessed_at, f"{name} {what}.", one.assessed_index))
     return found
 
 

@@ -1,7 +1,7 @@
 """The gRPC face of ingest."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from stepwedge.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 
 CHANNEL: Final = "GRPC"
 MAX_CHUNK_BYTES: Final = 1 << 20
+_SILENCE_SECONDS: Final = 30.0  # between two chunks; a sender that is slower than that is gone
 _WATCH_SECONDS: Final = 0.5  # how soon a watcher sees a decision of another process
 _WATCH_BATCH: Final = 200
 _DEFAULT_PAGE: Final = 100
@@ -36,8 +37,11 @@ _MAX_PAGE: Final = 1000
 class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     """Translates between the contract and the door, the queue and the explanation; holds no logic."""
 
-    def __init__(self, door: Door, studies: StudyStore, recorder: Recorder, ring: Callable[[], None]) -> None:
+    def __init__(
+        self, door: Door, studies: StudyStore, recorder: Recorder, ring: Callable[[], None], *, max_uploads: int
+    ) -> None:
         self._door = door
+        self._uploads = asyncio.Semaphore(max_uploads)
         self._studies = studies
         self._recorder = recorder
         self._ring = ring
@@ -46,10 +50,18 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self, request_iterator: AsyncIterator[ingest_pb2.SubmitInstanceRequest], context: Any
     ) -> ingest_pb2.SubmitInstanceResponse:
         """Take one object in chunks; whatever ends the stream early leaves nothing."""
+        if self._uploads.locked():
+            raise StepwedgeError(ErrorCode.ERROR_CODE_OVERLOADED, "as many objects are on their way as may be")
+        async with self._uploads:
+            return await self._submit(request_iterator, context)
+
+    async def _submit(
+        self, request_iterator: AsyncIterator[ingest_pb2.SubmitInstanceRequest], context: Any
+    ) -> ingest_pb2.SubmitInstanceResponse:
         try:
             incoming = await asyncio.to_thread(self._door.open)
             try:
-                async for request in request_iterator:
+                async for request in _without_silence(request_iterator):
                     if len(request.chunk) > MAX_CHUNK_BYTES:
                         raise _invalid(f"a chunk is longer than {MAX_CHUNK_BYTES} bytes")
                     await asyncio.to_thread(incoming.write, request.chunk)
@@ -151,6 +163,21 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         )
 
 
+async def _without_silence(
+    requests: AsyncIterator[ingest_pb2.SubmitInstanceRequest],
+) -> AsyncIterator[ingest_pb2.SubmitInstanceRequest]:
+    """The requests, as long as each comes in time: a stream that falls silent must not keep a place for ever."""
+    while True:
+        try:
+            async with asyncio.timeout(_SILENCE_SECONDS):
+                request = await anext(requests)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise _invalid(f"the next chunk did not come within {_SILENCE_SECONDS:.0f} s") from None
+        yield request
+
+
 def _study_alone(study: Study) -> ingest_pb2.Study:
     message = ingest_pb2.Study(
         study_instance_uid=study.study_instance_uid,
@@ -168,14 +195,15 @@ def _study_alone(study: Study) -> ingest_pb2.Study:
 
 def _study(snapshot: Snapshot) -> ingest_pb2.Study:
     message = _study_alone(snapshot.study)
-    message.instances.extend(_instance(instance) for instance in snapshot.instances)
-    message.decisions.extend(
-        _decision(decision, snapshot.study) for decision in snapshot.decisions if decision.cursor is not None
-    )
+    # An image's verdict stands in the log as a part of its study's decision, and is shown no sooner (law 1).
+    visible = [decision for decision in snapshot.decisions if decision.cursor is not None]
+    decided = {one["id"]: one for one in visible[-1].instances} if visible else {}
+    message.instances.extend(_instance(instance, decided.get(instance.id, {})) for instance in snapshot.instances)
+    message.decisions.extend(_decision(decision, snapshot.study) for decision in visible)
     return message
 
 
-def _instance(instance: Instance) -> ingest_pb2.Instance:
+def _instance(instance: Instance, decided: Mapping[str, Any]) -> ingest_pb2.Instance:
     return ingest_pb2.Instance(
         sop_instance_uid=instance.sop_instance_uid,
         pseudonym=instance.pseudonym,
@@ -185,8 +213,8 @@ def _instance(instance: Instance) -> ingest_pb2.Instance:
         size_bytes=instance.size_bytes,
         state=INSTANCE_STATE_TO_PROTO[InstanceState(instance.state)],
         conflict=instance.conflict,
-        verdict=instance.verdict,  # type: ignore[arg-type]
-        reasons=instance.reasons,  # type: ignore[arg-type]
+        verdict=decided.get("verdict", 0),
+        reasons=decided.get("reasons", []),
         findings=inference_pb2.Assessment.FromString(instance.assessment).findings,
         last_error=instance.last_error,  # type: ignore[arg-type]
     )

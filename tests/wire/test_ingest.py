@@ -13,7 +13,7 @@ import grpc
 import pytest
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
-from shared.errors import ErrorCode, StepwedgeError
+from shared.errors import ErrorCode, StepwedgeError, from_rpc
 from shared.identity import Identity
 from shared.pki import Credentials
 from stepwedge.common.v1 import common_pb2
@@ -311,6 +311,63 @@ def test_the_policy_turns_findings_into_the_verdict_and_its_words(at_home: House
 
 
 @pytest.mark.usefixtures("nothing_told")
+def test_the_verdict_on_an_image_is_shown_no_sooner_than_the_recorded_decision(at_home: House):
+    ds = dx()
+    at_home.inference.answers[at_home.redaction.pseudonyms.uid(ds.SOPInstanceUID)] = rejected
+    submit(at_home.ingest(), part10(ds))
+    before = set()
+
+    def decided() -> ingest_pb2.Study | None:
+        study = at_home.study(ds.StudyInstanceUID)
+        if study is not None and study.decisions:
+            return study
+        before.update((one.state, one.verdict, *one.reasons) for one in (study.instances if study else []))
+        return None
+
+    study = eventually(decided)
+    assert {verdict for _, verdict, *_ in before} == {common_pb2.VERDICT_UNSPECIFIED}
+    assert all(len(seen) == 2 for seen in before), "no reason either"
+    assert study.instances[0].verdict == common_pb2.VERDICT_REJECT
+    assert list(study.instances[0].reasons) == [common_pb2.REASON_BLANK_IMAGE]
+
+
+def test_uploads_that_fall_silent_leave_places_for_questions(at_home: House):
+    stub = at_home.ingest()
+    chunk = ingest_pb2.SubmitInstanceRequest(chunk=b"\0" * 128)
+    over = threading.Event()
+
+    def forever() -> Iterator[ingest_pb2.SubmitInstanceRequest]:
+        yield chunk
+        over.wait()
+
+    silent = [stub.SubmitInstance.future(forever(), timeout=60) for _ in range(80)]
+    try:
+        refused = [call for call in silent if _refused_soon(call)]
+        assert len(refused) == 80 - 32
+        assert stub.ListStudies(ingest_pb2.ListStudiesRequest(page_size=1), timeout=5).studies
+    finally:
+        for call in silent:
+            call.cancel()
+        over.set()
+    ds = dx()
+    eventually(lambda: _taken(at_home, part10(ds)), what="a place for the next upload")
+
+
+def _refused_soon(call: Any) -> bool:
+    try:
+        return from_rpc(call.exception(timeout=0.2)).code == ErrorCode.ERROR_CODE_OVERLOADED
+    except grpc.FutureTimeoutError:
+        return False
+
+
+def _taken(at_home: House, data: bytes) -> bool:
+    try:
+        return bool(submit(at_home.ingest(), data).sha256)
+    except grpc.RpcError:
+        return False
+
+
+@pytest.mark.usefixtures("nothing_told")
 def test_a_second_revision_sends_only_what_the_destination_has_not_got(at_home: House, pacs: Pacs):
     at_home.inference.answers["*"] = rejected
     stub = at_home.ingest()
@@ -465,7 +522,7 @@ def test_an_explanation_tells_the_story_of_a_study_with_the_places_in_the_log(at
     assert [step.what for step in answer.steps] == [
         "Instance 1 (DX) received by GRPC.",
         "Instance 1 (DX) de-identified.",
-        "Instance 1 (DX) settled: ACCEPT.",
+        "Instance 1 (DX) assessed.",
         "Revision 1 decided: ACCEPT.",
     ]
     assert all(step.HasField("record_index") for step in answer.steps)
