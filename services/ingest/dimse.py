@@ -26,7 +26,7 @@ from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
-from pynetdicom.dimse_primitives import C_CANCEL
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
@@ -58,7 +58,10 @@ STATUS: Final[Mapping[ErrorCode.ValueType, int]] = {
     ErrorCode.ERROR_CODE_INVALID_UID: 0x0117,
 }
 """Status of a C-STORE response by the error that it stands for; any other is `PROCESSING_FAILURE`."""
-PROCESSING_FAILURE: Final = 0x0110  # PS3.7 Annex C.5.18
+# PS3.7 Annex C.5
+PROCESSING_FAILURE: Final = 0x0110
+SOP_CLASS_NOT_SUPPORTED: Final = 0x0122
+UNRECOGNIZED_OPERATION: Final = 0x0211
 
 # Constant over versions: these stand in the file meta information, and so in the digest of what is stored.
 IMPLEMENTATION_CLASS_UID: Final = "2.25.219318437153370129845962184113450937652"
@@ -306,6 +309,8 @@ class FragmentsToFile(DIMSEServiceProvider):
         self._command.clear()
         self.message = DIMSEMessage()
         complete = self.message.decode_msg(command, self.assoc)
+        if type(self.message).__name__.endswith("_RSP"):
+            raise ValueError("a response to nothing")
         if isinstance(self.message, C_STORE_RQ):
             self._reception = self._receive(self.message, context_id)
             self._receptions.append(self._reception)
@@ -314,10 +319,12 @@ class FragmentsToFile(DIMSEServiceProvider):
 
     def _receive(self, message: DIMSEMessage, context_id: int) -> Reception:
         command, context = message.command_set, self.assoc._accepted_cx.get(context_id)
-        sop_class, sop_instance = str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID)
+        sop_class, sop_instance = _uid(command, "AffectedSOPClassUID"), _uid(command, "AffectedSOPInstanceUID")
         error = None
         if context is None or str(context.abstract_syntax) != sop_class:
             error = StepwedgeError(ErrorCode.ERROR_CODE_SOP_CLASS_MISMATCH, "not the SOP class of its context")
+        elif not sop_instance:
+            error = StepwedgeError(ErrorCode.ERROR_CODE_INVALID_UID, "no SOP instance is announced")
         elif len(sop_instance) > 64:
             # PS3.5 9.1; pynetdicom would end the association instead of answering.
             command.AffectedSOPInstanceUID = sop_instance[:64]
@@ -338,6 +345,12 @@ class FragmentsToFile(DIMSEServiceProvider):
         if self.msg_queue.qsize() >= _MAX_WAITING_MESSAGES:
             raise ValueError("more requests at once than were negotiated")
         self.msg_queue.put((message.context_id, request))
+
+
+def _uid(command: Dataset, keyword: str) -> str:
+    """A UID of a command set; empty where the element is absent or empty."""
+    value = command.get(keyword)
+    return "" if value is None else str(value).strip(" \0")
 
 
 class Acceptor(Association):
@@ -362,6 +375,36 @@ class Acceptor(Association):
             metrics.ASSOCIATIONS.dec()
             how = "aborted" if self.is_aborted else "rejected" if self.is_rejected else "released"
             metrics.ASSOCIATIONS_ENDED.labels(how).inc()
+
+    def _serve_request(self, msg: Any, context_id: int) -> None:
+        """Serve a C-STORE or a C-ECHO; answer at once any other message, which pynetdicom would leave unanswered."""
+        echo = isinstance(msg, C_ECHO) and msg.AffectedSOPClassUID == Verification
+        if msg.is_valid_request and (echo or isinstance(msg, C_STORE)):
+            super()._serve_request(msg, context_id)
+        elif msg.MessageID is None or context_id not in self._accepted_cx:
+            _log.warning("association aborted", reason="a request without an ID, or in a context that was not accepted")
+            self.abort()
+        else:
+            self._refuse(msg, context_id)
+
+    def _refuse(self, request: Any, context_id: int) -> None:
+        """Answer a request that is not served (PS3.7 Annex C.5); the association goes on."""
+        response: Any = type(request)()
+        response.MessageIDBeingRespondedTo = request.MessageID
+        response.AffectedSOPClassUID = getattr(request, "AffectedSOPClassUID", None)
+        reception: Reception | None = getattr(request, "reception", None)
+        if reception is not None:
+            self._fragments.served(reception)
+            incomplete = StepwedgeError(ErrorCode.ERROR_CODE_MALFORMED_DICOM, "the command set is incomplete")
+            error = reception.error or incomplete
+            metrics.REFUSED.labels(CHANNEL, error.name).inc()
+            _log.warning("object refused", code=error.name, permanent=error.permanent)
+            status = error_status(error)
+            response.Status, response.ErrorComment = status.Status, status.ErrorComment
+        else:
+            response.Status = SOP_CLASS_NOT_SUPPORTED if isinstance(request, C_ECHO) else UNRECOGNIZED_OPERATION
+            _log.warning("request refused", status=f"{response.Status:04X}")
+        self.dimse.send_msg(response, context_id)
 
 
 class _Handler(RequestHandler):

@@ -229,22 +229,45 @@ def raw_association(address: tuple[str, int]) -> socket.socket:
     return connection
 
 
-def command(sop_instance: str = "1.2.3") -> bytes:
-    """The command set of a C-STORE request, implicit little endian."""
+def command(sop_instance: str | None = "1.2.3", field: int = 1, class_element: int = 2, data_set: int = 0) -> bytes:
+    """The command set of a request (a C-STORE's, if not said otherwise), implicit little endian; None leaves out."""
 
-    def element(number: int, value: bytes) -> bytes:
+    def element(number: int, value: bytes | None) -> bytes:
+        if value is None:
+            return b""
         value += b"\0" * (len(value) & 1)
         return struct.pack("<HHI", 0, number, len(value)) + value
 
     rest = (
-        element(0x0002, DX.encode())
-        + element(0x0100, struct.pack("<H", 1))
+        element(class_element, DX.encode())
+        + element(0x0100, struct.pack("<H", field))
         + element(0x0110, struct.pack("<H", 1))
         + element(0x0700, struct.pack("<H", 0))
-        + element(0x0800, struct.pack("<H", 0))
-        + element(0x1000, sop_instance.encode())
+        + element(0x0800, struct.pack("<H", data_set))
+        + element(0x1000, None if sop_instance is None else sop_instance.encode())
     )
     return element(0x0000, struct.pack("<I", len(rest))) + rest
+
+
+def answered(connection: socket.socket, seconds: float = 5) -> dict[int, bytes]:
+    """The elements of the next response's command set, by element number."""
+
+    def read(count: int) -> bytes:
+        found = b""
+        while len(found) < count:
+            piece = connection.recv(count - len(found))
+            assert piece, "the association ended"
+            found += piece
+        return found
+
+    connection.settimeout(seconds)
+    kind, _, length = struct.unpack(">BBI", read(6))
+    assert kind == 4, "P-DATA-TF"
+    rest, found = read(length)[6:], {}
+    while rest:
+        _, number, size = struct.unpack("<HHI", rest[:8])
+        found[number], rest = rest[8 : 8 + size], rest[8 + size :]
+    return found
 
 
 def pdv(control: int, content: bytes, context: int = 1) -> bytes:
@@ -279,6 +302,42 @@ def test_a_peer_that_breaks_the_upper_layer_is_aborted_and_nobody_else_suffers(a
     with sender(at_home) as one:
         assert one.store(dx()).Status == 0
     eventually(lambda: at_home.incoming_files() == [], 10, what="no half-received file")
+
+
+NO_DATA_SET = struct.pack("<HHIH", 0, 0x0800, 2, 0x0101)
+REFUSED = {
+    "a C-STORE whose instance UID is empty": (command(""), 0x8001, 0x0117),
+    "a C-STORE without an instance UID": (command(None), 0x8001, 0x0117),
+    "a C-STORE without a class UID": (command(class_element=0x0003), 0x8001, 0xA900),
+    "a C-FIND": (command(None, 0x0020), 0x8020, 0x0211),
+    "a C-GET": (command(None, 0x0010), 0x8010, 0x0211),
+    "an N-ACTION": (command(None, 0x0130, class_element=0x0003), 0x8130, 0x0211),
+    "an N-CREATE": (command(field=0x0140), 0x8140, 0x0211),
+    "an N-GET without data": (command(None, 0x0110, 0x0003, data_set=0x0101), 0x8110, 0x0211),
+    "a C-ECHO to a storage class": (command(None, 0x0030, data_set=0x0101), 0x8030, 0x0122),
+}
+"""A request on a storage context that is not served: its command set, the response's command field, and its status."""
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_request_that_is_not_served_is_answered_at_once_and_the_association_goes_on(at_home: House, name: str):
+    request, field, status = REFUSED[name]
+    with raw_association(at_home.dimse) as peer:
+        for _ in range(2):
+            peer.sendall(p_data(pdv(3, request)))
+            if NO_DATA_SET not in request:
+                peer.sendall(p_data(pdv(0, b"\x08\x00" * 4000)) + p_data(pdv(2, b"\x08\x00")))
+            answer = answered(peer)
+            assert (answer[0x0100], answer[0x0120]) == (struct.pack("<H", field), struct.pack("<H", 1))
+            assert hex(int.from_bytes(answer[0x0900], "little")) == hex(status)
+    eventually(lambda: at_home.incoming_files() == [], 10, what="no half-received file")
+
+
+def test_a_response_that_nobody_asked_for_ends_the_association_at_once(at_home: House):
+    with raw_association(at_home.dimse) as peer:
+        peer.sendall(p_data(pdv(3, command(field=0x8001, data_set=0x0101))))
+        peer.settimeout(5)
+        assert peer.recv(4096)[:1] in (b"", b"\x07"), "closed, or A-ABORT first"
 
 
 def test_a_connection_cut_inside_a_data_set_leaves_nothing(at_home: House):
