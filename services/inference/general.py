@@ -16,6 +16,7 @@ BLOCKS = 64
 """Blocks along the longer side in which structure is looked for; a block has at least 4 x 4 pixels."""
 
 _LEAST_BLOCKS = 4
+_LEAST_SIDE = 64  # pixels
 _NEAR = 1 / 256
 """Share of the range that still counts as its end: one grey value in 8 bits, what a lossy codec spreads."""
 _CENTRE = 0.6
@@ -71,8 +72,9 @@ def grey_range(values: NDArray[Any], padding: NDArray[np.bool_] | None = None) -
 
 def structure(values: NDArray[Any], *, shading: bool = True) -> float | None:
     """How far the picture is from an empty one: what remains of its shape once border and shading are taken out, in
-    multiples of the noise. An empty exposure has up to 3, the faintest radiographs have 8; None for an image of less
-    than 16 x 16 pixels.
+    multiples of the noise. An empty exposure has up to 3, the faintest radiographs have 8; None for an image with a side
+    of less than 16 pixels, and for one of several values with a side of less than 64, whose blocks are too few to tell
+    a picture from noise.
 
     Nearly all pixels of one value are nothing at once. Else uniform borders are trimmed from the means of blocks, a
     quadratic surface (heel effect, flat field) is subtracted, and the spread between percentiles 4 and 96, so that a
@@ -86,6 +88,8 @@ def structure(values: NDArray[Any], *, shading: bool = True) -> float | None:
         return None
     if _of_one_value(values) >= _NEARLY_ALL:
         return 0.0
+    if min(values.shape) < _LEAST_SIDE:
+        return None
     least = max(0.3 if values.dtype.kind in "iu" else 0.0, float(np.ptp(means)) * 1e-4, 1e-12)
     inside = _trimmed(means, 2 * max(least, _quiet(spreads))) if shading else (slice(None), slice(None))
     inner = means[inside]

@@ -60,6 +60,12 @@ def test_a_chest_is_not_blank_however_low_its_contrast(seed: int, contrast: floa
     assert found > 2 * thresholds.STRUCTURE.warn
 
 
+def test_a_small_picture_is_not_called_empty_unless_it_is_of_one_value() -> None:
+    small = np.random.default_rng(0).integers(0, 4000, (16, 16)).astype(np.uint16)
+    assert general.structure(small) is None
+    assert general.structure(np.full((32, 32), 7, np.uint16)) == 0.0
+
+
 def test_an_image_of_a_few_pixels_cannot_be_told() -> None:
     assert general.structure(np.zeros((15, 400), np.uint8)) is None
     assert general.structure(np.zeros((1, 1), np.uint8)) is None
