@@ -72,9 +72,9 @@ def grey_range(values: NDArray[Any], padding: NDArray[np.bool_] | None = None) -
 
 def structure(values: NDArray[Any], *, shading: bool = True) -> float | None:
     """How far the picture is from an empty one: what remains of its shape once border and shading are taken out, in
-    multiples of the noise. An empty exposure has up to 3, the faintest radiographs have 8; None for an image with a side
-    of less than 16 pixels, and for one of several values with a side of less than 64, whose blocks are too few to tell
-    a picture from noise.
+    multiples of the noise. An empty exposure has up to 3, the faintest radiographs have 8. None for an image with a
+    side of less than 16 pixels, and for one of several values with a side of less than 64, whose blocks are too few to
+    tell a picture from noise.
 
     Nearly all pixels of one value are nothing at once. Else uniform borders are trimmed from the means of blocks, a
     quadratic surface (heel effect, flat field) is subtracted, and the spread between percentiles 4 and 96, so that a
