@@ -14,7 +14,7 @@ up: $(VENV)/serve.stamp ## start the cluster and leave it running
 	$(BIN)/stepwedge up
 
 test: $(VENV)/test.stamp ## every test, on SQLite and on a real PostgreSQL, with real sockets
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/lint.stamp ## style, types, import contracts, gRPC contracts
 	$(BIN)/ruff check .
