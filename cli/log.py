@@ -1,4 +1,4 @@
-"""`stepwedge export` and `stepwedge verify`: the log as one archive, and the proof that nobody touched it."""
+"""`stepwedge export` and `stepwedge verify`: the log as one file, and the proof that nobody touched it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ EXPORT_SECONDS = 3600.0
 """A log of millions of records takes minutes."""
 
 
-def export(file: Path, config: Path | None, identity: str, *, json: bool) -> None:
-    """Write the log's archive to `file`."""
-    size = fetch(configuration.load(config), identity, file)
+def export(file: Path, form: str, config: Path | None, identity: str, *, json: bool) -> None:
+    """Write the log to `file`: as the archive ("bundle"), or its records as "csv", "fhir" or "dicom"."""
+    size = fetch(configuration.load(config), identity, file, form)
     if json:
-        terminal.emit({"file": str(file), "size_bytes": size})
+        terminal.emit({"file": str(file), "format": form, "size_bytes": size})
+    elif form != "bundle":
+        terminal.note(f"{file}: {terminal.size(size)}; what proves these records is a bundle (`stepwedge export`)")
     else:
         terminal.note(
             f"{file}: {terminal.size(size)}; verify it with `stepwedge verify --export` or verifier/verify.py"
@@ -57,8 +59,8 @@ def _verify(file: Path, key: str, older: Path | None, *, json: bool) -> int:
     return report.code
 
 
-def fetch(settings: Settings, identity: str, file: Path) -> int:
-    """Write the archive of the whole log, all at once or not at all; its length in bytes."""
+def fetch(settings: Settings, identity: str, file: Path, form: str = "bundle") -> int:
+    """Write the whole log in a format, all at once or not at all; the file's length in bytes."""
     from cli import connect
     from shared.identity import Identity
     from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
@@ -71,8 +73,9 @@ def fetch(settings: Settings, identity: str, file: Path) -> int:
             terminal.counter("exporting", "MB") as show,
         ):
             stub = audit_pb2_grpc.AuditServiceStub(link)
+            request = audit_pb2.ExportRequest(format=audit_pb2.ExportFormat.Value(f"EXPORT_FORMAT_{form.upper()}"))
             with temporary.open("xb") as stream:
-                for piece in stub.Export(audit_pb2.ExportRequest(), timeout=EXPORT_SECONDS):
+                for piece in stub.Export(request, timeout=EXPORT_SECONDS):
                     size += stream.write(piece.chunk)
                     show(size // 1_000_000)
         temporary.replace(file)

@@ -247,6 +247,32 @@ class Inference(Service):
     """Threads in one inference."""
 
 
+class Forward(Section):
+    """Where the log is forwarded as DICOM audit messages over syslog TLS (`python -m services.audit forward`)."""
+
+    receiver: OptionalEndpoint = ""
+    """Where the receiver listens, host:port (the registered port is 6514); empty for no forwarding."""
+    server_name: str = ""
+    """Name in the receiver's certificate; default the host of `receiver`."""
+    ca: File = _UNSET
+    """File of the CA certificates that the receiver's certificate is checked against; default the system's."""
+    certificate: File = _UNSET
+    """Our certificate for the receiver; default that of the audit service."""
+    key: File = _UNSET
+    """Its private key; default that of the audit service."""
+    cursor: File = _UNSET
+    """File that remembers what the receiver confirmed; default <data>/audit.forwarded."""
+    batch: Annotated[int, Field(gt=0, le=10_000)] = 256
+    """Records in one TLS session at most."""
+    max_octets: Annotated[int, Field(ge=0)] = 32_768
+    """Longest syslog message; facts out of lists are left out of a longer one. 0 for any length. Every receiver takes
+    32,768 (PS3.15 A.6)."""
+    poll_seconds: Seconds = 1.0
+    """How often the log is asked for new records."""
+    timeout_seconds: Seconds = 30.0
+    """How long the receiver may take for one step of the session."""
+
+
 class Audit(Service):
     """The log."""
 
@@ -262,6 +288,8 @@ class Audit(Service):
     """Records in one commit at most."""
     high_water: File = _UNSET
     """File that remembers the newest checkpoint outside the database; default <data>/audit.high-water."""
+    forward: Forward = Field(default_factory=lambda: Forward())
+    """Forwarding to a syslog receiver; off unless it has one."""
 
 
 class Telemetry(Section):
@@ -310,6 +338,7 @@ class Settings(BaseSettings):
             (self.cluster, "keys", data / "keys"),
             (self.objects, "scratch", data / "objects" / "scratch"),
             (self.audit, "high_water", data / "audit.high-water"),
+            (self.audit.forward, "cursor", data / "audit.forwarded"),
         ):
             if getattr(section, key) == _UNSET:
                 setattr(section, key, value)

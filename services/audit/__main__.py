@@ -1,26 +1,33 @@
 """Start the log; or, beside it and without it, export or check the database of a log.
 
 `python -m services.audit` serves. `python -m services.audit export --database URL --out FILE` writes the archive that
-the verifier takes, out of the tables as they are. Exit status: 0, or that of `shared.rpc.main`; 2 for wrong arguments.
+the verifier takes, out of the tables as they are; with `--format csv|fhir|dicom` the records for other tools.
+`python -m services.audit forward` sends them to the syslog receiver of the settings until it is told to end. Exit
+status: 0, or that of `shared.rpc.main`; 1 for a failure, 2 for wrong arguments.
 """
 
 import argparse
 import asyncio
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from services.audit import export, meters, store
+from services.audit.formats.stream import Format
+from services.audit.forward import Cursor, Forwarder, Receiver
 from services.audit.high_water import HighWater
 from services.audit.log import Log
 from services.audit.reading import newest
 from services.audit.service import AuditService
 from services.audit.store import Store
-from shared import keys
-from shared.errors import StepwedgeError
+from shared import keys, logs, settings
+from shared.errors import ErrorCode, StepwedgeError
 from shared.health import Health
 from shared.identity import Identity
-from shared.rpc import Hooks, Server, main
+from shared.pki import Credentials
+from shared.rpc import EXIT_CONFIGURATION, EXIT_FAILURE, Hooks, Server, main
 from shared.settings import Settings
 from shared.transparency.note import Signer
 from stepwedge.audit.v1 import audit_pb2_grpc
@@ -66,7 +73,7 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     return Hooks(on_stopped=close)
 
 
-def write_export(url: str, out: Path) -> int:
+def write_export(url: str, out: Path, form: Format | None = None) -> int:
     """Export the log in a database to a file, all at once or not at all; the size of the log."""
     the_store = Store.open_as_it_is(url)
     try:
@@ -75,7 +82,7 @@ def write_export(url: str, out: Path) -> int:
         temporary = out.with_name(f".{out.name}.{os.getpid()}")
         try:
             with temporary.open("xb") as file:
-                for piece in export.export(the_store, head, known):
+                for piece in export.pieces(the_store, head, known, form):
                     file.write(piece)
             temporary.replace(out)
         finally:
@@ -85,12 +92,49 @@ def write_export(url: str, out: Path) -> int:
         the_store.close()
 
 
+def forward(configuration: Settings, stop: threading.Event) -> None:
+    """Forward the log to the syslog receiver of the settings until `stop`. Raises StepwedgeError."""
+    section = configuration.audit.forward
+    if not section.receiver:
+        raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, "audit.forward.receiver is not set")
+    certificate, key = section.certificate, section.key
+    if Path() in (certificate, key):
+        own = Credentials.load(configuration.cluster.pki, Identity.AUDIT)
+        certificate, key = own.certificate, own.key
+    receiver = Receiver(section, certificate, key)
+    cursor = Cursor(section.cursor)
+    the_store = Store.open_as_it_is(configuration.audit.database)
+    try:
+        sys.stdout.write(f"ready forward {section.receiver}\n")
+        sys.stdout.flush()
+        Forwarder(the_store, cursor, receiver.take, section).run(stop)
+    finally:
+        the_store.close()
+        cursor.close()
+
+
+def _forward() -> int:
+    os.umask(0o027)
+    logs.configure(Identity.AUDIT.value)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        forward(settings.load(), stop)
+    except StepwedgeError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_CONFIGURATION if error.code == ErrorCode.ERROR_CODE_CONFIGURATION else EXIT_FAILURE
+    return 0
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.audit", description=__doc__)
     commands = parser.add_subparsers(dest="command")
     exporting = commands.add_parser("export", help="write the log of a database as an archive")
     exporting.add_argument("--database", required=True, help="SQLAlchemy URL")
     exporting.add_argument("--out", required=True, type=Path, help="file to write")
+    exporting.add_argument("--format", choices=["bundle", *Format], default="bundle", help="what to write it as")
+    commands.add_parser("forward", help="send the log to the syslog receiver of the settings")
     return parser.parse_args()
 
 
@@ -101,10 +145,13 @@ def _run() -> int:
         sys.setswitchinterval(0.0005)
         asyncio.run(main(Identity.AUDIT, build))
         return 0
+    if arguments.command == "forward":
+        return _forward()
+    form = None if arguments.format == "bundle" else Format(arguments.format)
     try:
-        size = write_export(arguments.database, arguments.out)
+        size = write_export(arguments.database, arguments.out, form)
     except (StepwedgeError, OSError) as error:
-        words = str(error) if isinstance(error, StepwedgeError) else "FILE: the archive cannot be written"
+        words = str(error) if isinstance(error, StepwedgeError) else "FILE: the export cannot be written"
         sys.stderr.write(f"{words}\n")
         return 1
     sys.stdout.write(f"exported {size} entries\n")

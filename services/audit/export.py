@@ -7,18 +7,30 @@ tools of that specification read them too.
 import io
 import time
 import zipfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
 import sqlalchemy as sa
 
 from services.audit import record, store, tiles
+from services.audit.formats import stream
+from services.audit.formats.stream import Format
 from services.audit.reading import attachment_digests, newest, size_within, tree_root
 from services.audit.store import Head, Store
+from stepwedge.audit.v1 import audit_pb2
 
 FORMAT = "stepwedge.export/1"
 """Names the layout of the archive."""
+
+FORMATS: Mapping[int, Format | None] = {
+    audit_pb2.EXPORT_FORMAT_UNSPECIFIED: None,
+    audit_pb2.EXPORT_FORMAT_BUNDLE: None,
+    audit_pb2.EXPORT_FORMAT_CSV: Format.CSV,
+    audit_pb2.EXPORT_FORMAT_FHIR: Format.FHIR,
+    audit_pb2.EXPORT_FORMAT_DICOM: Format.DICOM,
+}
+"""Number in the contract -> format of the records; None is the archive."""
 
 CHUNK = 1 << 20
 """Longest piece of the archive, bytes."""
@@ -43,6 +55,13 @@ class _Pieces(io.RawIOBase):
             piece = bytes(self._kept[:CHUNK])
             del self._kept[:CHUNK]
             yield piece
+
+
+def pieces(
+    the_store: Store, checkpoint: Head, keys: list[store.Key], form: Format | None
+) -> Generator[bytes, None, None]:
+    """The archive, or the records in a format, in pieces of at most 1 MiB."""
+    return export(the_store, checkpoint, keys) if form is None else stream.export(the_store, checkpoint, form)
 
 
 def export(the_store: Store, checkpoint: Head, keys: list[store.Key]) -> Generator[bytes, None, None]:

@@ -84,9 +84,11 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         )
 
     async def Export(self, request: audit_pb2.ExportRequest, context: Any) -> AsyncIterator[audit_pb2.ExportResponse]:
-        """The log as an archive, in pieces."""
+        """The log as an archive, or its records in a format of auditors' tools, in pieces."""
+        if request.format not in export.FORMATS:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "no such format of an export")
         checkpoint, keys = await asyncio.to_thread(self._export_head, request.size)
-        pieces = export.export(self._log.store, checkpoint, keys)
+        pieces = export.pieces(self._log.store, checkpoint, keys, export.FORMATS[request.format])
         try:
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
                 yield audit_pb2.ExportResponse(chunk=piece)

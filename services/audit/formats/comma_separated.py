@@ -1,0 +1,83 @@
+"""Records as CSV (RFC 4180), a row each, in columns that stay where they are, safe to open in a spreadsheet."""
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from services.audit import record
+from services.audit.formats.facts import Event
+
+_RECORD = (
+    *("index", "id", "leaf_hash", "schema", "kind", "outcome", "producer", "recorded_at", "occurred_at"),
+    *("subject", "study", "series", "instance", "trace_id", "key", "incarnation", "sequence", "repeats"),
+)
+_PINS = (
+    *("input_commitment", "deidentified_sha256", "model_sha256", "model", "preprocessing", "preprocessed_sha256"),
+    *("policy_sha256", "calibration_sha256", "profile_sha256", "profile_edition", "execution_provider"),
+    *("software_build", "output_sha256"),
+)
+_EVENTS: Mapping[str, tuple[str, ...]] = {
+    "received": ("channel", "sop_class_uid", "transfer_syntax_uid", "size_bytes", "conflict"),
+    "redacted": ("actions", "method_codes", "burned_in_text_possible", "residual_hits", "refusal"),
+    "assessed": ("findings", "measurements", "confidence"),
+    "decided": ("verdict", "reasons", "revision", "previous_index", "instances", "attachment"),
+    "delivered": ("destination", "objects", "revision"),
+    "failed": ("step", "error", "permanent", "attempts"),
+    "requeued": ("requested_by",),
+    "alert": ("code", "about", "incarnation", "first_sequence", "last_sequence", "clock_step_ms"),
+}
+COLUMNS: tuple[str, ...] = (
+    *_RECORD,
+    *(f"pins.{name}" for name in _PINS),
+    *(f"{kind}.{name}" for kind, names in _EVENTS.items() for name in names),
+    "other",
+)
+"""The columns, in order. Members that a later build of the log adds come in `other`, as canonical JSON, until this
+build's successor gives them columns behind these."""
+
+_GUARDED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+
+
+def header() -> bytes:
+    """The first line."""
+    return _line(COLUMNS)
+
+
+def row(event: Event) -> bytes:
+    """A record's line. Text and numbers stand as they are, lists as canonical JSON, an absent member as nothing.
+
+    A cell that would begin with = + - @ tab CR LF or ' has an apostrophe before it, so that no spreadsheet takes it for
+    a formula (a clock step back is '-5000); removing one leading apostrophe gives the value back.
+    """
+    cells, rest = dict(event.members), {}
+    kind = event.members["kind"].lower()
+    cells["leaf_hash"] = event.leaf_hash
+    for path, name in (("event", kind), ("pins", "pins")):
+        cells.update({f"{name}.{member}": value for member, value in cells.pop(path, {}).items()})
+    rest = {name: value for name, value in cells.items() if name not in _KNOWN}
+    if rest:
+        cells["other"] = rest
+    return _line([guard(_text(cells.get(name))) for name in COLUMNS])
+
+
+_KNOWN = frozenset(COLUMNS)
+
+
+def guard(cell: str) -> str:
+    """The cell, with an apostrophe before what a spreadsheet might run."""
+    return f"'{cell}" if cell.startswith(_GUARDED) else cell
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return record.encode(value).decode()
+
+
+def _line(cells: Any) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().encode()

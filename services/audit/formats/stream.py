@@ -1,0 +1,89 @@
+"""The log as one file in any of the formats, made and checked as it is read, in memory that does not grow."""
+
+from collections.abc import Callable, Generator, Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+from services.audit import store, tiles
+from services.audit.formats import comma_separated, dicom, facts, fhir
+from services.audit.formats.facts import Event
+from services.audit.reading import checkpoint_of
+from services.audit.store import Head, Store, StoredEntry
+from shared.errors import ErrorCode, StepwedgeError
+from shared.transparency import merkle
+
+CHUNK = 1 << 20
+"""Longest piece of the file, bytes."""
+
+
+class Format(StrEnum):
+    """What an export can be; the value is its name in the contract, in lower case."""
+
+    CSV = "csv"
+    """A table (RFC 4180)."""
+    FHIR = "fhir"
+    """FHIR R4 AuditEvent, an object a line."""
+    DICOM = "dicom"
+    """DICOM audit messages (PS3.15 A.5), a document a line."""
+
+
+class _Writer(NamedTuple):
+    head: Callable[[], bytes]
+    line: Callable[[Event], bytes]
+
+
+_WRITERS = {
+    Format.CSV: _Writer(comma_separated.header, comma_separated.row),
+    Format.FHIR: _Writer(bytes, fhir.line),
+    Format.DICOM: _Writer(bytes, dicom.line),
+}
+
+
+def export(the_store: Store, checkpoint: Head, form: Format) -> Generator[bytes, None, None]:
+    """The records that `checkpoint` covers, in pieces of at most 1 MiB.
+
+    Such a file proves nothing by itself, so what goes into it is checked here: the tree of the exported records has the
+    root of the checkpoint. A caller keeps the file only when the last piece came without an error.
+
+    Raises
+    ------
+    StepwedgeError
+        LOG_INCONSISTENT where entries are absent, unreadable, or not those that were signed.
+    """
+    writer = _WRITERS[form]
+    kept = bytearray(writer.head())
+    signed = checkpoint_of(checkpoint)
+    tree = merkle.CompactRange()
+    for row in _rows(the_store, checkpoint.size):
+        leaf_hash = merkle.leaf_hash(row.leaf)
+        tree.append(leaf_hash)
+        kept += writer.line(event_of(row, leaf_hash, signed.origin))
+        while len(kept) >= CHUNK:
+            yield bytes(kept[:CHUNK])
+            del kept[:CHUNK]
+    if tree.root() != signed.root:
+        raise _inconsistent("the stored entries are not those that were signed; export a bundle and verify it")
+    if kept:
+        yield bytes(kept)
+
+
+def event_of(row: StoredEntry, leaf_hash: bytes, origin: str) -> Event:
+    """The event that a stored entry records. Raises LOG_INCONSISTENT where it cannot be read."""
+    try:
+        return facts.read(row.leaf, leaf_hash, origin)
+    except ValueError:
+        raise _inconsistent(f"the entry {row.index} cannot be read") from None
+
+
+def _rows(the_store: Store, size: int) -> Iterator[StoredEntry]:
+    for bundle in tiles.bundles_of(size):
+        start = bundle.index * tiles.WIDTH
+        with the_store.reading() as connection:
+            rows = store.leaves(connection, start, start + bundle.width)
+        if len(rows) != bundle.width:
+            raise _inconsistent("entries that were signed are absent")
+        yield from rows
+
+
+def _inconsistent(message: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_LOG_INCONSISTENT, message)
