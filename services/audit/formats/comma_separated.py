@@ -33,8 +33,7 @@ COLUMNS: tuple[str, ...] = (
     *(f"{kind}.{name}" for kind, names in _EVENTS.items() for name in names),
     "other",
 )
-"""The columns, in order. Members that a later build of the log adds come in `other`, as canonical JSON, until this
-build's successor gives them columns behind these."""
+"""The columns, in order; new ones come at the end. Members that have none stand in `other` as canonical JSON."""
 
 _GUARDED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 

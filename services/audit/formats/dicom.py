@@ -10,6 +10,7 @@ from services.audit.formats.facts import SCHEME, Code, Event, Participant
 MAX_OCTETS = 32_768
 """What every receiver must be able to take (PS3.15 A.6)."""
 
+_PLAIN = re.compile(r"[ !#-%'-;=?-~]*")  # printable ASCII without quotation mark, ampersand and angle brackets
 # What XML 1.0 (2.2) has no place for, not even escaped.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -66,6 +67,8 @@ def _empty(name: str, attributes: dict[str, str], *inside: str) -> str:
 
 
 def _quoted(value: str) -> str:
+    if _PLAIN.fullmatch(value):
+        return f'"{value}"'
     # Line breaks are escaped, so that a message stays on its line and attribute normalisation does not change it.
     return quoteattr(_FORBIDDEN.sub("\ufffd", value), {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;", "\x85": "&#133;"})
 

@@ -79,7 +79,7 @@ def _entities(event: Event) -> Iterator[Json]:
         yield _entity({"system": "urn:x-stepwedge:subject", "value": subject}, "1", "1", "Patient")
     if study := event.get("study"):
         yield _entity(
-            {"system": "urn:dicom:uid", "value": f"urn:oid:{study}"}, "2", "3", "ImagingStudy", **_life_cycle(event)
+            {"system": "urn:dicom:uid", "value": f"urn:oid:{study}"}, "2", "4", "ImagingStudy", **_life_cycle(event)
         )
     facts = [{"type": path, "valueString": text} for path, text in event.facts() if text]
     yield _entity({"system": _URI, "value": f"urn:uuid:{event.get('id')}"}, "2", "13", detail=facts)

@@ -218,7 +218,7 @@ def test_an_audit_event_says_who_what_and_how_it_ended() -> None:
     }
     assert (patient["type"]["code"], patient["role"]["code"]) == ("1", "1")
     assert study["what"]["identifier"]["value"] == f"urn:oid:{uid(9)}"
-    assert study["lifecycle"]["code"] == "7"
+    assert (study["type"]["code"], study["role"]["code"], study["lifecycle"]["code"]) == ("2", "4", "7")
     assert record["what"]["identifier"]["value"] == f"urn:uuid:{made['id']}"
     assert transaction["what"]["identifier"]["value"] == "ab" * 16
 
