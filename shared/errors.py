@@ -8,7 +8,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from stepwedge.common.v1.common_pb2 import ErrorCode
 
-__all__ = ["DOMAIN", "ErrorCode", "StepwedgeError", "from_rpc", "to_status"]
+__all__ = ["DOMAIN", "MEANING", "ErrorCode", "StepwedgeError", "from_rpc", "to_status"]
 
 DOMAIN = "stepwedge"
 """`domain` of the google.rpc.ErrorInfo that carries our codes."""
@@ -61,6 +61,42 @@ _CLASSES: dict[ErrorCode.ValueType, _Class] = {
     ErrorCode.ERROR_CODE_CONFIGURATION: _Class(_S.FAILED_PRECONDITION, True),
     ErrorCode.ERROR_CODE_FILE: _Class(_S.FAILED_PRECONDITION, True),
 }
+
+MEANING: dict[ErrorCode.ValueType, str] = {
+    ErrorCode.ERROR_CODE_UNSPECIFIED: "no error was named",
+    ErrorCode.ERROR_CODE_INTERNAL: "a defect of ours; the service's log says where",
+    ErrorCode.ERROR_CODE_INVALID_REQUEST: "the request lacks a field or holds one out of range",
+    ErrorCode.ERROR_CODE_UNAUTHENTICATED: "the certificate that was shown names nobody of this cluster",
+    ErrorCode.ERROR_CODE_PERMISSION_DENIED: "the identity of the caller may not do this",
+    ErrorCode.ERROR_CODE_DEADLINE_REQUIRED: "the call had no deadline",
+    ErrorCode.ERROR_CODE_OVERLOADED: "the service has as much work as it takes at once",
+    ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE: "a service, store or destination that is needed does not answer",
+    ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE: "the audit log did not take the record, so the step does not count as done",
+    ErrorCode.ERROR_CODE_OBJECT_NOT_FOUND: "an object that was stored is no longer in the object store",
+    ErrorCode.ERROR_CODE_OBJECT_CORRUPT: "the stored bytes of an object are not those that were stored",
+    ErrorCode.ERROR_CODE_STORAGE_FULL: "the object store is full or nearly so",
+    ErrorCode.ERROR_CODE_NOT_DICOM: "the bytes are not a DICOM object",
+    ErrorCode.ERROR_CODE_MALFORMED_DICOM: "the object ends too early or holds wrong lengths",
+    ErrorCode.ERROR_CODE_INVALID_UID: "a UID is absent, too long, or holds other than digits and full stops",
+    ErrorCode.ERROR_CODE_SOP_CLASS_MISMATCH: "the object is of another SOP class than was said, or its content is",
+    ErrorCode.ERROR_CODE_OBJECT_TOO_LARGE: "the object is larger than this site takes",
+    ErrorCode.ERROR_CODE_INSTANCE_CONFLICT: "the SOP Instance UID is known with other content",
+    ErrorCode.ERROR_CODE_NOT_REDACTABLE: "redaction cannot clean an object of this kind",
+    ErrorCode.ERROR_CODE_RESIDUAL_IDENTITY: "identity was found after redaction, so the object went no further",
+    ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE: "the pixel data does not decode",
+    ErrorCode.ERROR_CODE_MODEL_NOT_FOUND: "the model that was asked for is not served",
+    ErrorCode.ERROR_CODE_MODEL_DIGEST_MISMATCH: "a file of the model is not the one that was released",
+    ErrorCode.ERROR_CODE_MODEL_SELF_TEST_FAILED: "the model answers its self-test otherwise than when it was released",
+    ErrorCode.ERROR_CODE_PROVIDER_UNAVAILABLE: "the execution provider of the settings is not on this machine",
+    ErrorCode.ERROR_CODE_STUDY_NOT_FOUND: "no such study was received",
+    ErrorCode.ERROR_CODE_WRONG_STATE: "the study is not in a state that allows this",
+    ErrorCode.ERROR_CODE_IDEMPOTENCY_CONFLICT: "the log has another record under the key of this one",
+    ErrorCode.ERROR_CODE_ENTRY_NOT_FOUND: "the log has no such entry",
+    ErrorCode.ERROR_CODE_LOG_INCONSISTENT: "what the log holds contradicts what it signed; it refuses to go on",
+    ErrorCode.ERROR_CODE_CONFIGURATION: "a setting is missing, wrong, or not allowed",
+    ErrorCode.ERROR_CODE_FILE: "a file or folder cannot be read or written",
+}
+"""Each code in plain words, to stand behind a colon."""
 
 # What a status means that did not come from a service of ours (the transport, the core, a proxy).
 _FOREIGN: dict[grpc.StatusCode, ErrorCode.ValueType] = {

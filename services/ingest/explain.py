@@ -7,8 +7,8 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.ingest.states import InstanceState, StudyState
-from services.ingest.store import Snapshot
-from shared.errors import ErrorCode
+from services.ingest.store import DAMAGED, Snapshot
+from shared.errors import MEANING, ErrorCode
 from stepwedge.common.v1.common_pb2 import Reason, Verdict
 from stepwedge.ingest.v1 import ingest_pb2
 
@@ -82,7 +82,8 @@ def _why(snapshot: Snapshot) -> str:
     if study.last_error:
         waiting = f" while it waits for {study.waiting_for}" if study.waiting_for else ""
         times = f", after {_count(study.attempts, 'attempt')}" if study.attempts else ""
-        return f"The last step failed with {error_name(study.last_error)}{times}{waiting}."
+        meaning = MEANING[study.last_error]  # type: ignore[index]
+        return f"The last step failed with {error_name(study.last_error)}{times}{waiting}: {meaning}."
     unrecorded = sum(instance.state == InstanceState.STORED for instance in snapshot.instances)
     if unrecorded:
         return f"{_count(unrecorded, 'instance')} not yet confirmed by the log."
@@ -99,12 +100,25 @@ def _at(snapshot: Snapshot, now: datetime) -> str:
     return "now" if seconds <= 0 else f"in {seconds} s"
 
 
+def _cure(snapshot: Snapshot) -> str:
+    """What a person must do about a study in the dead letter."""
+    last = max((one for one in snapshot.failures if one.permanent), key=lambda one: one.failed_at, default=None)
+    if last is None or last.error not in DAMAGED:
+        return "mends the cause and requeues it"
+    if last.step == "assess":
+        return "finds out what damaged the object store and requeues it; redaction makes the derived object anew"
+    return (
+        "finds out what damaged the object store, sends the original again as it was sent first (the same bytes "
+        "through the same door put it back in its place), and requeues it"
+    )
+
+
 _NEXT: Final[Mapping[StudyState, Callable[[Snapshot, datetime], str]]] = {
     StudyState.RECEIVING: lambda one, now: f"A worker looks at it {_at(one, now)}; it is decided when it is quiet.",
     StudyState.PROCESSING: lambda one, now: f"A worker takes it on {_at(one, now)}.",
     StudyState.DELIVERING: lambda one, now: f"A worker delivers {_at(one, now)}.",
     StudyState.DONE: lambda one, now: "Nothing; a late image would open the next revision.",
-    StudyState.DEAD_LETTER: lambda one, now: "A person mends the cause and requeues it: stepwedge requeue STUDY.",
+    StudyState.DEAD_LETTER: lambda one, now: f"A person {_cure(one)}: stepwedge requeue STUDY.",
 }
 
 _Steps = list[tuple[datetime, ingest_pb2.ExplainStep]]

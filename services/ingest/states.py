@@ -68,6 +68,8 @@ class InstanceEvent(StrEnum):
     """Inference answered with findings."""
     NOT_ASSESSABLE = "NOT_ASSESSABLE"
     """It is settled that no judgement can be made on it."""
+    DERIVED_LOST = "DERIVED_LOST"
+    """Its de-identified object is damaged or gone, and a person put its study back in the queue."""
 
 
 _S, _E = StudyState, StudyEvent
@@ -108,6 +110,8 @@ INSTANCE_TRANSITIONS: Final[Mapping[tuple[InstanceState, InstanceEvent], Instanc
     (InstanceState.RECEIVED, InstanceEvent.NOT_ASSESSABLE): InstanceState.ASSESSED,
     (InstanceState.REDACTED, InstanceEvent.ASSESSED): InstanceState.ASSESSED,
     (InstanceState.REDACTED, InstanceEvent.NOT_ASSESSABLE): InstanceState.ASSESSED,
+    # The one way back: the de-identified object is made of the original anew.
+    (InstanceState.REDACTED, InstanceEvent.DERIVED_LOST): InstanceState.RECEIVED,
 }
 """Every transition of an instance."""
 

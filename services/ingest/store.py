@@ -47,6 +47,9 @@ CONFIRM_GRACE: Final = timedelta(seconds=30)
 _DECISIONS: Final = "decisions"
 """Name of the counter that puts decisions in the order in which they became visible."""
 
+DAMAGED: Final = (ErrorCode.ERROR_CODE_OBJECT_CORRUPT, ErrorCode.ERROR_CODE_OBJECT_NOT_FOUND)
+"""Errors of a step that say that a stored object is not what it was."""
+
 _UNSETTLED: Final = (InstanceState.STORED.value, InstanceState.RECEIVED.value, InstanceState.REDACTED.value)
 
 
@@ -611,11 +614,25 @@ class StudyStore:
                 .where(Instance.study_id == study.id, Instance.state.in_(_UNSETTLED))
                 .values(attempts=0, next_attempt_at=None)
             )
+            self._redact_again(session, study)
             session.execute(
                 update(Delivery)
                 .where(Delivery.study_id == study.id, Delivery.state == "FAILED")
                 .values(state="PENDING", attempts=0, next_attempt_at=now)
             )
+
+    @staticmethod
+    def _redact_again(session: Session, study: Study) -> None:
+        """Send the instances back to redaction whose de-identified object inference found damaged or gone."""
+        lost = select(Failure.instance_id).where(
+            Failure.study_id == study.id, Failure.step == "assess", Failure.error.in_(DAMAGED)
+        )
+        for instance in session.scalars(
+            select(Instance).where(Instance.id.in_(lost), Instance.state == InstanceState.REDACTED)
+        ):
+            instance.state = next_instance_state(InstanceState.REDACTED, InstanceEvent.DERIVED_LOST)
+            instance.deidentified_sha256, instance.deidentified_bytes = "", 0
+            instance.redacted_index = instance.redacted_at = None
 
     def find(self, *, study_instance_uid: str = "", pseudonym: str = "") -> int:
         """The row of a study by one of its two names. Raises STUDY_NOT_FOUND."""

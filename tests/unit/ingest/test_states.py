@@ -6,6 +6,7 @@ from services.ingest.states import (
     ACTIVE_STATES,
     INSTANCE_TRANSITIONS,
     STUDY_TRANSITIONS,
+    InstanceEvent,
     InstanceState,
     StudyEvent,
     StudyState,
@@ -34,10 +35,10 @@ def test_every_state_can_be_reached_and_every_active_state_can_be_given_up():
         assert STUDY_TRANSITIONS[state, StudyEvent.GIVEN_UP] == StudyState.DEAD_LETTER
 
 
-def test_no_instance_goes_back():
+def test_no_instance_goes_back_unless_its_derived_object_is_lost():
     order = list(InstanceState)
-    for (state, _), after in INSTANCE_TRANSITIONS.items():
-        assert order.index(after) >= order.index(state)
+    for (state, event), after in INSTANCE_TRANSITIONS.items():
+        assert order.index(after) >= order.index(state) or event == InstanceEvent.DERIVED_LOST
 
 
 def test_an_event_out_of_place_is_wrong_state():

@@ -10,8 +10,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine
 
+from services.ingest.explain import explain
 from services.ingest.states import InstanceState, StudyState
-from services.ingest.store import CONFIRM_GRACE, Arrival, Claim, LeaseLostError, Settled, StudyStore
+from services.ingest.store import CONFIRM_GRACE, DAMAGED, Arrival, Claim, LeaseLostError, Settled, StudyStore
 from services.ingest.tables import Base, Decision, Failure
 from shared.errors import ErrorCode, StepwedgeError
 from tests.unit.ingest.conftest import LEASE, NOW, QUIET
@@ -310,6 +311,32 @@ def test_a_dead_letter_keeps_everything_and_comes_back_with_fresh_attempts(studi
     with pytest.raises(StepwedgeError) as caught:
         studies.ask_requeue(claim.study_id, "operator", NOW)
     assert caught.value.code == ErrorCode.ERROR_CODE_WRONG_STATE
+
+
+@pytest.mark.parametrize("error", DAMAGED)
+def test_what_inference_found_damaged_is_redacted_again_after_a_requeue_and_nothing_else_is(
+    studies: StudyStore, arrival: Make, error: int
+):
+    lost, whole = received(studies, arrival()), received(studies, arrival(instance="2"))
+    claim = claimed(studies)
+    for instance_id in (lost, whole):
+        studies.redacted(claim, instance_id, sha256="ab", size_bytes=1, record_index=1, settled=None, now=NOW)
+    studies.fail(
+        claim,
+        Failure(
+            study_id=claim.study_id, instance_id=lost, key="failed/1", step="assess", error=error, permanent=True,
+            attempts=1, revision=0, failed_at=NOW,
+        ),
+    )  # fmt: skip
+    studies.give_up(claim, error=error)
+    studies.release(claim, NOW)
+    assert "redaction makes the derived object anew" in explain(studies.snapshot(claim.study_id), NOW)[2]
+    studies.requeue(studies.ask_requeue(claim.study_id, "operator", NOW).id, 12, NOW)
+    after = {one.id: one for one in studies.snapshot(claim.study_id).instances}
+    assert (after[lost].state, after[lost].deidentified_sha256, after[lost].redacted_at) == ("RECEIVED", "", None)
+    assert (after[whole].state, after[whole].deidentified_sha256) == ("REDACTED", "ab")
+    again = claimed(studies)
+    studies.redacted(again, lost, sha256="ab", size_bytes=1, record_index=1, settled=None, now=NOW)
 
 
 def test_a_study_that_waits_for_a_dependency_is_due_when_that_returns(studies: StudyStore, arrival: Make):

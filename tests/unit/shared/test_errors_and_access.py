@@ -8,7 +8,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from shared import access
-from shared.errors import ErrorCode, StepwedgeError, to_status
+from shared.errors import MEANING, ErrorCode, StepwedgeError, to_status
 from shared.identity import Identity
 
 CONTRACTS = ("audit", "redaction", "inference", "ingest")
@@ -36,6 +36,12 @@ def test_every_code_has_a_status_and_travels_as_error_info(code: ErrorCode.Value
     assert (info.domain, info.reason) == ("stepwedge", error.name)
     assert info.metadata["permanent"] == ("true" if error.permanent else "false")
     assert "ERROR_CODE" not in error.name
+
+
+def test_every_code_is_said_in_plain_words() -> None:
+    assert set(MEANING) == {number for _, number in ErrorCode.items()}
+    assert len(set(MEANING.values())) == len(MEANING)
+    assert not any("_" in words or words.endswith(".") for words in MEANING.values())
 
 
 def test_an_error_comes_back_from_a_child_process_as_it_was() -> None:
