@@ -33,6 +33,7 @@ from pydantic_settings import (
 from shared import paths
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import Identity
+from shared.transparency.cosignature import WitnessKey
 
 PREFIX = "STEPWEDGE_"
 FILE_VARIABLE = "STEPWEDGE_CONFIG"
@@ -273,6 +274,28 @@ class Forward(Section):
     """How long the receiver may take for one step of the session."""
 
 
+class WitnessOfLog(Section):
+    """A witness that is asked to cosign checkpoints."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
+    """Its submission prefix, "https://witness.example:7201"; /add-checkpoint comes behind it."""
+    vkey: str
+    """Its verification key, "name+hash+key" (C2SP tlog-cosignature, Ed25519)."""
+    ca: str = ""
+    """File of the CA certificates that its certificate is checked against; empty for the system's."""
+
+    @field_validator("vkey")
+    @classmethod
+    def _is_the_key_of_a_witness(cls, value: str) -> str:
+        WitnessKey.parse(value)
+        return value
+
+    @field_validator("ca")
+    @classmethod
+    def _lies_somewhere(cls, value: str) -> str:
+        return value and str(_absolute(Path(value)))
+
+
 class Audit(Service):
     """The log."""
 
@@ -288,6 +311,25 @@ class Audit(Service):
     """Records in one commit at most."""
     high_water: File = _UNSET
     """File that remembers the newest checkpoint outside the database; default <data>/audit.high-water."""
+    witnesses: list[WitnessOfLog] = []
+    """Who is asked to cosign checkpoints."""
+    quorum: Annotated[int, Field(ge=0)] = 0
+    """How many different witnesses make a cosigned checkpoint; 0: none is asked."""
+    witness_interval_seconds: Seconds = 1.0
+    """Witnesses are asked at most so often; at the end of the service once more."""
+    witness_timeout_seconds: Seconds = 5.0
+    """How long a witness may take to answer."""
+    quorum_alert_seconds: Seconds = 300.0
+    """When too few witnesses cosigned for so long, an alert is recorded. Records are taken all the while."""
+
+    @model_validator(mode="after")
+    def _enough_witnesses_for_the_quorum(self) -> Self:
+        different = {WitnessKey.parse(witness.vkey).public for witness in self.witnesses}
+        if len(different) < len(self.witnesses):
+            raise ValueError("two witnesses have one key")
+        if self.quorum > len(different):
+            raise ValueError("quorum is more than there are witnesses")
+        return self
     forward: Forward = Field(default_factory=lambda: Forward())
     """Forwarding to a syslog receiver; off unless it has one."""
 

@@ -69,6 +69,8 @@ WORDS = {
 }
 """Exit status to the word for it."""
 
+COSIGNED = "cosigned-checkpoint"
+"""Path of an earlier checkpoint that witnesses cosigned, where the newest one has no cosignatures yet."""
 EXPORT_FORMAT = "stepwedge.export/1"
 RECORD_SCHEMA = "stepwedge.record/1"
 
@@ -78,7 +80,7 @@ _MOST_PROBLEMS = 20
 _MAX_NOTE = 64 * 1024
 _LIMITS = {"tile": WIDTH * _HASH, "entries": WIDTH * (2 + 65535), "attachments": 64 << 20, "manifest": 256 << 20}
 _SAFE_PATH = re.compile(
-    r"checkpoint|vkey|manifest\.json|attachments/[0-9a-f]{64}"
+    r"checkpoint|cosigned-checkpoint|vkey|manifest\.json|attachments/[0-9a-f]{64}"
     r"|tile/(?:entries|[0-9]{1,2})/(?:x[0-9]{3}/)*[0-9]{3}(?:\.p/[0-9]{1,3})?"
 )
 _SAFE_FOLDER = re.compile(r"attachments/|tile/(?:(?:entries|[0-9]{1,2})/(?:x[0-9]{3}/)*(?:[0-9]{3}\.p/)?)?")
@@ -486,6 +488,8 @@ class Report:
     last_recorded_at: str = ""
     times_set_back: int = 0
     witnesses: list[dict[str, Any]] = field(default_factory=list)
+    cosigned_size: int | None = None
+    """Records under the checkpoint that the witnesses cosigned; None where none was asked for, or too few did."""
 
     def problem(self, code: int, message: str, index: int | None = None) -> None:
         """Note a problem; the first one gives the exit status."""
@@ -678,7 +682,7 @@ def _check_files(source: Source, checkpoint: Checkpoint, report: Report, attachm
         return
     if size != checkpoint.size:
         report.problem(ALTERED, "the manifest names another size than the checkpoint")
-    expected = {"checkpoint", "vkey", *attachments}
+    expected = {"checkpoint", "vkey", *attachments} | (source.paths & {COSIGNED})
     expected.update(path for path, *_ in bundles(checkpoint.size))
     expected.update(path for path, *_ in hash_tiles(checkpoint.size))
     there = source.paths - {"manifest.json"}
@@ -735,15 +739,36 @@ def _given_keys(text: str | None, kind: int = ED25519) -> list[Key] | None:
         raise VerificationError(UNREADABLE, f"{place.name} cannot be read: {error.strerror}") from None
 
 
-def _check_witnesses(report: Report, note: bytes, given: Sequence[str], quorum: int | None) -> None:
+def _check_earlier(source: Source, tree: Tree, checkpoint: Checkpoint, keys: list[Key], report: Report) -> None:
+    """The earlier checkpoint that witnesses cosigned must be of this very log."""
+    earlier = open_checkpoint(source.read(COSIGNED), keys)
+    if earlier.origin != checkpoint.origin:
+        report.problem(FORKED, "the cosigned checkpoint is of another log")
+    elif earlier.size > checkpoint.size:
+        report.problem(TRUNCATED, f"witnesses cosigned {earlier.size} records, there are {checkpoint.size}")
+    elif tree.root(earlier.size) != earlier.root:
+        report.problem(FORKED, f"the first {earlier.size} records are not those that witnesses cosigned")
+
+
+def _check_witnesses(report: Report, source: Source, given: Sequence[str], quorum: int | None) -> None:
     witnesses = [key for text in given for key in _given_keys(text, COSIGNATURE) or []]
     if not witnesses and not quorum:
         return
-    found = cosigned(note, witnesses)
-    report.witnesses = [{"name": witness.name, "time": when} for witness, when in found]
     needed = len({witness.public for witness in witnesses}) if quorum is None else quorum
+    found = cosigned(source.read("checkpoint"), witnesses)
+    size, earlier = report.size, False
+    if len(found) < needed and COSIGNED in source.paths:
+        before = cosigned(source.read(COSIGNED), witnesses)
+        if len(before) >= needed:
+            found, size, earlier = before, int(source.read(COSIGNED).split(b"\n", 2)[1]), True
+    report.witnesses = [{"name": witness.name, "time": when} for witness, when in found]
     if len(found) < needed:
         report.problem(MISSING_WITNESS, f"{len(found)} of the named witnesses cosigned the checkpoint, not {needed}")
+        return
+    report.cosigned_size = size
+    if earlier:
+        message = f"the witnesses cosigned the first {size} of {report.size} records and nothing after them"
+        report.problem(MISSING_WITNESS, message, size)
 
 
 def _verify(
@@ -786,8 +811,10 @@ def _verify(
         report.older_size = older_checkpoint.size
         if report.code == PROVED:
             _check_continuation(tree, checkpoint, older_checkpoint, report)
+    if report.code == PROVED and COSIGNED in source.paths:
+        _check_earlier(source, tree, checkpoint, keys, report)
     if report.code == PROVED:
-        _check_witnesses(report, source.read("checkpoint"), witnesses, quorum)
+        _check_witnesses(report, source, witnesses, quorum)
 
 
 def _check_continuation(tree: Tree, checkpoint: Checkpoint, before: Checkpoint, report: Report) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-from services.audit import export, meters, store
+from services.audit import export, meters, store, witnesses
 from services.audit.formats.stream import Format
 from services.audit.forward import Cursor, Forwarder, Receiver
 from services.audit.high_water import HighWater
@@ -22,6 +22,7 @@ from services.audit.log import Log
 from services.audit.reading import newest
 from services.audit.service import AuditService
 from services.audit.store import Store
+from services.audit.witnesses import Witnesses
 from shared import keys, logs, settings
 from shared.errors import ErrorCode, StepwedgeError
 from shared.health import Health
@@ -54,8 +55,16 @@ def open_log(settings: Settings) -> Log:
 
 async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     """Put the log behind the server."""
+    try:
+        ask = witnesses.clients(settings.audit)
+    except (OSError, ValueError):
+        message = "the URL of a witness, or the file of its CA certificates, cannot be used"
+        raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, message) from None
     log = await asyncio.to_thread(open_log, settings)
-    server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditService(log), SERVICE)
+    asking = Witnesses(log, ask, settings.audit) if ask else None
+    if asking is not None:
+        await asyncio.to_thread(asking.start)
+    server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditService(log, asking), SERVICE)
 
     async def writes() -> None:
         meters.WRITER.set(log.writes)
@@ -65,6 +74,8 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
         await asyncio.to_thread(log.store.ping)
 
     async def close() -> None:
+        if asking is not None:
+            await asyncio.to_thread(asking.close)
         await asyncio.to_thread(log.close)
         await asyncio.to_thread(log.store.close)
 

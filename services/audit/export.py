@@ -95,7 +95,13 @@ def _add(archive: zipfile.ZipFile, path: str, data: bytes) -> None:
 
 
 def _files(the_store: Store, checkpoint: Head, keys: list[store.Key]) -> Iterator[tuple[str, bytes]]:
+    with the_store.reading() as connection:
+        cosigned = store.cosigned(connection)
+    if cosigned is not None and _text(cosigned) == _text(checkpoint):
+        checkpoint = cosigned
     yield "checkpoint", checkpoint.note.encode()
+    if cosigned is not None and cosigned.size < checkpoint.size:
+        yield "cosigned-checkpoint", cosigned.note.encode()
     yield "vkey", "".join(f"{key.verification_key}\n" for key in keys).encode()
     exported: set[str] = set()
     for bundle in tiles.bundles_of(checkpoint.size):
@@ -114,9 +120,21 @@ def _files(the_store: Store, checkpoint: Head, keys: list[store.Key]) -> Iterato
         yield tile.path, hashes[: tile.width * 32]
 
 
-def at(connection: sa.Connection, size: int, sign: Callable[[int, bytes], str]) -> Head:
-    """A checkpoint for an export of `size` entries; 0 means the newest. A smaller one is signed anew."""
-    head = newest(connection)
+def _text(head: Head) -> str:
+    """What is signed: a checkpoint and the same one with more signatures have it in common."""
+    return head.note.rpartition("\n\n")[0]
+
+
+def at(
+    connection: sa.Connection, size: int, sign: Callable[[int, bytes], str], *, cosigned_from: int | None = None
+) -> Head:
+    """A checkpoint for an export of `size` entries; 0 means the newest. A smaller one is signed anew.
+
+    With `cosigned_from` the newest cosigned one, if it covers so many entries, counts as the newest.
+    """
+    head, cosigned = newest(connection), store.cosigned(connection)
+    if size == 0 and cosigned is not None and cosigned_from is not None and cosigned.size >= cosigned_from:
+        return cosigned
     if size in (0, head.size):
         return head
     size = size_within(size, head)

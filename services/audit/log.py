@@ -58,7 +58,11 @@ class Receipt(NamedTuple):
 class Submission:
     """Records that are taken together or not at all."""
 
-    records: Sequence[Prepared]
+    records: Sequence[Prepared] = ()
+    cosigned: Head | None = None
+    """A checkpoint of this log that enough witnesses cosigned, to be kept."""
+    alert: audit_pb2.AlertEvent | None = None
+    """What this process noticed, to be recorded."""
     done: "Future[Receipt]" = field(default_factory=Future)
 
 
@@ -211,7 +215,17 @@ class Log:
 
     def submit(self, records: Sequence[Prepared]) -> "Future[Receipt]":
         """Hand records in, all or none; the future ends when they are durable, or with a StepwedgeError."""
-        submission = Submission(records)
+        return self._hand_in(Submission(records))
+
+    def keep_cosigned(self, cosigned: Head) -> "Future[Receipt]":
+        """Keep a checkpoint that enough witnesses cosigned, as the newest one."""
+        return self._hand_in(Submission(cosigned=cosigned))
+
+    def alert(self, alert: audit_pb2.AlertEvent) -> "Future[Receipt]":
+        """Record something that a person who guards the log should see."""
+        return self._hand_in(Submission(alert=alert))
+
+    def _hand_in(self, submission: Submission) -> "Future[Receipt]":
         if self._closing:
             submission.done.set_exception(unavailable("the log is closing"))
         else:
@@ -222,6 +236,12 @@ class Log:
     def writes(self) -> bool:
         """Whether this process is the writer."""
         return self._state is not None
+
+    @property
+    def head(self) -> Head | None:
+        """The newest checkpoint, where this process is the writer."""
+        state = self._state
+        return None if state is None else state.head
 
     def check(self) -> None:
         """Raise what keeps the log from taking records."""
@@ -365,6 +385,7 @@ class Log:
             for submission in batch:
                 if not submission.done.set_running_or_notify_cancel():
                     continue  # whoever handed it in has gone
+                draft.note(submission)
                 try:
                     answers.append((submission, draft.take(submission.records)))
                 except StepwedgeError as error:
@@ -463,6 +484,13 @@ class Draft:
                 message = "the idempotency key was used for another record"
                 raise StepwedgeError(ErrorCode.ERROR_CODE_IDEMPOTENCY_CONFLICT, message)
         return [self._place(one, digest) for one, digest in zip(records, hashes, strict=True)]
+
+    def note(self, submission: Submission) -> None:
+        """Take what this process itself hands in beside records."""
+        if submission.cosigned is not None:
+            self._batch.cosigned = submission.cosigned
+        if submission.alert is not None:
+            self._alerts.append(submission.alert)
 
     def _place(self, one: Prepared, digest: bytes) -> int:
         incarnation = self._incarnation(one.producer, one.incarnation)

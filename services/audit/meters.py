@@ -23,6 +23,22 @@ MISSING = Counter(
     unit="records",
 )
 
+WITNESSED = Counter(
+    "stepwedge_audit_witness_answers",
+    "What witnesses answered: cosigned, refused (another history) or away.",
+    ["witness", "outcome"],
+    unit="answers",
+)
+COSIGNED = Gauge("stepwedge_audit_cosigned_entries", "Entries under the newest cosigned checkpoint.", unit="entries")
+UNCOSIGNED = Gauge(
+    "stepwedge_audit_uncosigned_seconds", "How long the newest checkpoint has lacked its quorum.", unit="seconds"
+)
+
+
+def witnessed(witness: str, outcome: str) -> None:
+    """A witness answered, or did not."""
+    WITNESSED.labels(witness, outcome).inc()
+
 
 def committed(entries: int, seconds: float) -> None:
     """A batch is durable."""

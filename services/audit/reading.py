@@ -72,6 +72,11 @@ class Reader:
         with self._store.reading() as connection:
             return newest(connection)
 
+    def heads(self) -> tuple[Head, Head | None]:
+        """The newest checkpoint, and the newest that enough witnesses cosigned."""
+        with self._store.reading() as connection:
+            return newest(connection), store.cosigned(connection)
+
     def entry(self, index: int) -> audit_pb2.Entry:
         """One entry. Raises ENTRY_NOT_FOUND."""
         with self._store.reading() as connection:

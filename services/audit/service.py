@@ -13,6 +13,7 @@ from services.audit.answers import Answers
 from services.audit.log import Log
 from services.audit.reading import Reader, checkpoint_of
 from services.audit.store import Filter
+from services.audit.witnesses import Witnesses
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import peer
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
@@ -24,8 +25,9 @@ MAX_RECORDS = 256
 class AuditService(audit_pb2_grpc.AuditServiceServicer):
     """stepwedge.audit.v1.AuditService."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, witnesses: Witnesses | None = None) -> None:
         self._log = log
+        self._witnesses = witnesses
         self._reader = Reader(log.store)
         self._answers = Answers()
 
@@ -54,10 +56,13 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         self, request: audit_pb2.GetCheckpointRequest, context: Any
     ) -> audit_pb2.GetCheckpointResponse:
         """The newest checkpoint."""
-        head = await asyncio.to_thread(self._reader.head)
-        root = checkpoint_of(head).root
+        head, cosigned = await asyncio.to_thread(self._reader.heads)
         return audit_pb2.GetCheckpointResponse(
-            checkpoint=head.note, size=head.size, root_hash=root, verification_key=str(self._log.key)
+            checkpoint=head.note,
+            size=head.size,
+            root_hash=checkpoint_of(head).root,
+            verification_key=str(self._log.key),
+            cosigned_checkpoint="" if cosigned is None else cosigned.note,
         )
 
     async def GetInclusionProof(
@@ -88,6 +93,9 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         if request.format not in export.FORMATS:
             raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "no such format of an export")
         checkpoint, keys = await asyncio.to_thread(self._export_head, request.size)
+        # What is there now shall be under cosignatures; where witnesses are away, it is exported without.
+        if export.FORMATS[request.format] is None and request.size == 0 and await self._cosigned(checkpoint.size):
+            checkpoint, keys = await asyncio.to_thread(self._export_head, 0, checkpoint.size)
         pieces = export.pieces(self._log.store, checkpoint, keys, export.FORMATS[request.format])
         try:
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
@@ -97,9 +105,16 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
             with contextlib.suppress(ValueError):
                 pieces.close()
 
-    def _export_head(self, size: int) -> tuple[store.Head, list[store.Key]]:
+    async def _cosigned(self, size: int) -> bool:
+        """Whether witnesses cosigned at least so many entries, asked at once."""
+        if self._witnesses is None:
+            return False
+        return await asyncio.to_thread(self._witnesses.wait_for, size)
+
+    def _export_head(self, size: int, cosigned_from: int | None = None) -> tuple[store.Head, list[store.Key]]:
         with self._log.store.reading() as connection:
-            return export.at(connection, size, self._log.sign), store.keys(connection)
+            head = export.at(connection, size, self._log.sign, cosigned_from=cosigned_from)
+            return head, store.keys(connection)
 
 
 def to_filter(request: audit_pb2.QueryEntriesRequest) -> Filter:

@@ -59,6 +59,13 @@ CHECKPOINTS = sa.Table(
     sa.Column("note", sa.Text),
     sa.Column("signed_us", sa.BigInteger),
 )
+COSIGNED = sa.Table(  # one row
+    "cosigned",
+    _METADATA,
+    sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("note", sa.Text),
+    sa.Column("signed_us", sa.BigInteger),
+)
 KEYS = sa.Table(
     "keys",
     _METADATA,
@@ -115,6 +122,8 @@ class Batch:
     checkpoint: Head | None = None
     superseded: int | None = None
     """Size of a checkpoint that need not be kept beside the new one."""
+    cosigned: Head | None = None
+    """A checkpoint that enough witnesses cosigned."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +278,14 @@ def head(connection: sa.Connection) -> Head | None:
     return None if row is None else Head(*row)
 
 
+def cosigned(connection: sa.Connection) -> Head | None:
+    """The newest checkpoint that enough witnesses cosigned; None where there is none."""
+    if not sa.inspect(connection).has_table(COSIGNED.name):
+        return None  # a database that is read as it is, from before there were witnesses
+    row = connection.execute(sa.select(COSIGNED).order_by(COSIGNED.c.size.desc()).limit(1)).first()
+    return None if row is None else Head(*row)
+
+
 def last_index(connection: sa.Connection) -> int:
     """Index of the last entry that is stored; -1 where there is none."""
     found = connection.scalar(sa.select(sa.func.max(ENTRIES.c.index)))
@@ -369,6 +386,9 @@ def write(connection: sa.Connection, batch: Batch) -> None:
         if batch.superseded is not None:
             connection.execute(sa.delete(CHECKPOINTS).where(CHECKPOINTS.c.size == batch.superseded))
         connection.execute(sa.insert(CHECKPOINTS), [batch.checkpoint._asdict()])
+    if batch.cosigned is not None:
+        connection.execute(sa.delete(COSIGNED))
+        connection.execute(sa.insert(COSIGNED), [batch.cosigned._asdict()])
 
 
 def add_key(connection: sa.Connection, key: Key) -> None:
