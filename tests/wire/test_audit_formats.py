@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -179,6 +180,48 @@ def test_a_repository_gets_every_record_once_in_order_as_a_valid_message(
     everything(forwarder(batch=32))
     assert arr.indexes()[3:] == [[70, 71]]
     assert forwarder().step() == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the command openssl")
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_the_tls_of_another_house_takes_and_confirms_the_frames(
+    log: Log,
+    forwarder: Callable[..., Forwarder],
+    free_port: Callable[[], int],
+    tmp_path: Path,
+    pki_folder: Path,
+    version: str,
+) -> None:
+    fill(log, 30)
+    port, out = free_port(), tmp_path / "out"
+    own = ["-cert", str(pki_folder / "console.crt"), "-key", str(pki_folder / "console.key")]
+    trust = ["-CAfile", str(pki_folder / "ca.crt"), "-Verify", "2", "-verify_return_error"]
+    command = ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", *own, *trust, "-quiet", version]
+    with out.open("wb") as stream:
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: listens(port))
+        assert [forwarder(port, batch=20).step() for _ in range(3)] == [20, 10, 0]
+        wait_until(lambda: len(split(out.read_bytes())) == 30)
+        messages = split(out.read_bytes())
+        assert [index_of(message) for message in messages] == list(range(30))
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def split(data: bytes) -> list[bytes]:
+    """The messages of a stream of frames (RFC 5425 4.3), as far as they are whole."""
+    messages = []
+    while (counted := re.match(rb"([1-9][0-9]*) ", data)) and len(data) >= (end := counted.end() + int(counted[1])):
+        messages.append(data[counted.end() : end])
+        data = data[end:]
+    return messages
 
 
 def test_a_repository_that_dies_inside_a_frame_loses_nothing(
