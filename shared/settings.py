@@ -311,6 +311,8 @@ class Audit(Service):
     """Records in one commit at most."""
     high_water: File = _UNSET
     """File that remembers the newest checkpoint outside the database; default <data>/audit.high-water."""
+    forward: Forward = Field(default_factory=lambda: Forward())
+    """Forwarding to a syslog receiver; off unless it has one."""
     witnesses: list[WitnessOfLog] = []
     """Who is asked to cosign checkpoints."""
     quorum: Annotated[int, Field(ge=0)] = 0
@@ -330,8 +332,6 @@ class Audit(Service):
         if self.quorum > len(different):
             raise ValueError("quorum is more than there are witnesses")
         return self
-    forward: Forward = Field(default_factory=lambda: Forward())
-    """Forwarding to a syslog receiver; off unless it has one."""
 
 
 class Telemetry(Section):
