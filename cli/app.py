@@ -206,6 +206,13 @@ def verify(
         Path | None,
         typer.Option("--older", metavar="FILE", help="An earlier checkpoint or export: nothing of it may be gone."),
     ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option("--witness", metavar="KEY", help="A witness's key, or a file of it; may be repeated."),
+    ] = None,
+    quorum: Annotated[
+        int | None, typer.Option("--quorum", min=0, help="How many of them must have cosigned. Default: all.")
+    ] = None,
     config: Config = None,
     identity: As = Person.OPERATOR,
     json: Json = False,
@@ -217,7 +224,7 @@ def verify(
     """
     from cli.log import verify
 
-    raise typer.Exit(verify(export, key, older, config, identity.value, json=json))
+    raise typer.Exit(verify(export, key, older, config, identity.value, witness or [], quorum, json=json))
 
 
 @app.command(rich_help_panel=LOG)

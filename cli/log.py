@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,26 +30,46 @@ def export(file: Path, form: str, config: Path | None, identity: str, *, json: b
         )
 
 
-def verify(file: Path | None, key: str, older: Path | None, config: Path | None, identity: str, *, json: bool) -> int:
+def verify(
+    file: Path | None,
+    key: str,
+    older: Path | None,
+    config: Path | None,
+    identity: str,
+    witnesses: Sequence[str] = (),
+    quorum: int | None = None,
+    *,
+    json: bool,
+) -> int:
     """Verify an archive, or the log of the cluster as it is now; the exit status of the stand-alone verifier."""
     import tempfile
 
     if file is not None:
         if not file.exists():
             raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{file}: no such file or folder")
-        return _verify(file, key or (key_of(configuration.load(config)) if config else ""), older, json=json)
+        key = key or (key_of(configuration.load(config)) if config else "")
+        return _verify(file, key, older, witnesses, quorum, json=json)
     settings = configuration.load(config)
     with tempfile.TemporaryDirectory(prefix="stepwedge-verify-") as folder:
         fetched = Path(folder, "log.zip")
         fetch(settings, identity, fetched)
-        return _verify(fetched, key or key_of(settings), older, json=json)
+        return _verify(fetched, key or key_of(settings), older, witnesses, quorum, json=json)
 
 
-def _verify(file: Path, key: str, older: Path | None, *, json: bool) -> int:
+def _verify(
+    file: Path, key: str, older: Path | None, witnesses: Sequence[str], quorum: int | None, *, json: bool
+) -> int:
     from verifier import verify as verifier
 
     with terminal.counter("verifying", "records") as show:
-        report = verifier.verify(str(file), key=key or None, older=str(older) if older else None, progress=show)
+        report = verifier.verify(
+            str(file),
+            key=key or None,
+            older=str(older) if older else None,
+            witnesses=witnesses,
+            quorum=quorum,
+            progress=show,
+        )
     if json:
         terminal.emit({"status": report.code, **report.as_json()})
     elif report.code == verifier.PROVED:

@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 
-from services.witness.server import MAX_CONNECTIONS
+from services.witness.server import MAX_CONNECTIONS, Server
+from services.witness.witness import Answer
 from shared.paths import ROOT
 from shared.pki import Credentials
 from shared.transparency.add_checkpoint import MAX_BODY, encode
@@ -121,6 +123,30 @@ def test_a_flood_of_silent_connections_is_bounded_and_passes(house: House) -> No
             break
         except OSError:
             assert time.monotonic() < deadline
+
+
+def test_a_connection_that_trickles_is_cut_off() -> None:
+    server = Server("127.0.0.1", 0, lambda body: Answer(HTTPStatus.OK, ""), life_seconds=0.5)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as link:
+            link.settimeout(0.05)
+            deadline = time.monotonic() + 15
+            link.sendall(HEAD + b"Content-Length: 60000\r\n\r\n")
+            while True:
+                assert time.monotonic() < deadline, "it lives on"
+                try:
+                    link.sendall(b"x")
+                    if link.recv(1) == b"":
+                        break
+                except TimeoutError:
+                    continue
+                except ConnectionError:
+                    break
+    finally:
+        server.drain(1.0)
+        thread.join()
 
 
 def test_it_drains_at_sigterm_though_connections_are_open(house: House) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import http.server
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +19,7 @@ from services.audit.witnesses import Away, Client, Witnesses
 from shared import keys
 from shared.errors import StepwedgeError
 from shared.identity import Identity
+from shared.paths import ROOT
 from shared.pki import Credentials
 from shared.settings import Audit, Settings, WitnessOfLog
 from shared.transparency.cosignature import Cosigner, WitnessKey, cosigners
@@ -189,6 +192,35 @@ async def test_a_witness_that_never_answers_holds_up_neither_appends_nor_the_oth
                 await append(log, producer, producer.received(number))
             assert time.monotonic() - began < 5
             await cosigned(log, 20)
+
+
+async def test_over_tls_the_log_asks_only_who_shows_a_certificate_that_it_trusts(
+    settings: Settings, credentials: Minted, tmp_path: Path
+) -> None:
+    own = credentials(Identity.AUDIT)
+    files = ("--certificate", str(own.certificate), "--certificate-key", str(own.key))
+    with running(House(tmp_path / "one", "witness.example/one", [vkey(settings)], *files)) as house:
+        url = f"https://localhost:{house.address.rpartition(':')[2]}"
+        settings.audit.witnesses = [WitnessOfLog(url=url, vkey=house.vkey)]
+        settings.audit.quorum = 1
+        async with served(settings, credentials) as log:
+            producer = Producer()
+            await append(log, producer, *(producer.received(number) for number in range(3)))
+            await exported(log, tmp_path / "export.zip")
+            assert (await newest(log)).cosigned_checkpoint == "", "a certificate of an unknown CA was trusted"
+        assert proved(tmp_path / "export.zip", settings, house.vkey) == verify.MISSING_WITNESS
+        settings.audit.witnesses = [WitnessOfLog(url=url, vkey=house.vkey, ca=str(own.ca))]
+        async with served(settings, credentials) as log:
+            await cosigned(log, 3)
+            archive = await exported(log, tmp_path / "export.zip")
+        assert proved(archive, settings, house.vkey) == verify.PROVED
+        command = ["verify", "--export", str(archive), "--key", vkey(settings), "--witness", house.vkey]
+        stranger = str(Cosigner("witness.example/stranger", WITNESS_KEY).key)
+        for more, status in (([], 0), (["--witness", stranger], 7), (["--witness", stranger, "--quorum", "1"], 0)):
+            said = subprocess.run(
+                [sys.executable, "-m", "cli", *command, *more], cwd=ROOT, capture_output=True, timeout=60, check=False
+            )
+            assert said.returncode == status, said.stderr
 
 
 # A witness that lies.
