@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,15 @@ if TYPE_CHECKING:
 
 PAGE = 100
 
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 10.0
+"""Between two attempts to reach an ingest that went away; doubled each time."""
+AWAY = (ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, ErrorCode.ERROR_CODE_OVERLOADED)
+"""Errors of an ingest that is away, or has just come back."""
+
+WIDEST = 10_000
+"""Columns; no table of ours needs so many."""
+
 STYLE_OF_STATE: Mapping[str, str] = {"DONE": "green", "DEAD_LETTER": "bold red", "DELIVERING": "cyan"}
 
 
@@ -37,7 +48,7 @@ def studies(config: Path | None, state: str, limit: int, identity: str, *, json:
         for study in whole:
             terminal.emit(study_as_json(study))
         return
-    _print_studies(whole)
+    print_studies(whole)
 
 
 def explain(study: str, config: Path | None, identity: str, *, json: bool) -> Exit:
@@ -55,20 +66,61 @@ def explain(study: str, config: Path | None, identity: str, *, json: bool) -> Ex
 
 def watch(config: Path | None, since: str, count: int, identity: str, *, json: bool) -> None:
     """Print decisions until interrupted, or until `count` of them."""
-    with _ingest(config, identity) as stub:
-        stream = stub.WatchDecisions(ingest_pb2.WatchDecisionsRequest(cursor=since))
-        try:
-            for number, answer in enumerate(stream, start=1):
+    try:
+        with closing(_decisions(config, identity, since)) as answers:
+            for number, answer in enumerate(answers, start=1):
                 if json:
                     terminal.emit({**decision_as_json(answer.decision), "cursor": answer.cursor})
                 else:
                     _print_decision(answer.decision)
                 if number == count:
                     return
-        except KeyboardInterrupt:
-            return
-        finally:
-            stream.cancel()  # type: ignore[no-untyped-call]
+    except KeyboardInterrupt:
+        return
+
+
+def _decisions(config: Path | None, identity: str, since: str) -> Generator[ingest_pb2.WatchDecisionsResponse]:
+    """Decisions after a cursor, for ever; where ingest goes away, on from the last one when it is back.
+
+    Raises
+    ------
+    StepwedgeError
+        DEPENDENCY_UNAVAILABLE where ingest was never reached; any other that it answered.
+    """
+    cursor, told, pause = since, False, FIRST_PAUSE_SECONDS
+    reached = threading.Event()
+    settings = configuration.load(config)
+    while True:
+        began = time.monotonic()
+        try:
+            # A channel of its own each time: one that failed waits for up to two minutes before it connects again.
+            with connect.channel(settings, "ingest", Identity(identity)) as link:
+                for answer in _stream(link, cursor, reached):
+                    reached.set()
+                    cursor = answer.cursor
+                    yield answer
+        except StepwedgeError as error:
+            if error.code not in AWAY or not reached.is_set():
+                raise
+        if time.monotonic() - began > LONGEST_PAUSE_SECONDS:
+            told, pause = False, FIRST_PAUSE_SECONDS
+        if not told:
+            terminal.note("ingest went away; what it decides is told when it is back (Ctrl-C to end)")
+        told = True
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def _stream(link: Any, cursor: str, reached: threading.Event) -> Iterator[ingest_pb2.WatchDecisionsResponse]:
+    """Decisions after a cursor until the stream ends; sets `reached` once the channel is connected."""
+    import grpc
+
+    link.subscribe(lambda state: reached.set() if state is grpc.ChannelConnectivity.READY else None)
+    stream = ingest_pb2_grpc.IngestServiceStub(link).WatchDecisions(ingest_pb2.WatchDecisionsRequest(cursor=cursor))
+    try:
+        yield from stream
+    finally:
+        stream.cancel()
 
 
 def requeue(study: str, config: Path | None, identity: str, *, json: bool) -> None:
@@ -95,6 +147,8 @@ def _by_either_name(study: str, call: Any) -> Any:
 
     from shared.errors import from_rpc
 
+    if not study.strip():
+        raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "no study is named")
     if not re.fullmatch(r"[0-9.]{1,64}", study):
         words = "a study is named by its Study Instance UID: at most 64 digits and full stops"
         raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_UID, words)
@@ -258,7 +312,8 @@ def _explanation_as_json(answer: ingest_pb2.ExplainStudyResponse) -> dict[str, A
 # --- text
 
 
-def _print_studies(found: list[ingest_pb2.Study]) -> None:
+def print_studies(found: Sequence[ingest_pb2.Study]) -> None:
+    """A line for each study; on a terminal that is too narrow for that, a paragraph. No UID, no code is ever cut."""
     from rich.table import Table
 
     if not found:
@@ -267,22 +322,37 @@ def _print_studies(found: list[ingest_pb2.Study]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("received", "study", "images", "state", "verdict"):
         table.add_column(title, no_wrap=True, justify="right" if title == "images" else "left")
-    table.add_column("why")
-    for study in found:
-        state = state_name(study)
-        style = STYLE_OF_STATE.get(state, "")
-        newest = study.decisions[-1] if study.decisions else None
-        table.add_row(
-            clock(study.first_received_at),
-            study.study_instance_uid,
-            str(len(study.instances)),
-            f"[{style}]{state}[/]" if style else state,
-            terminal.verdict(verdict_name(newest.verdict)) if newest else "",
-            ", ".join(reason_name(reason) for reason in newest.reasons) if newest else error_name(study.last_error),
-        )
+    table.add_column("why", no_wrap=True)
+    rows = [_row(study) for study in found]
+    for row in rows:
+        table.add_row(*row)
     console = terminal.out()
-    # A UID is there to be copied: the table is as wide as it needs to be where nobody sees it wrapped.
-    console.print(table, width=None if console.is_terminal else 200, soft_wrap=not console.is_terminal)
+    width = console.measure(table, options=console.options.update(width=WIDEST)).maximum
+    if not console.is_terminal:
+        console.width = max(console.width, width)  # nobody sees it wrapped
+    if width <= console.width:
+        console.print(table)
+        return
+    for received, uid, images, state, verdict, why in rows:
+        console.print(uid, soft_wrap=True)
+        terminal.paragraph("  ".join(filter(None, (received, f"images: {images}", state, verdict))), 2)
+        if why:
+            terminal.paragraph(why, 2)
+
+
+def _row(study: ingest_pb2.Study) -> tuple[str, str, str, str, str, str]:
+    """When received, UID, number of images, state, verdict, and why; Rich markup."""
+    state = state_name(study)
+    style = STYLE_OF_STATE.get(state, "")
+    newest = study.decisions[-1] if study.decisions else None
+    return (
+        clock(study.first_received_at),
+        study.study_instance_uid,
+        str(len(study.instances)),
+        f"[{style}]{state}[/]" if style else state,
+        terminal.verdict(verdict_name(newest.verdict)) if newest else "",
+        ", ".join(reason_name(reason) for reason in newest.reasons) if newest else error_name(study.last_error),
+    )
 
 
 def _print_decision(decision: ingest_pb2.Decision) -> None:

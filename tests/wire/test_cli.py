@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -129,6 +131,13 @@ def test_a_name_that_is_no_uid_is_refused_before_it_is_sent(cluster: RunningClus
     assert "MUSTERMANN" not in ran.err
 
 
+@pytest.mark.parametrize("command", ["explain", "requeue"])
+def test_no_name_at_all_is_a_wrong_command_line(cluster: RunningCluster, command: str) -> None:
+    ran = stepwedge(command, "", "--config", cluster.file)
+    assert ran.status == Exit.USAGE
+    assert ran.failed_in_one_line("INVALID_REQUEST")
+
+
 def test_a_study_that_is_not_in_the_dead_letter_is_not_requeued(cluster: RunningCluster) -> None:
     ran = stepwedge("requeue", CT_STUDY, "--config", cluster.file)
     assert ran.status == Exit.NEGATIVE
@@ -160,6 +169,40 @@ def test_watch_tells_a_decision_as_it_is_made_and_ends_well_at_ctrl_c(cluster: R
         assert watching.wait(10) == 0
         assert watching.stderr is not None
         assert watching.stderr.read() == b""
+
+
+def test_watch_goes_on_where_it_was_when_ingest_comes_back(cluster: RunningCluster, tmp_path: Path) -> None:
+    past = stepwedge("watch", "--config", cluster.file, "--count", "2", "--json").lines
+    command = [*COMMAND, "watch", "--config", str(cluster.file), "--json", "--since", past[0]["cursor"]]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=ROOT, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        seen: list[str] = []
+        reader = threading.Thread(target=lambda: seen.extend(iter(watching.stdout.readline, "")))
+        reader.start()
+        eventually(lambda: seen, what="the past decisions in the watch")
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            cluster.kill("ingest", number, hold=True)
+            cluster.release("ingest")
+            cluster.wait_ready()
+            file, study = fresh(tmp_path)
+            cluster.store([file])
+            eventually(lambda study=study: any(study in line for line in seen), what="the decision in the watch")
+        watching.send_signal(signal.SIGINT)
+        reader.join()
+        assert watching.wait(10) == 0
+        assert watching.stderr is not None
+        # Once for both, unless the machine is so slow that the watch had settled in between.
+        told = watching.stderr.read().splitlines()
+        assert set(told) == {"ingest went away; what it decides is told when it is back (Ctrl-C to end)"}
+        assert len(told) <= 2
+    cursors = [json.loads(line)["cursor"] for line in seen]
+    assert cursors == [line["cursor"] for line in told_after(cluster, past[0]["cursor"], len(seen))]
+
+
+def told_after(cluster: RunningCluster, cursor: str, count: int) -> list[dict[str, Any]]:
+    return stepwedge("watch", "--config", cluster.file, "--since", cursor, "--count", str(count), "--json").lines
 
 
 def test_an_identity_that_may_not_is_refused(cluster: RunningCluster) -> None:
