@@ -98,7 +98,7 @@ def preprocess(pixels: NDArray[Any], inverted: bool = False) -> Preprocessed:
     box = grid[geometry.top : geometry.top + geometry.height, geometry.left : geometry.left + geometry.width]
     span = high - low
     if np.isfinite(span) and span > 0:
-        fraction = np.clip((small - low) / span, 0.0, 1.0)
+        fraction = (np.clip(small, low, high) - low) / span
         box[:] = np.rint((1.0 - fraction if inverted else fraction) * 255.0)
     return Preprocessed(grid, geometry, low, high)
 

@@ -402,8 +402,9 @@ class Acceptor(Association):
             status = error_status(error)
             response.Status, response.ErrorComment = status.Status, status.ErrorComment
         else:
-            response.Status = SOP_CLASS_NOT_SUPPORTED if isinstance(request, C_ECHO) else UNRECOGNIZED_OPERATION
-            _log.warning("request refused", status=f"{response.Status:04X}")
+            echo = isinstance(request, C_ECHO)
+            response.Status = SOP_CLASS_NOT_SUPPORTED if echo else UNRECOGNIZED_OPERATION
+            _log.warning("request refused", code="SOP_CLASS_NOT_SUPPORTED" if echo else "UNRECOGNIZED_OPERATION")
         self.dimse.send_msg(response, context_id)
 
 
