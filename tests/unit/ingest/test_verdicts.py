@@ -105,5 +105,8 @@ def test_every_error_of_the_contracts_has_something_that_follows():
 def test_a_study_that_waits_says_for_what():
     one = snapshot(instance(0), last_error=ErrorCode.ERROR_CODE_OVERLOADED, waiting_for="inference", next_action_at=NOW)
     _, why, then = explain(one, NOW)
-    assert why == "The last step failed with OVERLOADED while it waits for inference."
+    assert why == (
+        "The last step failed with OVERLOADED while it waits for inference: "
+        "the service has as much work as it takes at once."
+    )
     assert then == "A worker takes it on now."
