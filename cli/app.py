@@ -238,6 +238,7 @@ def export(
             "dicom: DICOM audit messages (PS3.15 A.5), a document a line.",
         ),
     ] = LogFormat.BUNDLE,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE where it exists.")] = False,
     config: Config = None,
     identity: As = Person.OPERATOR,
     json: Json = False,
@@ -245,7 +246,7 @@ def export(
     """Write the whole log as one archive that anybody can verify offline, or its records for auditors' tools."""
     from cli.log import export
 
-    export(file, form.value, config, identity.value, json=json)
+    export(file, form.value, config, identity.value, force=force, json=json)
 
 
 @app.command(rich_help_panel=LOG)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,20 @@ EXPORT_SECONDS = 3600.0
 """A log of millions of records takes minutes."""
 
 
-def export(file: Path, form: str, config: Path | None, identity: str, *, json: bool) -> None:
-    """Write the log to `file`: as the archive ("bundle"), or its records as "csv", "fhir" or "dicom"."""
+def export(file: Path, form: str, config: Path | None, identity: str, *, force: bool, json: bool) -> None:
+    """Write the log to `file`: as the archive ("bundle"), or its records as "csv", "fhir" or "dicom".
+
+    Raises
+    ------
+    StepwedgeError
+        FILE where the folder is not there, or the file is and may not be replaced (`force`).
+    """
+    if not file.parent.is_dir():
+        raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{file}: its folder does not exist")
+    if file.is_dir():
+        raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{file}: is a folder")
+    if os.path.lexists(file) and not force:
+        raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{file}: exists already; --force replaces it")
     size = fetch(configuration.load(config), identity, file, form)
     if json:
         terminal.emit({"file": str(file), "format": form, "size_bytes": size})
@@ -86,7 +99,7 @@ def fetch(settings: Settings, identity: str, file: Path, form: str = "bundle") -
     from shared.identity import Identity
     from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+    temporary = file.with_name(f".{os.getpid()}.part")  # short: the file's own name may be as long as names can be
     size = 0
     try:
         with (
@@ -100,8 +113,11 @@ def fetch(settings: Settings, identity: str, file: Path, form: str = "bundle") -
                     size += stream.write(piece.chunk)
                     show(size // 1_000_000)
         temporary.replace(file)
+    except OSError as error:  # in the name that the user knows
+        raise OSError(error.errno, error.strerror, str(file)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return size
 
 

@@ -242,8 +242,24 @@ def test_an_export_is_verified_offline_and_a_changed_one_is_not(cluster: Running
 def test_an_export_that_cannot_be_written_leaves_nothing_behind(cluster: RunningCluster, tmp_path: Path) -> None:
     ran = stepwedge("export", tmp_path / "no" / "log.zip", "--config", cluster.file)
     assert ran.status == Exit.FILE
-    assert ran.failed_in_one_line("FILE")
+    assert ran.err == f"error FILE: {tmp_path / 'no' / 'log.zip'}: its folder does not exist\n"
     assert list(tmp_path.iterdir()) == []
+    ran = stepwedge("export", tmp_path / ("x" * 300), "--config", cluster.file)
+    assert ran.status == Exit.FILE
+    assert ran.err == f"error FILE: {tmp_path / ('x' * 300)}: file name too long\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_replaces_a_file_only_when_told_to(cluster: RunningCluster, tmp_path: Path) -> None:
+    file = tmp_path / "log.zip"
+    file.write_text("another's")
+    ran = stepwedge("export", file, "--config", cluster.file)
+    assert ran.status == Exit.FILE
+    assert ran.err == f"error FILE: {file}: exists already; --force replaces it\n"
+    assert file.read_text() == "another's"
+    assert stepwedge("export", file, "--config", cluster.file, "--force").status == 0
+    assert file.read_bytes()[:2] == b"PK"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_doctor_finds_a_running_cluster_well(cluster: RunningCluster) -> None:
