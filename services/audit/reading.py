@@ -81,6 +81,7 @@ class Reader:
         """One entry. Raises ENTRY_NOT_FOUND."""
         with self._store.reading() as connection:
             if index < newest(connection).size and (rows := store.leaves(connection, index, index + 1)):
+                _hold_to_tree(store.node_reader(connection), rows[0])
                 return to_entry(rows[0], store.attachments(connection, attachment_digests(rows[0].leaf)))
         raise StepwedgeError(ErrorCode.ERROR_CODE_ENTRY_NOT_FOUND, "the log has no such entry")
 
@@ -94,9 +95,11 @@ class Reader:
         entries: list[audit_pb2.Entry] = []
         size = 0
         with self._store.reading() as connection:
+            node = store.node_reader(connection)
             for row in store.query(connection, wanted, after=after, limit=limit + 1):
                 if len(entries) == limit:
                     return entries, store.encode_token(wanted, entries[-1].index)
+                _hold_to_tree(node, row)
                 entry = to_entry(row, store.attachments(connection, attachment_digests(row.leaf)))
                 size += entry.ByteSize()
                 if entries and size > _PAGE_BYTES:
@@ -127,6 +130,15 @@ class Reader:
             with _whole_tiles():
                 path = merkle.consistency_proof(from_size, to, store.node_reader(connection))
                 return ConsistencyProof(to, path, head.note)
+
+
+def _hold_to_tree(node: merkle.Node, row: StoredEntry) -> None:
+    """Return where the leaf is the one in the tree's tile; else raise LOG_INCONSISTENT: it is not handed out."""
+    with _whole_tiles():
+        if node(0, row.index) == merkle.leaf_hash(row.leaf):
+            return
+    message = f"the entry {row.index} is not the one in the tree; `stepwedge verify` tells more"
+    raise StepwedgeError(ErrorCode.ERROR_CODE_LOG_INCONSISTENT, message)
 
 
 def size_within(asked: int, head: Head) -> int:

@@ -100,6 +100,21 @@ def test_a_log_that_is_opened_again_goes_on_where_it_was(database_url: str, tmp_
     close(log)
 
 
+def test_a_record_that_was_changed_in_the_table_is_not_handed_out(database_url: str, tmp_path: Path) -> None:
+    log = open_log(database_url, tmp_path)
+    fill(log, 300)
+    changed = entries(log.store)[5].replace(b'"outcome":"SUCCESS"', b'"outcome":"MINOR_FAILURE"')
+    with database.create_engine(database_url).begin() as connection:
+        connection.execute(store.ENTRIES.update().where(store.ENTRIES.c.index == 5).values(leaf=changed))
+    reader = Reader(log.store)
+    for ask in (lambda: reader.entry(5), lambda: reader.query(Filter(), 10, "")):
+        with pytest.raises(StepwedgeError) as refused:
+            ask()
+        assert refused.value.code == ErrorCode.ERROR_CODE_LOG_INCONSISTENT
+    assert reader.entry(6).index == 6
+    close(log)
+
+
 def test_the_same_key_with_the_same_content_is_the_first_entry(database_url: str, tmp_path: Path) -> None:
     log = open_log(database_url, tmp_path)
     first, second = Producer(), Producer()
