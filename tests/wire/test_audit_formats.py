@@ -458,7 +458,7 @@ async def test_the_command_writes_each_format(audit: tuple[str, Settings], tmp_p
         ("dicom", b"<?xml"),
         ("", b"PK"),
     ):
-        out = tmp_path / "out"
+        out = tmp_path / f"out.{form}"
         options = ["--format", form] if form else []
         command = [
             sys.executable,
