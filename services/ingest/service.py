@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from services.ingest import metrics
-from services.ingest.door import Door
+from services.ingest.door import Door, Incoming
 from services.ingest.explain import explain, steps, timestamp
 from services.ingest.states import (
     INSTANCE_STATE_TO_PROTO,
@@ -59,7 +59,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self, request_iterator: AsyncIterator[ingest_pb2.SubmitInstanceRequest], context: Any
     ) -> ingest_pb2.SubmitInstanceResponse:
         try:
-            incoming = await asyncio.to_thread(self._door.open)
+            incoming = await self._open()
             try:
                 async for request in _without_silence(request_iterator):
                     if len(request.chunk) > MAX_CHUNK_BYTES:
@@ -84,6 +84,15 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
             conflict=accepted.conflict,
             record_index=accepted.record_index,
         )
+
+    async def _open(self) -> Incoming:
+        """A file for what comes; a call that is cancelled while the file is made leaves none."""
+        opening = asyncio.ensure_future(asyncio.to_thread(self._door.open))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_discard)
+            raise
 
     async def GetStudy(  # noqa: N802
         self, request: ingest_pb2.GetStudyRequest, context: Any
@@ -161,6 +170,11 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         return await asyncio.to_thread(
             self._studies.find, study_instance_uid=key.study_instance_uid, pseudonym=key.pseudonym
         )
+
+
+def _discard(opened: asyncio.Future[Incoming]) -> None:
+    if not opened.cancelled() and opened.exception() is None:
+        opened.result().discard()
 
 
 async def _without_silence(
