@@ -6,8 +6,8 @@ from types import MappingProxyType
 from shared.identity import Identity
 
 _EVERYONE = frozenset(Identity)
-_PRODUCERS = frozenset({Identity.INGEST, Identity.REDACTION, Identity.INFERENCE, Identity.AUDIT})
-_READERS = frozenset({Identity.AUDITOR, Identity.OPERATOR})
+_PRODUCERS = frozenset({Identity.INGEST, Identity.REDACTION, Identity.INFERENCE, Identity.AUDIT, Identity.CONSOLE})
+_READERS = frozenset({Identity.AUDITOR, Identity.OPERATOR, Identity.CONSOLE})
 _CALLERS = frozenset({Identity.PACS, Identity.OPERATOR, Identity.CONSOLE})
 _INGEST = frozenset({Identity.INGEST})
 

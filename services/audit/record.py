@@ -44,6 +44,8 @@ _UID = r"2\.25\.[1-9][0-9]{22,38}"
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _VERSION = r"(?:[A-Za-z][A-Za-z_-]{0,63}[/-]?)?[0-9]{1,4}(?:\.[0-9]{1,4}){0,3}(?:[+-][0-9A-Za-z.]{1,64})?"
 _NAME = r"(?=[0-9_-]*[a-z])[a-z0-9][a-z0-9_-]{0,62}"
+_PERSON = r"(?=.{1,64}\Z)[a-z][a-z0-9]*(?:[._-][a-z0-9]+)*"  # the name of an account: staff
+_ROLE = r"radiographer|operator|auditor|administrator"
 _STANDARD_UID = r"1\.2\.840\.10008\.[0-9.]{1,49}|private"
 _SUBJECT = r"SW-[A-Z2-7]{24}"
 _KEY_PART = rf"(?:{_TOKEN}|{_NAME}|{_HEX}|{_UID}|{_UUID}|{_SUBJECT}|[0-9]{{1,6}})"
@@ -82,6 +84,18 @@ SHAPES: Mapping[str, str] = {
     "DeliveredEvent.destination": _NAME,
     "FailedEvent.step": r"[a-z][a-z_]{0,31}",
     "RequeuedEvent.requested_by": r"[a-z][a-z0-9_-]{0,31}",
+    "ReviewedEvent.reason": r"[a-z][a-z_]{0,63}",
+    "ReviewedEvent.reviewer": _PERSON,
+    "ReviewedEvent.role": _ROLE,
+    "ReviewedEvent.note_commitment": r"[0-9a-f]{64}",
+    "ViewedEvent.person": _PERSON,
+    "ViewedEvent.role": _ROLE,
+    "ViewedEvent.what": r"[a-z][a-z_]{0,31}",
+    "AuthenticatedEvent.person": _PERSON,
+    "AuthenticatedEvent.role": _ROLE,
+    "AuthenticatedEvent.act": r"[a-z][a-z_]{0,31}",
+    "AuthenticatedEvent.method": r"local|oidc",
+    "AuthenticatedEvent.by": _PERSON,
     "AlertEvent.about": r"[a-z][a-z0-9_-]{0,31}",
     "AlertEvent.incarnation": _UUID,
 }
@@ -100,6 +114,9 @@ PRODUCERS: Mapping[str, frozenset[Identity]] = {
     "failed": frozenset({Identity.INGEST, Identity.REDACTION, Identity.INFERENCE}),
     "requeued": frozenset({Identity.INGEST}),
     "alert": frozenset({Identity.AUDIT}),
+    "reviewed": frozenset({Identity.INGEST}),
+    "viewed": frozenset({Identity.CONSOLE}),
+    "authenticated": frozenset({Identity.CONSOLE}),
 }
 """Who may record what: nobody vouches for another's act."""
 

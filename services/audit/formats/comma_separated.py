@@ -26,6 +26,11 @@ _EVENTS: Mapping[str, tuple[str, ...]] = {
     "failed": ("step", "error", "permanent", "attempts"),
     "requeued": ("requested_by",),
     "alert": ("code", "about", "incarnation", "first_sequence", "last_sequence", "clock_step_ms"),
+    "reviewed": (
+        *("verdict", "decided", "revision", "decided_index", "reason", "reviewer", "role", "note_commitment"),
+    ),
+    "viewed": ("person", "role", "what"),
+    "authenticated": ("person", "role", "act", "method", "by"),
 }
 COLUMNS: tuple[str, ...] = (
     *_RECORD,

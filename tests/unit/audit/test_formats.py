@@ -35,7 +35,13 @@ parser = pytest.importorskip("syslog_rfc5424_parser", reason="needs the package 
 GRAMMAR = etree.RelaxNG(etree.parse(Path(__file__).with_name("test_formats_message.rng")))
 DOCUMENT = Path(__file__).parents[3] / "docs" / "auditor.md"
 KINDS = sorted(facts.VOCABULARY)
-PRODUCER = {"REDACTED": Identity.REDACTION, "ASSESSED": Identity.INFERENCE, "ALERT": Identity.AUDIT}
+PRODUCER = {
+    "REDACTED": Identity.REDACTION,
+    "ASSESSED": Identity.INFERENCE,
+    "ALERT": Identity.AUDIT,
+    "VIEWED": Identity.CONSOLE,
+    "AUTHENTICATED": Identity.CONSOLE,
+}
 
 
 def _fill(message: Any, sample: Mapping[str, Any]) -> None:
@@ -77,6 +83,17 @@ SAMPLE: Mapping[str, Any] = {
     "FailedEvent.step": "deliver",
     "FailedEvent.error": common_pb2.ERROR_CODE_DEPENDENCY_UNAVAILABLE,
     "RequeuedEvent.requested_by": "operator",
+    "ReviewedEvent.reason": "positioning_acceptable",
+    "ReviewedEvent.reviewer": "anna.b",
+    "ReviewedEvent.role": "radiographer",
+    "ViewedEvent.person": "anna.b",
+    "ViewedEvent.role": "radiographer",
+    "ViewedEvent.what": "study",
+    "AuthenticatedEvent.person": "anna.b",
+    "AuthenticatedEvent.role": "auditor",
+    "AuthenticatedEvent.act": "sign_in",
+    "AuthenticatedEvent.method": "local",
+    "AuthenticatedEvent.by": "admin",
     "AlertEvent.about": "ingest",
     "AlertEvent.incarnation": "01234567-89ab-cdef-0123-456789abcdef",
     "AlertEvent.code": audit_pb2.ALERT_CODE_CLOCK_STEP,

@@ -54,6 +54,22 @@ def every_kind() -> Iterator[tuple[Identity, audit_pb2.Record]]:
     requeued = ingest.record(f"requeued/{uid(1)}/{uuid.uuid4()}", study=uid(1))
     requeued.requeued.requested_by = "operator"
     yield ingest.identity, requeued
+    reviewed = ingest.record(f"reviewed/{uid(1)}/1/{uuid.uuid4()}", study=uid(1))
+    reviewed.reviewed.verdict = common_pb2.VERDICT_ACCEPT
+    reviewed.reviewed.decided = common_pb2.VERDICT_REVIEW
+    reviewed.reviewed.revision = 1
+    reviewed.reviewed.decided_index = 3
+    reviewed.reviewed.reason = "positioning_acceptable"
+    reviewed.reviewed.reviewer = "anna.b"
+    reviewed.reviewed.role = "radiographer"
+    yield ingest.identity, reviewed
+    console = Producer(Identity.CONSOLE)
+    viewed = console.record(f"viewed/{uuid.uuid4()}", study=uid(1))
+    viewed.viewed.person, viewed.viewed.role, viewed.viewed.what = "anna.b", "radiographer", "image"
+    yield console.identity, viewed
+    signed = console.record(f"authenticated/{uuid.uuid4()}")
+    signed.authenticated.person, signed.authenticated.act, signed.authenticated.method = "anna.b", "sign_in", "local"
+    yield console.identity, signed
     alert = Producer(Identity.AUDIT).record(f"alert/{uuid.uuid4()}")
     alert.alert.code = audit_pb2.ALERT_CODE_CLOCK_STEP
     alert.alert.clock_step_ms = -5000
