@@ -71,6 +71,15 @@ KEYS = sa.Table(
     _METADATA,
     sa.Column("verification_key", sa.String, primary_key=True),
     sa.Column("from_size", sa.BigInteger),
+    sa.Column("note", sa.Text),  # the checkpoint of that size, signed by the key before and by this one
+)
+STAMPS = sa.Table(
+    "stamps",
+    _METADATA,
+    sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("note", sa.Text),
+    sa.Column("token", sa.LargeBinary),
+    sa.Column("stamped_us", sa.BigInteger),
 )
 PRODUCERS = sa.Table(
     "producers",
@@ -109,6 +118,18 @@ class Key(NamedTuple):
 
     verification_key: str
     from_size: int
+    note: str | None = None
+    """The checkpoint of that size, signed by the key before and by this one; None for the first key."""
+
+
+class Stamp(NamedTuple):
+    """A checkpoint and the time-stamp token over its bytes (RFC 3161)."""
+
+    size: int
+    note: str
+    token: bytes
+    """The authority's answer, a DER TimeStampResp."""
+    stamped_us: int
 
 
 @dataclass
@@ -124,6 +145,10 @@ class Batch:
     """Size of a checkpoint that need not be kept beside the new one."""
     cosigned: Head | None = None
     """A checkpoint that enough witnesses cosigned."""
+    key: Key | None = None
+    """A key that takes over with this batch."""
+    stamp: Stamp | None = None
+    """A checkpoint that was stamped."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +319,18 @@ def last_index(connection: sa.Connection) -> int:
 
 def keys(connection: sa.Connection) -> list[Key]:
     """The log's verification keys, oldest first."""
-    return [Key(*row) for row in connection.execute(sa.select(KEYS).order_by(KEYS.c.from_size))]
+    wanted: list[sa.ColumnElement[Any]] = [KEYS.c.verification_key, KEYS.c.from_size]
+    if sa.inspect(connection).has_table(STAMPS.name):  # else a database that is read as it is, from before rotation
+        wanted.append(KEYS.c.note)
+    return [Key(*row) for row in connection.execute(sa.select(*wanted).order_by(KEYS.c.from_size))]
+
+
+def stamps(connection: sa.Connection, size: int) -> list[Stamp]:
+    """The time stamps of checkpoints of at most `size` entries, oldest first."""
+    if not sa.inspect(connection).has_table(STAMPS.name):
+        return []
+    rows = connection.execute(sa.select(STAMPS).where(STAMPS.c.size <= size).order_by(STAMPS.c.size))
+    return [Stamp(row.size, row.note, bytes(row.token), row.stamped_us) for row in rows]
 
 
 def leaves(connection: sa.Connection, start: int, end: int) -> list[StoredEntry]:
@@ -389,6 +425,10 @@ def write(connection: sa.Connection, batch: Batch) -> None:
     if batch.cosigned is not None:
         connection.execute(sa.delete(COSIGNED))
         connection.execute(sa.insert(COSIGNED), [batch.cosigned._asdict()])
+    if batch.key is not None:
+        add_key(connection, batch.key)
+    if batch.stamp is not None:
+        _upsert(connection, STAMPS, [batch.stamp._asdict()])
 
 
 def add_key(connection: sa.Connection, key: Key) -> None:
