@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import random
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,12 +24,9 @@ from shared.settings import PREFIX
 from shared.transparency.note import Signer
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 from tests.unit.audit.making import KEY, ORIGIN, Producer, close, fill, open_log
-from tests.unit.verifier import forging
 from verifier import verify
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = 5
-CLIENTS = 8
 
 
 @contextmanager
@@ -62,82 +57,6 @@ def process(folder: Path, pki_folder: Path, url: str) -> Iterator[tuple["subproc
     finally:
         running.kill()
         running.wait()
-
-
-class Client:
-    """Appends one record after the other, again where the answer did not come, and remembers what was acknowledged."""
-
-    def __init__(self, number: int) -> None:
-        self.producer = Producer()
-        self.next = number * 1_000_000
-        self.pending: audit_pb2.Record | None = None
-        self.acknowledged: dict[str, int] = {}
-
-    async def work(self, stub: audit_pb2_grpc.AuditServiceStub, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            if self.pending is None:
-                self.pending = self.producer.received(self.next)
-                self.next += 1
-            try:
-                answer = await stub.Append(audit_pb2.AppendRequest(records=[self.pending]), timeout=5)  # type: ignore[misc]
-            except grpc.RpcError:
-                return
-            self.acknowledged[self.pending.idempotency_key] = answer.indexes[0]
-            self.pending = None
-
-
-async def appended_until_killed(
-    clients: list[Client], running: "subprocess.Popen[str]", address: str, credentials: Credentials, seconds: float
-) -> None:
-    to = channel(address, credentials, server=Identity.AUDIT)
-    stop = asyncio.Event()
-    stub = audit_pb2_grpc.AuditServiceStub(to)
-    working = [asyncio.create_task(client.work(stub, stop)) for client in clients]
-    await asyncio.sleep(seconds)  # the random moment of the kill
-    running.send_signal(signal.SIGKILL)
-    stop.set()
-    await asyncio.gather(*working)
-    await to.close()
-
-
-async def test_killed_while_it_appends_it_loses_nothing_that_it_acknowledged_and_records_nothing_twice(
-    database_url: str, tmp_path: Path, pki_folder: Path, credentials: Callable[[Identity], Credentials]
-) -> None:
-    keys.create(tmp_path / "keys", development=True)
-    vkey = (tmp_path / "keys" / keys.VERIFICATION).read_text().strip()
-    clients = [Client(number) for number in range(CLIENTS)]
-    moment = random.Random(os.getpid())
-    for _ in range(ROUNDS):
-        with process(tmp_path, pki_folder, database_url) as (running, address):
-            ingest = credentials(Identity.INGEST)
-            await appended_until_killed(clients, running, address, ingest, moment.uniform(0.1, 0.6))
-    with process(tmp_path, pki_folder, database_url) as (running, address):
-        # Whatever was not acknowledged is handed in again, and then everything is there.
-        to = channel(address, credentials(Identity.INGEST), server=Identity.AUDIT)
-        stub = audit_pb2_grpc.AuditServiceStub(to)
-        for client in clients:
-            if client.pending is not None:
-                answer = await stub.Append(audit_pb2.AppendRequest(records=[client.pending]), timeout=10)  # type: ignore[misc]
-                client.acknowledged[client.pending.idempotency_key] = answer.indexes[0]
-        await to.close()
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(30) == 0
-    write_export(database_url, tmp_path / "export.zip")
-    report = verify.verify(str(tmp_path / "export.zip"), key=vkey)
-    assert (report.code, report.gaps) == (verify.PROVED, []), report.problems
-    acknowledged = {key: index for client in clients for key, index in client.acknowledged.items()}
-    stored = {
-        str(members["key"]): index
-        for index, members in enumerate(map(_members, forging.leaves(forging.read(tmp_path / "export.zip"))))
-    }
-    assert stored == acknowledged
-    assert len(acknowledged) == report.size > ROUNDS
-
-
-def _members(leaf: bytes) -> dict[str, object]:
-    from services.audit import record
-
-    return record.parse(leaf)
 
 
 def code_of(log: Log, producer: Producer, number: int) -> ErrorCode.ValueType:
