@@ -70,9 +70,10 @@ def signing_key(folder: Path) -> Ed25519PrivateKey:
 
 
 def pseudonym_secret(folder: Path) -> bytes:
-    """Return the 32 bytes of the pseudonym key; CONFIGURATION where it is absent or none."""
+    """Return the 32 bytes of the pseudonym key in use; CONFIGURATION where it is absent or none."""
     try:
-        secret = bytes.fromhex((folder / PSEUDONYMS).read_text("ascii").strip())
+        lines = (folder / PSEUDONYMS).read_text("ascii").split("\n")  # those behind the first were in use before
+        secret = bytes.fromhex(lines[0].strip())
     except (OSError, ValueError):
         raise _unreadable(PSEUDONYMS) from None
     if len(secret) != 32:
