@@ -14,11 +14,14 @@ _INGEST = frozenset({Identity.INGEST})
 METHODS: Mapping[str, frozenset[Identity]] = MappingProxyType(
     {
         "/stepwedge.audit.v1.AuditService/Append": _PRODUCERS,
+        "/stepwedge.audit.v1.AuditService/AppendStream": _PRODUCERS,
         "/stepwedge.audit.v1.AuditService/GetEntry": _READERS,
         "/stepwedge.audit.v1.AuditService/QueryEntries": _READERS,
         "/stepwedge.audit.v1.AuditService/GetCheckpoint": _READERS | _INGEST,
         "/stepwedge.audit.v1.AuditService/GetInclusionProof": _READERS | _INGEST,
         "/stepwedge.audit.v1.AuditService/GetConsistencyProof": _READERS,
+        "/stepwedge.audit.v1.AuditService/GetProof": _READERS,
+        "/stepwedge.audit.v1.AuditService/RotateKey": frozenset({Identity.OPERATOR}),
         "/stepwedge.audit.v1.AuditService/Export": _READERS,
         "/stepwedge.redaction.v1.RedactionService/RedactInstance": _INGEST,
         "/stepwedge.inference.v1.InferenceService/AssessInstance": _INGEST,
@@ -40,6 +43,8 @@ METHODS: Mapping[str, frozenset[Identity]] = MappingProxyType(
 
 OPEN_ENDED: frozenset[str] = frozenset(
     {
+        # One for each producer's process, for as long as it lives; the producer bounds each batch.
+        "/stepwedge.audit.v1.AuditService/AppendStream",
         "/stepwedge.ingest.v1.IngestService/WatchDecisions",
         "/grpc.health.v1.Health/Watch",
         # Held open by the tools for as long as a person explores; operators only.
@@ -54,6 +59,10 @@ ALWAYS_ADMITTED: frozenset[str] = frozenset(
 )
 """Methods that the bound on concurrent calls does not count: a server at its limit is still healthy and must say so."""
 
+TALLIED: frozenset[str] = frozenset({"/stepwedge.audit.v1.AuditService/Append"})
+"""Methods called for every record of the cluster: those that succeed are counted into one line of the process's log
+instead of bearing one each. Failures bear their own, and the metrics count every call."""
+
 RETRIED: frozenset[str] = frozenset(
     {
         "/stepwedge.audit.v1.AuditService/GetEntry",
@@ -61,6 +70,7 @@ RETRIED: frozenset[str] = frozenset(
         "/stepwedge.audit.v1.AuditService/GetCheckpoint",
         "/stepwedge.audit.v1.AuditService/GetInclusionProof",
         "/stepwedge.audit.v1.AuditService/GetConsistencyProof",
+        "/stepwedge.audit.v1.AuditService/GetProof",
         "/stepwedge.redaction.v1.RedactionService/RedactInstance",
         "/stepwedge.inference.v1.InferenceService/AssessInstance",
         "/stepwedge.inference.v1.InferenceService/ListModels",

@@ -2,8 +2,9 @@
 
 The leaf is canonical JSON (RFC 8785, no floating-point numbers) and is kept verbatim. Its members:
 
-`schema`, `index`, `id` (UUIDv7), `producer`, `recorded_at` are the log's; `repeats` lists sequence numbers of this
-producer's incarnation that brought nothing new, because their idempotency keys were known. `key`, `incarnation`,
+`schema`, `index`, `id` (UUIDv7), `producer`, `recorded_at`, `retention` are the log's; `repeats` lists sequence numbers
+of this producer's incarnation that brought nothing new, because their idempotency keys were known; `identity_sha256`
+commits to the sealed identity that was handed in beside the record. `key`, `incarnation`,
 `sequence`, `occurred_at`, `outcome`, `subject`, `study`, `series`, `instance`, `pins`, `trace_id`, `kind` and `event`
 are the producer's. Strings and lists that are empty are left out; numbers and booleans of an event never are.
 
@@ -48,6 +49,10 @@ _PERSON = r"(?=.{1,64}\Z)[a-z][a-z0-9]*(?:[._-][a-z0-9]+)*"  # the name of an ac
 _ROLE = r"radiographer|operator|auditor|administrator"
 _STANDARD_UID = r"1\.2\.840\.10008\.[0-9.]{1,49}|private"
 _SUBJECT = r"SW-[A-Z2-7]{24}"
+_CALLER = r"[a-z][a-z0-9_-]{0,31}"
+REFERENCE = r"[A-Z]{1,4}(?:[-/][0-9]{1,6}){1,4}"
+"""Number of a case at the site."""
+_VKEY = r"[!-*,-~]{1,200}\+[0-9a-f]{8}\+[A-Za-z0-9+/]{44}"  # C2SP signed-note, 33 bytes in base64
 _KEY_PART = rf"(?:{_TOKEN}|{_NAME}|{_HEX}|{_UID}|{_UUID}|{_SUBJECT}|[0-9]{{1,6}})"
 
 SHAPES: Mapping[str, str] = {
@@ -96,12 +101,23 @@ SHAPES: Mapping[str, str] = {
     "AuthenticatedEvent.act": r"[a-z][a-z_]{0,31}",
     "AuthenticatedEvent.method": r"local|oidc",
     "AuthenticatedEvent.by": _PERSON,
+    **{
+        f"{event}.{name}": shape
+        for event in ("ErasedEvent", "HoldEvent", "PrunedEvent", "IdentityLookedUpEvent")
+        for name, shape in (("requested_by", _CALLER), ("person", _PERSON), ("reference", REFERENCE))
+        if (event, name) != ("PrunedEvent", "reference")
+    },
+    "ErasedEvent.master_key": r"[0-9a-f]{16}",
+    "HoldEvent.hold": _UUID,
+    "PrunedEvent.before": r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9}Z",
     "AlertEvent.about": r"[a-z][a-z0-9_-]{0,31}",
     "AlertEvent.incarnation": _UUID,
+    "KeyRotatedEvent.old_key": _VKEY,
+    "KeyRotatedEvent.new_key": _VKEY,
 }
 """What each string field may hold, as a pattern for the whole value; a field that is not here is refused."""
 
-LONGEST: Mapping[str, int] = {"DecidedEvent.instances": 100_000}
+LONGEST: Mapping[str, int] = {"DecidedEvent.instances": 100_000, "PrunedEvent.ranges": 500_000}
 """Most items of a repeated field, where it is not `_MANY`."""
 _MANY = 128
 
@@ -114,6 +130,11 @@ PRODUCERS: Mapping[str, frozenset[Identity]] = {
     "failed": frozenset({Identity.INGEST, Identity.REDACTION, Identity.INFERENCE}),
     "requeued": frozenset({Identity.INGEST}),
     "alert": frozenset({Identity.AUDIT}),
+    "erased": frozenset({Identity.AUDIT}),
+    "hold": frozenset({Identity.AUDIT}),
+    "pruned": frozenset({Identity.AUDIT}),
+    "identity_looked_up": frozenset({Identity.AUDIT}),
+    "key_rotated": frozenset({Identity.AUDIT}),
     "reviewed": frozenset({Identity.INGEST}),
     "viewed": frozenset({Identity.CONSOLE}),
     "authenticated": frozenset({Identity.CONSOLE}),
@@ -127,6 +148,15 @@ KINDS: Mapping[str, int] = {
 
 _OF_THE_MOMENT = ("key", "incarnation", "sequence", "occurred_at", "trace_id")
 """Members that differ when the same act is recorded again."""
+
+RETENTION: Mapping[str, int] = {
+    name.removeprefix("RETENTION_CLASS_"): number for name, number in audit_pb2.RetentionClass.items() if number
+}
+"""Retention class as a leaf names it to its number."""
+
+_SEALED = range(64, 8193)
+_TOKEN_BYTES = 16
+_TOKENS = 16
 
 
 def _invalid(message: str) -> StepwedgeError:
@@ -249,6 +279,10 @@ class Prepared:
     """The producer's part of the leaf."""
     attachments: dict[str, bytes] = field(default_factory=dict)
     """What is kept beside the leaf, by its SHA-256."""
+    sealed: bytes = b""
+    """The sealed identity of the subject; its digest is in `members`."""
+    tokens: tuple[bytes, ...] = ()
+    """Entries of the blind index."""
 
     @property
     def content(self) -> dict[str, Any]:
@@ -299,10 +333,24 @@ def prepare(record: audit_pb2.Record, producer: Identity) -> Prepared:
     event = members["event"] = _members(getattr(record, kind))
     _REQUIRED.get(kind, lambda _: None)(record)
     prepared = Prepared(producer.value, key, record.incarnation, record.sequence, kind, members)
+    if record.HasField("identification"):
+        _take_out_identity(record, prepared)
     _put_beside(event, prepared.attachments)
     if len(encode(members)) > MAX_ENTRY - 1024 - 24 * MAX_REPEATS:
         raise _invalid("the record is too long")
     return prepared
+
+
+def _take_out_identity(record: audit_pb2.Record, prepared: Prepared) -> None:
+    """Leave of the identity nothing but the commitment to it."""
+    given = record.identification
+    _require(bool(record.subject), "Record.subject")
+    if len(given.sealed) not in _SEALED:
+        raise _invalid("Identification.sealed is too short or too long")
+    if len(given.tokens) > _TOKENS or any(len(token) != _TOKEN_BYTES for token in given.tokens):
+        raise _invalid("Identification.tokens has too many items, or one of another length")
+    prepared.sealed, prepared.tokens = given.sealed, tuple(given.tokens)
+    prepared.members["identity_sha256"] = sha256(given.sealed).hexdigest()
 
 
 MAX_REPEATS = 256
@@ -368,20 +416,31 @@ _REQUIRED: Mapping[str, Any] = {
 
 
 def _put_beside(event: dict[str, Any], attachments: dict[str, bytes]) -> None:
-    """Replace a list of instances that would not fit into an entry (uint16 length) by its digest."""
-    instances = event.get("instances")
-    if instances is None or len(instances) * 64 < _INLINE:
-        return
-    data = encode(instances)
-    if len(data) <= _INLINE:
-        return
-    digest = sha256(data).hexdigest()
-    attachments[digest] = data
-    del event["instances"]
-    event["attachment"] = {"count": len(instances), "field": "instances", "sha256": digest, "size": len(data)}
+    """Replace a list that would not fit into an entry (uint16 length) by its digest."""
+    for name in ("instances", "ranges"):
+        items = event.get(name)
+        if items is None or len(items) * 64 < _INLINE:
+            continue
+        data = encode(items)
+        if len(data) <= _INLINE:
+            continue
+        digest = sha256(data).hexdigest()
+        attachments[digest] = data
+        del event[name]
+        event["attachment"] = {"count": len(items), "field": name, "sha256": digest, "size": len(data)}
 
 
-def leaf(prepared: Prepared, *, index: int, entry_id: str, recorded_at: str, repeats: list[int]) -> bytes:
+def actor(event: Mapping[str, Any]) -> str | None:
+    """Who asked or acted, of the members of an event: an account where there is one, else an identity."""
+    for name in ("person", "reviewer", "actor", "requested_by"):
+        if value := event.get(name):
+            return str(value)
+    return None
+
+
+def leaf(
+    prepared: Prepared, *, index: int, entry_id: str, recorded_at: str, repeats: list[int], retention: str = ""
+) -> bytes:
     """The bytes of the leaf."""
     members = {
         **prepared.members,
@@ -393,6 +452,8 @@ def leaf(prepared: Prepared, *, index: int, entry_id: str, recorded_at: str, rep
     }
     if repeats:
         members["repeats"] = repeats
+    if retention:
+        members["retention"] = retention
     return encode(members)
 
 

@@ -17,6 +17,8 @@ _PINS = (
     *("policy_sha256", "calibration_sha256", "profile_sha256", "profile_edition", "execution_provider"),
     *("software_build", "output_sha256"),
 )
+_IN_THE_LOG = ("first_index", "entries")
+_ASKED = ("requested_by", "person", "purpose")
 _EVENTS: Mapping[str, tuple[str, ...]] = {
     "received": ("channel", "sop_class_uid", "transfer_syntax_uid", "size_bytes", "conflict"),
     "redacted": ("actions", "method_codes", "burned_in_text_possible", "residual_hits", "refusal"),
@@ -25,17 +27,24 @@ _EVENTS: Mapping[str, tuple[str, ...]] = {
     "delivered": ("destination", "objects", "revision"),
     "failed": ("step", "error", "permanent", "attempts"),
     "requeued": ("requested_by",),
-    "alert": ("code", "about", "incarnation", "first_sequence", "last_sequence", "clock_step_ms"),
+    "alert": ("code", "about", "incarnation", "first_sequence", "last_sequence", "clock_step_ms", *_IN_THE_LOG),
+    "erased": (*_ASKED, "reference", "keys", "identities", "tokens", "master_key", "refusal"),
+    "hold": ("act", "hold", *_ASKED, "reference"),
+    "pruned": ("requested_by", "person", "before", "classes", "removed", "ranges", "held", "refusal", "attachment"),
+    "identity_looked_up": (*_ASKED, "reference", "index", "found"),
     "reviewed": (
         *("verdict", "decided", "revision", "decided_index", "reason", "reviewer", "role", "note_commitment"),
     ),
     "viewed": ("person", "role", "what"),
     "authenticated": ("person", "role", "act", "method", "by"),
+    "key_rotated": ("old_key", "new_key", "from_size"),
 }
+_LATER = ("retention", "identity_sha256")
 COLUMNS: tuple[str, ...] = (
     *_RECORD,
     *(f"pins.{name}" for name in _PINS),
     *(f"{kind}.{name}" for kind, names in _EVENTS.items() for name in names),
+    *_LATER,
     "other",
 )
 """The columns, in order; new ones come at the end. Members that have none stand in `other` as canonical JSON."""

@@ -27,6 +27,8 @@ class Code(NamedTuple):
 # PS3.16 CID 400, of which these records need a few.
 ACCESSED = Code("110103", "DICOM Instances Accessed")
 TRANSFERRED = Code("110104", "DICOM Instances Transferred")
+AUDIT_LOG_USED = Code("110101", "Audit Log Used")
+PATIENT_RECORD = Code("110110", "Patient Record")
 SECURITY_ALERT = Code("110113", "Security Alert")
 AUTHENTICATION = Code("110114", "User Authentication")
 
@@ -65,7 +67,12 @@ VOCABULARY: Mapping[str, Vocabulary] = {
     "DELIVERED": Vocabulary(TRANSFERRED, "R", "10", "Result delivered", SOURCE),
     "FAILED": Vocabulary(ACCESSED, "R", "", "Step failed"),
     "REQUEUED": Vocabulary(ACCESSED, "U", "", "Study put back in the queue", requestor=False),
+    "ERASED": Vocabulary(PATIENT_RECORD, "D", "15", "Identity of a subject erased", requestor=False),
+    "HOLD": Vocabulary(PATIENT_RECORD, "U", "", "Legal hold set or released", requestor=False),
+    "PRUNED": Vocabulary(AUDIT_LOG_USED, "D", "15", "Entries removed at the end of their retention", requestor=False),
+    "IDENTITY_LOOKED_UP": Vocabulary(PATIENT_RECORD, "R", "6", "Identity of a subject looked up", requestor=False),
     "ALERT": Vocabulary(SECURITY_ALERT, "E", "", "The log noticed something"),
+    "KEY_ROTATED": Vocabulary(SECURITY_ALERT, "U", "", "The log's signing key was replaced"),
     "REVIEWED": Vocabulary(ACCESSED, "U", "4", "Decision reviewed by a person", requestor=False),
     "VIEWED": Vocabulary(ACCESSED, "R", "6", "Looked at by a person", requestor=False),
     "AUTHENTICATED": Vocabulary(AUTHENTICATION, "E", "", "Sign-in or account", requestor=False),
@@ -185,6 +192,10 @@ _OTHERS: Mapping[str, _Other] = {
     "RECEIVED": _Other("channel", SOURCE, True),
     "DELIVERED": _Other("destination", DESTINATION, False),
     "REQUEUED": _Other("requested_by", APPLICATION, True, "spiffe"),
+    "ERASED": _Other("requested_by", APPLICATION, True, "spiffe"),
+    "HOLD": _Other("requested_by", APPLICATION, True, "spiffe"),
+    "PRUNED": _Other("requested_by", APPLICATION, True, "spiffe"),
+    "IDENTITY_LOOKED_UP": _Other("requested_by", APPLICATION, True, "spiffe"),
     "ALERT": _Other("about", APPLICATION, False, "spiffe"),
     "REVIEWED": _Other("reviewer", APPLICATION, True),
     "VIEWED": _Other("person", APPLICATION, True),

@@ -35,10 +35,13 @@ parser = pytest.importorskip("syslog_rfc5424_parser", reason="needs the package 
 GRAMMAR = etree.RelaxNG(etree.parse(Path(__file__).with_name("test_formats_message.rng")))
 DOCUMENT = Path(__file__).parents[3] / "docs" / "auditor.md"
 KINDS = sorted(facts.VOCABULARY)
+_OF_THE_LOG = ("ERASED", "HOLD", "PRUNED", "IDENTITY_LOOKED_UP")
 PRODUCER = {
+    **dict.fromkeys(_OF_THE_LOG, Identity.AUDIT),
     "REDACTED": Identity.REDACTION,
     "ASSESSED": Identity.INFERENCE,
     "ALERT": Identity.AUDIT,
+    "KEY_ROTATED": Identity.AUDIT,
     "VIEWED": Identity.CONSOLE,
     "AUTHENTICATED": Identity.CONSOLE,
 }
@@ -94,6 +97,16 @@ SAMPLE: Mapping[str, Any] = {
     "AuthenticatedEvent.act": "sign_in",
     "AuthenticatedEvent.method": "local",
     "AuthenticatedEvent.by": "admin",
+    "KeyRotatedEvent.old_key": f"test.example/log+0123abcd+{'A' * 44}",
+    "KeyRotatedEvent.new_key": f"test.example/log+abcd0123+{'B' * 44}",
+    **{
+        f"{event}.{name}": value
+        for event in ("ErasedEvent", "HoldEvent", "PrunedEvent", "IdentityLookedUpEvent")
+        for name, value in (("requested_by", "auditor"), ("person", "anna.b"), ("reference", "ERA-2026-17"))
+    },
+    "ErasedEvent.master_key": "0123456789abcdef",
+    "HoldEvent.hold": "01234567-89ab-cdef-0123-456789abcdef",
+    "PrunedEvent.before": "2026-11-22T05:00:00.000000000Z",
     "AlertEvent.about": "ingest",
     "AlertEvent.incarnation": "01234567-89ab-cdef-0123-456789abcdef",
     "AlertEvent.code": audit_pb2.ALERT_CODE_CLOCK_STEP,

@@ -70,6 +70,30 @@ def every_kind() -> Iterator[tuple[Identity, audit_pb2.Record]]:
     signed = console.record(f"authenticated/{uuid.uuid4()}")
     signed.authenticated.person, signed.authenticated.act, signed.authenticated.method = "anna.b", "sign_in", "local"
     yield console.identity, signed
+    rotated = Producer(Identity.AUDIT).record(f"key-rotated/{uuid.uuid4()}")
+    rotated.key_rotated.old_key = f"test.example/log+0123abcd+{'A' * 44}"
+    rotated.key_rotated.new_key = f"test.example/log+abcd0123+{'B' * 44}"
+    rotated.key_rotated.from_size = 6
+    yield Identity.AUDIT, rotated
+    log = Producer(Identity.AUDIT)
+    asked = {"requested_by": "auditor", "purpose": audit_pb2.PURPOSE_OF_USE_PATRQT}
+    erased = log.record(f"erased/{uuid.uuid4()}", subject="SW-" + "A" * 24)
+    erased.erased.MergeFrom(audit_pb2.ErasedEvent(**asked, keys=1, identities=3, tokens=2, master_key="ab" * 8))
+    yield log.identity, erased
+    hold = log.record(f"hold/{uuid.uuid4()}", study=uid(1))
+    hold.hold.MergeFrom(audit_pb2.HoldEvent(**asked, act=audit_pb2.HOLD_ACT_SET, hold=str(uuid.uuid4())))
+    hold.hold.reference = "LAW-2026-17"
+    yield log.identity, hold
+    pruned = log.record(f"pruned/{uuid.uuid4()}")
+    pruned.pruned.MergeFrom(audit_pb2.PrunedEvent(requested_by="operator", removed=7))
+    pruned.pruned.before = "2026-11-22T05:00:00.000000000Z"
+    pruned.pruned.classes.append(audit_pb2.RETENTION_CLASS_M6)
+    pruned.pruned.ranges.add(first=0, last=6)
+    yield log.identity, pruned
+    looked_up = log.record(f"identity/{uuid.uuid4()}", subject="SW-" + "A" * 24)
+    looked_up.identity_looked_up.MergeFrom(audit_pb2.IdentityLookedUpEvent(**asked, index=5, found=True))
+    looked_up.identity_looked_up.person = "anna.b"
+    yield log.identity, looked_up
     alert = Producer(Identity.AUDIT).record(f"alert/{uuid.uuid4()}")
     alert.alert.code = audit_pb2.ALERT_CODE_CLOCK_STEP
     alert.alert.clock_step_ms = -5000
