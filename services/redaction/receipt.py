@@ -7,12 +7,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Box:
+    """A rectangle of one frame that was blanked, in pixels from the upper left corner.
+
+    frame: from 1. reason: a word of ours for why ("region", "device", "text").
+    """
+
+    frame: int
+    left: int
+    top: int
+    width: int
+    height: int
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {name: getattr(self, name) for name in ("frame", "left", "top", "width", "height", "reason")}
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """The receipt; the same fields as `stepwedge.redaction.v1.Receipt`.
 
     actions: attributes touched, by action. input_commitment: HMAC-SHA-256 over the digest of the original;
-    output_sha256: of the result. residual_hits: values that the residual check found (nothing is released above 0).
+    output_sha256: of the result. residual_hits: values that the second opinion found (nothing is released above 0);
+    second_opinion: the same by where they were found. boxes: what was blanked in the pixels. key_id: of the pseudonym
+    key.
     """
 
     profile: str
@@ -25,18 +46,26 @@ class Receipt:
     residual_hits: int = 0
     burned_in_text_possible: bool = False
     burned_in_text_detail: str = ""
+    options: tuple[str, ...] = ()
+    key_id: str = ""
+    boxes: tuple[Box, ...] = ()
+    second_opinion: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values: strings, integers, booleans."""
         return {
             "profile": self.profile,
             "profile_sha256": self.profile_sha256,
+            "options": list(self.options),
             "edition": self.edition,
+            "key_id": self.key_id,
             "actions": dict(sorted(self.actions.items())),
+            "boxes": [box.as_json() for box in self.boxes],
             "method_codes": list(self.method_codes),
             "input_commitment": self.input_commitment,
             "output_sha256": self.output_sha256,
             "residual_hits": self.residual_hits,
+            "second_opinion": dict(sorted(self.second_opinion.items())),
             "burned_in_text_possible": self.burned_in_text_possible,
             "burned_in_text_detail": self.burned_in_text_detail,
         }
