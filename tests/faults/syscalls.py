@@ -1,0 +1,256 @@
+"""The log while one system call fails: every occurrence of every call that writes, reads, syncs, opens or names.
+
+    python -m tests.faults.syscalls                 # every occurrence: EIO, ENOSPC, and SIGKILL
+    python -m tests.faults.syscalls --every 7       # one of seven
+
+A fixed piece of work (keys, log, high-water mark, attachments, a second start) runs under `strace`, which makes the
+n-th call of one kind fail in each thread, or kills the process there. Then, without faults: the log opens, holds every
+acknowledged record at its index and none twice, takes another one, and its export is proved by the verifier. Prints
+one JSON object; exit status 1 for a violation.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from services.audit import record
+from services.audit.__main__ import write_export
+from services.audit.log import Log
+from shared import keys
+from shared.errors import StepwedgeError
+from tests.faults.nursery import Child, Nursery
+from tests.unit.audit.making import ORIGIN, Producer, close, open_log
+from tests.unit.verifier import forging
+from verifier import verify
+
+CALLS = (
+    "openat",
+    "write",
+    "pwrite64",
+    "writev",
+    "fsync",
+    "fdatasync",
+    "ftruncate",
+    "fallocate",
+    "rename",
+    "renameat",
+    "renameat2",
+    "link",
+    "linkat",
+    "unlink",
+    "unlinkat",
+    "mkdir",
+    "mkdirat",
+    "flock",
+    "pread64",
+)
+KILL = "SIGKILL"
+FAULTS = ("EIO", "ENOSPC", KILL)
+"""The call fails with the error; or the process is killed at the call."""
+RECORDS = 9
+_TRIES = 30
+
+
+class Fault(NamedTuple):
+    """One call that fails."""
+
+    call: str
+    error: str
+    occurrence: int
+
+    def __str__(self) -> str:
+        return f"{self.call} number {self.occurrence}: {self.error}"
+
+    @property
+    def options(self) -> list[str]:
+        """For strace."""
+        what = f"signal={self.error}" if self.error == KILL else f"error={self.error}"
+        return ["-e", f"trace={self.call}", "-e", f"inject={self.call}:{what}:when={self.occurrence}"]
+
+
+def can_trace() -> bool:
+    """Whether strace is there and may attach."""
+    strace = shutil.which("strace")
+    if strace is None:
+        return False
+    with subprocess.Popen(["sleep", "30"]) as sleeper:
+        command = [strace, "-f", "-qq", "-o", os.devnull, "-p", str(sleeper.pid)]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as tracing:
+            deadline = time.monotonic() + 10
+            while tracing.poll() is None and time.monotonic() < deadline:
+                if "TracerPid:\t0\n" not in Path(f"/proc/{sleeper.pid}/status").read_text():
+                    break
+                time.sleep(0.01)
+            traced = tracing.poll() is None
+            tracing.terminate()
+        sleeper.kill()
+    return traced
+
+
+# The work, in the process that is traced.
+
+
+def _say(words: str) -> None:
+    for _ in range(_TRIES):
+        try:
+            os.write(1, f"{words}\n".encode())
+        except OSError:
+            continue
+        return
+
+
+def _again(act: Callable[[], object]) -> object:
+    """Do it until it is done: what a service's supervisor, or a caller that was refused, would do."""
+    for _ in range(_TRIES):
+        try:
+            return act()
+        except (StepwedgeError, OSError) as error:
+            _say(f"refused {error.name if isinstance(error, StepwedgeError) else type(error).__name__}")
+    raise SystemExit(3)
+
+
+def _take(log: Log, producer: Producer, number: int) -> None:
+    made = producer.received(number) if number % 4 else producer.decided(number + 1, instances=300)
+    prepared = [producer.prepared(made)]
+
+    def submit() -> int:
+        return log.submit(prepared).result(30).indexes[0]
+
+    _say(f"taken {made.idempotency_key} {_again(submit)}")
+
+
+def work(folder: str) -> int:
+    """Make keys, start a log, append, stop, and once more."""
+    place = Path(folder)
+    producer = Producer()
+    for start in range(2):
+        _again(lambda: keys.create(place / "keys", origin=ORIGIN, development=True))
+        log = _again(lambda: open_log(f"sqlite:///{place / 'audit.db'}", place, key=keys.signing_key(place / "keys")))
+        assert isinstance(log, Log)
+        for number in range(start * RECORDS, (start + 1) * RECORDS):
+            _take(log, producer, number)
+        close(log)
+    _say("done")
+    return 0
+
+
+# Outside.
+
+
+def _traced(nursery: Nursery, folder: Path, options: Sequence[str], out: str) -> tuple[Child, int]:
+    folder.mkdir(parents=True)
+    child = nursery.spawn("tests.faults.syscalls:work", folder / "out", arguments=[str(folder)], traced=True)
+    command = ["strace", "-f", "-qq", "-o", out, *options, "-p", str(child.pid)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL):
+        status = nursery.reap(child.pid)
+    return child, status
+
+
+def occurrences(nursery: Nursery, folder: Path) -> dict[str, int]:
+    """How often the work makes each call, in the thread that makes it most."""
+    trace = folder / "trace"
+    folder.mkdir(parents=True)
+    child, status = _traced(nursery, folder / "work", ["-e", f"trace={','.join(CALLS)}"], str(trace))
+    assert (status, child.lines()[-1]) == (0, "done"), child.lines()
+    counted: Counter[tuple[str, str]] = Counter()
+    for line in trace.read_text().splitlines():
+        thread, _, rest = line.partition(" ")
+        name = rest.strip().partition("(")[0]
+        if name in CALLS:
+            counted[thread, name] += 1
+    most: dict[str, int] = {}
+    for (_, name), count in counted.items():
+        most[name] = max(most.get(name, 0), count)
+    return most
+
+
+def faults(counts: dict[str, int], every: int = 1, first: int = 0) -> Iterator[Fault]:
+    """One of `every` faults, a few beyond the last occurrence too: a call that fails is made again."""
+    number = first
+    for call, count in sorted(counts.items()):
+        for occurrence in range(1, count + 3):
+            for error in FAULTS:
+                if number % every == 0:
+                    yield Fault(call, error, occurrence)
+                number += 1
+
+
+class Outcome(NamedTuple):
+    """What came of one fault."""
+
+    status: int
+    refusals: tuple[str, ...]
+    acknowledged: int
+
+
+def strike(nursery: Nursery, folder: Path, fault: Fault) -> Outcome:
+    """Do the work under one fault, then hold what is there against what was acknowledged. Raises AssertionError."""
+    child, status = _traced(nursery, folder, fault.options, os.devnull)
+    said = [line.split() for line in child.lines()]
+    taken = {words[1]: int(words[2]) for words in said if words[0] == "taken"}
+    refusals = tuple(words[1] for words in said if words[0] == "refused")
+    _check(folder, taken)
+    return Outcome(status, refusals, len(taken))
+
+
+def _check(folder: Path, taken: dict[str, int]) -> None:
+    keys.create(folder / "keys", origin=ORIGIN, development=True)
+    url = f"sqlite:///{folder / 'audit.db'}"
+    log = open_log(url, folder, key=keys.signing_key(folder / "keys"))
+    producer = Producer()
+    log.submit([producer.prepared(producer.received(1_000_000))]).result(30)
+    close(log)
+    write_export(url, folder / "export.zip")
+    report = verify.verify(str(folder / "export.zip"), key=(folder / "keys" / keys.VERIFICATION).read_text().strip())
+    assert (report.code, report.gaps) == (verify.PROVED, []), (report.problems, report.gaps)
+    found: dict[str, int] = {}
+    for index, leaf in enumerate(forging.leaves(forging.read(folder / "export.zip"))):
+        key = record.parse(leaf)["key"]
+        assert key not in found, "a record is there twice"
+        found[key] = index
+    assert taken.items() <= found.items(), "an acknowledged record is not there"
+    # The one more of here, and at most one that was under way when the work ended.
+    assert len(found) - 1 - len(taken) <= 1, "records are there that nobody handed in"
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--every", type=int, default=1)
+    given = parser.parse_args()
+    began = time.monotonic()
+    struck: Counter[str] = Counter()
+    violations: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="stepwedge-faults-") as text, Nursery() as nursery:
+        counts = occurrences(nursery, Path(text) / "count")
+        for number, fault in enumerate(faults(counts, given.every)):
+            folder = Path(text) / str(number)
+            try:
+                outcome = strike(nursery, folder, fault)
+            except Exception as error:
+                violations.append(f"{fault}: {type(error).__name__}: {error}"[:2000])
+                sys.stderr.write(f"{violations[-1]}\n")
+            else:
+                struck[f"{fault.call} {fault.error}"] += 1
+                struck["runs that ended before the work was done"] += outcome.status != 0
+                struck["runs with a refusal"] += bool(outcome.refusals)
+                shutil.rmtree(folder)
+            if number % 100 == 0:
+                sys.stderr.write(f"{number} faults, {time.monotonic() - began:.0f} s\n")
+        result = {"occurrences": counts, "struck": dict(struck), "violations": violations}
+        print(json.dumps({"seconds": round(time.monotonic() - began, 1), **result}, indent=2, sort_keys=True))
+        if violations:
+            shutil.copytree(text, tempfile.mkdtemp(prefix="stepwedge-kept-"), dirs_exist_ok=True)
+    return int(bool(violations))
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
