@@ -8,6 +8,7 @@ from shared.identity import Identity
 _EVERYONE = frozenset(Identity)
 _PRODUCERS = frozenset({Identity.INGEST, Identity.REDACTION, Identity.INFERENCE, Identity.AUDIT, Identity.CONSOLE})
 _READERS = frozenset({Identity.AUDITOR, Identity.OPERATOR, Identity.CONSOLE})
+_GUARDIANS = frozenset({Identity.AUDITOR, Identity.CONSOLE})
 _CALLERS = frozenset({Identity.PACS, Identity.OPERATOR, Identity.CONSOLE})
 _INGEST = frozenset({Identity.INGEST})
 
@@ -23,6 +24,13 @@ METHODS: Mapping[str, frozenset[Identity]] = MappingProxyType(
         "/stepwedge.audit.v1.AuditService/GetProof": _READERS,
         "/stepwedge.audit.v1.AuditService/RotateKey": frozenset({Identity.OPERATOR}),
         "/stepwedge.audit.v1.AuditService/Export": _READERS,
+        "/stepwedge.audit.v1.AuditService/StreamEntries": _READERS,
+        "/stepwedge.audit.v1.AuditService/EraseSubject": _GUARDIANS,
+        "/stepwedge.audit.v1.AuditService/SetHold": _GUARDIANS,
+        "/stepwedge.audit.v1.AuditService/ListHolds": _READERS,
+        "/stepwedge.audit.v1.AuditService/Prune": _GUARDIANS | frozenset({Identity.OPERATOR}),
+        "/stepwedge.audit.v1.AuditService/OpenIdentity": _GUARDIANS,
+        "/stepwedge.audit.v1.AuditService/CheckLog": _READERS,
         "/stepwedge.redaction.v1.RedactionService/RedactInstance": _INGEST,
         "/stepwedge.inference.v1.InferenceService/AssessInstance": _INGEST,
         "/stepwedge.inference.v1.InferenceService/ListModels": _READERS | _INGEST,

@@ -60,6 +60,8 @@ _CLASSES: dict[ErrorCode.ValueType, _Class] = {
     ErrorCode.ERROR_CODE_LOG_INCONSISTENT: _Class(_S.DATA_LOSS, True),
     ErrorCode.ERROR_CODE_CONFIGURATION: _Class(_S.FAILED_PRECONDITION, True),
     ErrorCode.ERROR_CODE_FILE: _Class(_S.FAILED_PRECONDITION, True),
+    ErrorCode.ERROR_CODE_LEGAL_HOLD: _Class(_S.FAILED_PRECONDITION, True),
+    ErrorCode.ERROR_CODE_RETAINED: _Class(_S.FAILED_PRECONDITION, True),
 }
 
 MEANING: dict[ErrorCode.ValueType, str] = {
@@ -95,6 +97,8 @@ MEANING: dict[ErrorCode.ValueType, str] = {
     ErrorCode.ERROR_CODE_LOG_INCONSISTENT: "what the log holds contradicts what it signed; it refuses to go on",
     ErrorCode.ERROR_CODE_CONFIGURATION: "a setting is missing, wrong, or not allowed",
     ErrorCode.ERROR_CODE_FILE: "a file or folder cannot be read or written",
+    ErrorCode.ERROR_CODE_LEGAL_HOLD: "a legal hold keeps what was to be erased or removed",
+    ErrorCode.ERROR_CODE_RETAINED: "what was to be removed must still be kept",
 }
 """Each code in plain words, to stand behind a colon."""
 
