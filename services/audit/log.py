@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -29,6 +29,7 @@ from shared.transparency.note import (
     BadSignatureError,
     Checkpoint,
     MalformedNoteError,
+    Note,
     Signer,
     VerificationKey,
     open_checkpoint,
@@ -63,6 +64,10 @@ class Submission:
     """A checkpoint of this log that enough witnesses cosigned, to be kept."""
     alert: audit_pb2.AlertEvent | None = None
     """What this process noticed, to be recorded."""
+    stamp: store.Stamp | None = None
+    """A time stamp of a checkpoint, to be kept."""
+    successor: Signer | None = None
+    """The key that is to sign from this batch on."""
     done: "Future[Receipt]" = field(default_factory=Future)
 
 
@@ -168,6 +173,8 @@ class Log:
         self.store = the_store
         self.origin = signer.key.name
         self._signer = signer
+        self._signs_from = 0
+        self._successor: Signer | None = None
         self._high_water = high_water
         self._wait = group_commit_seconds
         self._most = group_commit_records
@@ -225,6 +232,14 @@ class Log:
         """Record something that a person who guards the log should see."""
         return self._hand_in(Submission(alert=alert))
 
+    def keep_stamp(self, stamp: store.Stamp) -> "Future[Receipt]":
+        """Keep a time stamp of a checkpoint."""
+        return self._hand_in(Submission(stamp=stamp))
+
+    def rotate(self, successor: Signer) -> "Future[Receipt]":
+        """Record that `successor` signs from now on; both keys sign the checkpoint that ends with that record."""
+        return self._hand_in(Submission(successor=successor))
+
     def _hand_in(self, submission: Submission) -> "Future[Receipt]":
         if self._closing:
             submission.done.set_exception(unavailable("the log is closing"))
@@ -251,7 +266,13 @@ class Log:
             raise unavailable("this process does not write the log now")
 
     def sign(self, size: int, root: bytes) -> str:
-        """A signed checkpoint of a tree that is a prefix of the log; the caller computed its root from the log."""
+        """A signed checkpoint of a tree that is a prefix of the log; the caller computed its root from the log.
+
+        Raises INVALID_REQUEST for a tree that the key before this one signed: it is destroyed.
+        """
+        if size < self._signs_from:
+            message = f"the key of the log signs trees of {self._signs_from} entries and more; the one before is gone"
+            raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, message)
         return str(Checkpoint(self.origin, size, root).sign([self._signer]))
 
     # The thread.
@@ -357,9 +378,13 @@ class Log:
 
     def _check_key(self, connection: sa.Connection) -> None:
         known = store.keys(connection)
+        if self._successor is not None and known and known[-1].verification_key == str(self._successor.key):
+            self._signer = self._successor  # its batch was committed, though the answer to the commit was lost
+        self._successor = None
         if not known or known[-1].verification_key != str(self.key):
             message = "the signing key or the origin is not that of this log"
             raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, message)
+        self._signs_from = known[-1].from_size
 
     def _remember(self, incarnation: Incarnation) -> None:
         while len(self._incarnations) >= _CACHED_INCARNATIONS:
@@ -391,7 +416,8 @@ class Log:
                 except StepwedgeError as error:
                     answers.append((submission, error))
             draft.report(self._clock_step(now_us))
-            following = draft.finish(lambda size, root: self.sign(size, root))
+            self._successor = draft.hand_over(self.key)
+            following = draft.finish(self.sign)
             store.write(connection, following.batch)
         self._after(following, now_us)
         for submission, answer in answers:
@@ -403,6 +429,8 @@ class Log:
 
     def _after(self, following: "Following", now_us: int) -> None:
         """The batch is committed: make the mark outside the database, then go on from there."""
+        if self._successor is not None:
+            self._signer, self._signs_from, self._successor = self._successor, following.state.head.size, None
         mark = Mark(following.state.head.size, following.state.root)
         if following.batch.entries:
             self._high_water.write(mark)
@@ -464,6 +492,7 @@ class Draft:
         self._recorded_at = record.timestamp(now_us // 1_000_000, now_us % 1_000_000 * 1000)
         self._batch = Batch()
         self._alerts: list[audit_pb2.AlertEvent] = []
+        self._successor: Signer | None = None
         self._random = b""
 
     def look_up(self, batches: Iterable[Sequence[Prepared]]) -> None:
@@ -491,6 +520,10 @@ class Draft:
             self._batch.cosigned = submission.cosigned
         if submission.alert is not None:
             self._alerts.append(submission.alert)
+        if submission.stamp is not None:
+            self._batch.stamp = submission.stamp
+        if submission.successor is not None:
+            self._successor = submission.successor
 
     def _place(self, one: Prepared, digest: bytes) -> int:
         incarnation = self._incarnation(one.producer, one.incarnation)
@@ -589,14 +622,27 @@ class Draft:
         )
 
     def _append_alert(self, alert: audit_pb2.AlertEvent) -> None:
+        self._append_own("alert", audit_pb2.EVENT_OUTCOME_SERIOUS_FAILURE, alert=alert)
+
+    def hand_over(self, old: VerificationKey) -> Signer | None:
+        """Append, behind everything else of the batch, that another key signs from its checkpoint on; that key."""
+        if self._successor is not None:
+            rotated = audit_pb2.KeyRotatedEvent(
+                old_key=str(old), new_key=str(self._successor.key), from_size=self._range.size + 1
+            )
+            self._append_own("key-rotated", audit_pb2.EVENT_OUTCOME_SUCCESS, key_rotated=rotated)
+        return self._successor
+
+    def _append_own(self, key: str, outcome: audit_pb2.EventOutcome.ValueType, **event: Any) -> None:
+        """Append a record that the log itself makes."""
         own = self._own
         own.take(own.highest + 1, self._now_us)
         made = audit_pb2.Record(
-            idempotency_key=f"alert/{uuid.uuid4()}",
+            idempotency_key=f"{key}/{uuid.uuid4()}",
             incarnation=own.name,
             sequence=own.highest,
-            outcome=audit_pb2.EVENT_OUTCOME_SERIOUS_FAILURE,
-            alert=alert,
+            outcome=outcome,
+            **event,
         )
         made.occurred_at.FromMicroseconds(self._now_us)
         prepared = record.prepare(made, Identity.AUDIT)
@@ -609,7 +655,11 @@ class Draft:
         head, root, kept_us = before.head, before.root, before.kept_us
         if batch.entries:
             root = self._range.root()
-            head = batch.checkpoint = Head(self._range.size, sign(self._range.size, root), self._now_us)
+            note = sign(self._range.size, root)
+            if self._successor is not None:
+                note = countersigned(note, self._successor)
+                batch.key = store.Key(str(self._successor.key), self._range.size, note)
+            head = batch.checkpoint = Head(self._range.size, note, self._now_us)
             if before.head.size and before.head.signed_us - kept_us < _KEEP_CHECKPOINT_US:
                 batch.superseded = before.head.size if before.head.signed_us != kept_us else None
             else:
@@ -617,6 +667,12 @@ class Draft:
         batch.producers = [incarnation.row() for incarnation in self._touched.values()]
         state = State(head, root, self._range, self._levels, self._recorded_max_us, kept_us)
         return Following(batch, state, list(self._touched.values()), self._own, self._alerts)
+
+
+def countersigned(note: str, signer: Signer) -> str:
+    """A signed note with one more signature."""
+    before = Note.parse(note.encode())
+    return str(Note(before.text, (*before.signatures, signer.sign(before.text))))
 
 
 def common_code(name: str) -> audit_pb2.AlertCode.ValueType:
