@@ -45,8 +45,8 @@ class HighWater:
             return None
         except OSError:
             raise _unavailable() from None
-        if not data:
-            return None
+        if not data.strip(b" \0"):
+            return None  # it was made, and whoever made it was stopped before the first mark
         marks = [(mark, slot) for slot in (0, 1) if (mark := _decode(data[slot * _SLOT : (slot + 1) * _SLOT]))]
         if not marks:
             raise StepwedgeError(ErrorCode.ERROR_CODE_LOG_INCONSISTENT, "the high-water file is damaged")

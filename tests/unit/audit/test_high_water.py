@@ -22,6 +22,19 @@ def test_the_newest_mark_is_read_back_by_another_process(tmp_path: Path) -> None
     writer.close()
 
 
+@pytest.mark.parametrize("data", [b"", b" " * 100, b" " * 512, b"\x00" * 512])
+def test_a_file_whose_maker_was_stopped_before_the_first_mark_holds_none_and_takes_one(
+    tmp_path: Path, data: bytes
+) -> None:
+    path = tmp_path / "mark"
+    path.write_bytes(data)
+    high_water = HighWater(path)
+    assert high_water.read() is None
+    high_water.write(ONE)
+    high_water.close()
+    assert HighWater(path).read() == ONE
+
+
 @pytest.mark.parametrize("torn", range(0, 512, 16))
 def test_a_torn_write_leaves_the_mark_before_it(tmp_path: Path, torn: int) -> None:
     path = tmp_path / "mark"
