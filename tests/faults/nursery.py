@@ -60,13 +60,13 @@ class Nursery:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._living: set[int] = set()
+        self.living: set[int] = set()
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n", "it could not import what it must"
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in list(self._living):
+        for pid in list(self.living):
             os.kill(pid, signal.SIGKILL)
             self.reap(pid)
         assert self._process.stdin is not None
@@ -95,13 +95,13 @@ class Nursery:
         out.write_text("")
         request = {"what": what, "out": str(out), "arguments": list(arguments), "environment": dict(environment or {})}
         pid = self._ask(**request, traced=traced)
-        self._living.add(pid)
+        self.living.add(pid)
         return Child(pid, out)
 
     def reap(self, pid: int) -> int:
         """Wait for the end of a child; its exit status, negative for a signal."""
         status = self._ask(reap=pid)
-        self._living.discard(pid)
+        self.living.discard(pid)
         return status
 
     def start_service(self, out: Path, environment: Mapping[str, str]) -> Child:
