@@ -6,9 +6,9 @@ import logging
 import re
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
+from pydicom.valuerep import PersonName
 
 from shared import dicom_encoding, pixel_decoder
 from shared.dicom_encoding import PIXEL_TAGS, Elements, Encoded, malformed
@@ -56,6 +57,8 @@ class Uids:
     patient_id: str
     issuer: str
     modality: str
+    identity: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What tells who the person is and which object it was, by `shared.identification.FIELDS`; empty ones left out."""
 
 
 def read(data: bytes) -> Dataset:
@@ -145,7 +148,27 @@ def uids(dataset: Dataset) -> Uids:
         patient_id=_text(dataset, "PatientID"),
         issuer=_text(dataset, "IssuerOfPatientID"),
         modality=_text(dataset, "Modality"),
+        identity={name: text for name, keyword in _IDENTITY.items() if (text := _text(dataset, keyword))},
     )
+
+
+_IDENTITY: Final[Mapping[str, str]] = {
+    "patient_id": "PatientID",
+    "issuer": "IssuerOfPatientID",
+    "name": "PatientName",
+    "birth_date": "PatientBirthDate",
+    "sex": "PatientSex",
+    "accession_number": "AccessionNumber",
+    "study_instance_uid": "StudyInstanceUID",
+    "series_instance_uid": "SeriesInstanceUID",
+    "sop_instance_uid": "SOPInstanceUID",
+}
+
+NAMING_TAGS: Final = frozenset(
+    {0x00080005, 0x00080016, 0x00080018, 0x00080050, 0x00080060, 0x00100010, 0x00100020, 0x00100021, 0x00100030}
+    | {0x00100040, 0x0020000D, 0x0020000E}
+)
+"""The elements that `uids` reads, and the character set that they are in."""
 
 
 _NAMING: Final = frozenset({0x00080005, 0x00100020, 0x00100021})
@@ -174,6 +197,8 @@ def _text(dataset: Dataset, keyword: str) -> str:
     value = dataset.get(keyword)
     if isinstance(value, MultiValue):
         value = "\\".join(map(str, value))
+    elif isinstance(value, PersonName):
+        value = str(value)
     return value.strip("\0 ") if isinstance(value, str) else ""
 
 
@@ -354,6 +379,7 @@ def codestream_size(fragment: bytes) -> tuple[int, int, int] | None:
 
 
 __all__ = [
+    "NAMING_TAGS",
     "STORAGE_SOP_CLASSES",
     "Uids",
     "codestream_size",

@@ -1,4 +1,4 @@
-"""The secrets of a cluster that are not certificates: the pseudonym key and the log's signing key.
+"""The secrets of a cluster that are not certificates: those of pseudonyms and identity, and the log's signing key.
 
 `create` makes them on the first run of a development cluster; a service never makes any. What it made for development
 is marked in the folder, and a production cluster refuses the mark.
@@ -8,6 +8,7 @@ import base64
 import hashlib
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -21,6 +22,12 @@ SIGNING = "audit-signing.key"
 """Ed25519 private key, PEM PKCS #8; audit only."""
 VERIFICATION = "audit.vkey"
 """The log's public key in the form of C2SP signed-note: "<name>+<hash>+<key>"."""
+IDENTITY = "identity.key"
+"""32 random bytes in hexadecimal: seals identities; ingest and the auditor only, never the log."""
+BLIND_INDEX = "blind-index.key"
+"""32 random bytes in hexadecimal: turns numbers into what the log is searched by; ingest and the auditor only."""
+MASTER = "identity-master.key"
+"""32 random bytes in hexadecimal: wraps the key of each subject; audit only, which replaces it at every erasure."""
 _DEVELOPMENT_MARK = "DEVELOPMENT"
 
 _ED25519 = b"\x01"  # C2SP signed-note, signature type
@@ -41,7 +48,8 @@ def create(folder: Path, *, origin: str = "stepwedge/audit", development: bool) 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if development and not (folder / PSEUDONYMS).exists() and not (folder / SIGNING).exists():
         write_new(folder / _DEVELOPMENT_MARK, b"made for development; production refuses this folder\n", 0o644)
-    write_new(folder / PSEUDONYMS, secrets.token_hex(32).encode() + b"\n", 0o600)
+    for name in (PSEUDONYMS, IDENTITY, BLIND_INDEX, MASTER):
+        write_new(folder / name, secrets.token_hex(32).encode() + b"\n", 0o600)
     if not (folder / SIGNING).exists():
         pem = Ed25519PrivateKey.generate().private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -79,6 +87,21 @@ def pseudonym_secret(folder: Path) -> bytes:
     if len(secret) != 32:
         raise _unreadable(PSEUDONYMS)
     return secret
+
+
+def secret(folder: Path, name: str) -> bytes:
+    """Return the 32 bytes of a key in hexadecimal; CONFIGURATION where it is absent, none, or open to everybody."""
+    try:
+        with (folder / name).open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            key = bytes.fromhex(file.read(4096).decode("ascii").strip())
+    except (OSError, ValueError):
+        raise _unreadable(name) from None
+    if len(key) != 32:
+        raise _unreadable(name)
+    if stat.S_IMODE(mode) & 0o007:
+        raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, f"the key {name} is readable by everybody")
+    return key
 
 
 def verification_key(key: Ed25519PrivateKey, origin: str) -> str:

@@ -36,12 +36,12 @@ POSTGRES_CERTIFICATE = "postgres.crt"
 
 KEYS_OF: Mapping[Identity, tuple[str, ...]] = MappingProxyType(
     {
-        Identity.INGEST: (keys.PSEUDONYMS,),
+        Identity.INGEST: (keys.PSEUDONYMS, keys.IDENTITY, keys.BLIND_INDEX),
         Identity.REDACTION: (keys.PSEUDONYMS,),
         Identity.INFERENCE: (),
-        Identity.AUDIT: (keys.SIGNING, keys.VERIFICATION),
+        Identity.AUDIT: (keys.SIGNING, keys.VERIFICATION, keys.MASTER),
         Identity.OPERATOR: (keys.VERIFICATION,),
-        Identity.AUDITOR: (keys.VERIFICATION,),
+        Identity.AUDITOR: (keys.VERIFICATION, keys.IDENTITY, keys.BLIND_INDEX),
         Identity.PACS: (),
     }
 )
