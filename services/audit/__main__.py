@@ -14,23 +14,23 @@ import sys
 import threading
 from pathlib import Path
 
-from services.audit import export, meters, store, witnesses
+from services.audit import export, meters, signing, store, witnesses
 from services.audit.formats.stream import Format
 from services.audit.forward import Cursor, Forwarder, Receiver
 from services.audit.high_water import HighWater
 from services.audit.log import Log
+from services.audit.proofs import Rotator
 from services.audit.reading import newest
 from services.audit.service import AuditService
 from services.audit.store import Store
 from services.audit.witnesses import Witnesses
-from shared import keys, logs, settings
+from shared import logs, settings
 from shared.errors import ErrorCode, StepwedgeError
 from shared.health import Health
 from shared.identity import Identity
 from shared.pki import Credentials
 from shared.rpc import EXIT_CONFIGURATION, EXIT_FAILURE, Hooks, Server, main
 from shared.settings import Settings
-from shared.transparency.note import Signer
 from stepwedge.audit.v1 import audit_pb2_grpc
 
 SERVICE = "stepwedge.audit.v1.AuditService"
@@ -39,9 +39,13 @@ SERVICE = "stepwedge.audit.v1.AuditService"
 def open_log(settings: Settings) -> Log:
     """The log of these settings, verified and open. Raises StepwedgeError."""
     section = settings.audit
-    signer = Signer(section.origin, keys.signing_key(settings.cluster.keys))
+    the_store = Store.open(section.database)
+    with the_store.reading() as connection:
+        known = store.keys(connection)
+    newest_key = known[-1].verification_key if known else None
+    signer = signing.signer(settings.cluster.keys, section.origin, newest_key)
     log = Log(
-        Store.open(section.database),
+        the_store,
         signer,
         HighWater(section.high_water),
         group_commit_seconds=section.group_commit_ms / 1000,
@@ -64,7 +68,8 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     asking = Witnesses(log, ask, settings.audit) if ask else None
     if asking is not None:
         await asyncio.to_thread(asking.start)
-    server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditService(log, asking), SERVICE)
+    service = AuditService(log, asking, Rotator(log, settings.cluster.keys))
+    server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, service, SERVICE)
 
     async def writes() -> None:
         meters.WRITER.set(log.writes)

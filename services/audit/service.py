@@ -11,6 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.audit import export, record, store
 from services.audit.answers import Answers
 from services.audit.log import Log
+from services.audit.proof_calls import ProofCalls
+from services.audit.proofs import Rotator
 from services.audit.reading import Reader, checkpoint_of
 from services.audit.store import Filter
 from services.audit.witnesses import Witnesses
@@ -22,10 +24,11 @@ MAX_RECORDS = 256
 """Most records in one Append."""
 
 
-class AuditService(audit_pb2_grpc.AuditServiceServicer):
+class AuditService(ProofCalls, audit_pb2_grpc.AuditServiceServicer):
     """stepwedge.audit.v1.AuditService."""
 
-    def __init__(self, log: Log, witnesses: Witnesses | None = None) -> None:
+    def __init__(self, log: Log, witnesses: Witnesses | None = None, rotator: Rotator | None = None) -> None:
+        super().__init__(log.store, rotator)
         self._log = log
         self._witnesses = witnesses
         self._reader = Reader(log.store)

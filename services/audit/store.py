@@ -303,6 +303,12 @@ def head(connection: sa.Connection) -> Head | None:
     return None if row is None else Head(*row)
 
 
+def checkpoint(connection: sa.Connection, size: int) -> str | None:
+    """The checkpoint of so many entries that is stored; None where there is none."""
+    found: str | None = connection.scalar(sa.select(CHECKPOINTS.c.note).where(CHECKPOINTS.c.size == size))
+    return found
+
+
 def cosigned(connection: sa.Connection) -> Head | None:
     """The newest checkpoint that enough witnesses cosigned; None where there is none."""
     if not sa.inspect(connection).has_table(COSIGNED.name):
