@@ -82,6 +82,33 @@ def frame_of(dataset: Dataset, *, middle: bool) -> Frame:
     return Frame(values, inverted, padding, spacing_mm(dataset), index, count, colour, bits)
 
 
+def rendered_frame(dataset: Dataset, index: int, *, max_bytes: int) -> tuple[NDArray[Any], bool, int]:
+    """One frame for a screen: [rows, columns], or [rows, columns, 3] in RGB of uint8; whether its lowest value is
+    white; how many frames there are. Raises INVALID_REQUEST where there is no such frame, PIXELS_UNDECODABLE."""
+    count = max(1, _number(dataset, "NumberOfFrames", 1))
+    if not 0 <= index < count:
+        raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the object has no such frame")
+    photometric = str(dataset.get("PhotometricInterpretation", "")).strip()
+    stored = next(dicom.frames(dataset, max_bytes=max_bytes, rgb=photometric.startswith("YBR"), only=[index]), None)
+    if stored is None or stored.ndim not in (2, 3) or stored.size == 0:
+        raise _undecodable("the frame is empty")
+    if photometric == "PALETTE COLOR":
+        stored = _coloured(stored, dataset)
+    if stored.ndim == 3 and stored.shape[2] >= 3:
+        depth = max(1, _number(dataset, "BitsStored", 8))
+        colour = stored[..., :3]
+        if colour.dtype != np.uint8:
+            top = np.iinfo(np.uint16).max if photometric == "PALETTE COLOR" else 2**depth - 1
+            wide = colour.astype(np.float32) * (255 / top)
+            colour = np.clip(wide, 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(colour), False, count
+    values = _without_overlays(luminance(stored), dataset, _number(dataset, "BitsStored", 8 * stored.dtype.itemsize))
+    inverted, padding = _inverted(dataset, photometric), _padding(values, dataset)
+    if padding is not None:
+        values = _filled(values, padding, inverted=inverted)
+    return _finite(_modality_table(values, dataset)), inverted, count
+
+
 def picture(data: bytes) -> Frame:
     """A PNG, JPEG or TIFF file as one frame; the lowest value is black.
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from services.inference import meters
+from services.inference import meters, rendering
 from services.inference.assess import AssessmentResult, Assessor, Pin
 from services.inference.registry import CHANNELS
 from shared import dicom
@@ -84,6 +84,25 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             self_test_passed=True,  # a model whose test fails is never loaded
         )
         return inference_pb2.ListModelsResponse(models=[one])
+
+    async def RenderObject(
+        self, request: inference_pb2.RenderObjectRequest, context: Any
+    ) -> inference_pb2.RenderObjectResponse:
+        """One frame, or a mask, for a screen."""
+        _check(request.object)
+        given = (request.HasField("window_center"), request.HasField("window_width"))
+        if any(given) and not all(given):
+            raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "a window has both a centre and a width")
+        window = rendering.Window(request.window_center, request.window_width) if all(given) else None
+
+        def drawn() -> rendering.Picture:
+            data = self._store.get(Zone.DEIDENTIFIED, request.object.sha256)
+            return rendering.render(data, frame=request.frame, window=window, longest_side=request.longest_side)
+
+        shown = await asyncio.get_running_loop().run_in_executor(self._workers, drawn)
+        return inference_pb2.RenderObjectResponse(
+            png=shown.png, rows=shown.rows, columns=shown.columns, frames=shown.frames
+        )
 
     async def _record(
         self, sha256: str, instance: dicom.Uids, assessment: inference_pb2.Assessment, seconds: float | None

@@ -8,8 +8,10 @@ from typing import Final
 from services.ingest import metrics
 from services.ingest.delivery import Sender
 from services.ingest.dimse import DimseServer
-from services.ingest.door import RECORD_SECONDS, Door, record_received
+from services.ingest.door import RECORD_SECONDS, Door, record_key, record_received
 from services.ingest.hallway import AUDIT, INFERENCE, REDACTION, Hallway, Services
+from services.ingest.identification import Identifier
+from services.ingest.reviews import Reviews
 from services.ingest.service import IngestService
 from services.ingest.states import StudyState
 from services.ingest.store import MIGRATIONS, StudyStore
@@ -17,6 +19,7 @@ from shared import database, keys, logs
 from shared.audit import Recorder
 from shared.errors import ErrorCode, StepwedgeError
 from shared.health import Health
+from shared.identification import BlindIndex, Identities
 from shared.identity import Identity
 from shared.objects import ObjectStore, Zone, open_store
 from shared.pki import Credentials
@@ -50,6 +53,9 @@ class Ingest:
         self._studies = StudyStore(self._engine, quiet=timedelta(seconds=section.quiet_seconds))
         self._objects: ObjectStore = open_store(settings.objects, {Zone.ORIGINAL})
         pseudonyms = Pseudonyms.load(settings.cluster.keys / keys.PSEUDONYMS)
+        self._reviews = Reviews(self._engine, commit=pseudonyms.commitment)
+        folder = settings.cluster.keys
+        self._identifier = Identifier(self._objects, Identities.load(folder), BlindIndex.load(folder))
         self._channels = {
             name: channel(settings.for_service(name).address, credentials, server=Identity(name))
             for name in (REDACTION, INFERENCE, AUDIT)
@@ -60,6 +66,7 @@ class Ingest:
             inference_pb2_grpc.InferenceServiceStub(self._channels[INFERENCE]),
             self._recorder,
             Sender(section.ae_title, self._objects),
+            self._identifier,
         )
         self._hallway = Hallway(section, self._studies, services, Policy.load(section.policy), health)
         self._door = Door(
@@ -67,6 +74,7 @@ class Ingest:
             self._studies,
             pseudonyms,
             self._recorder,
+            self._identifier,
             max_object_bytes=section.max_object_bytes,
             ready=self._ready,
             confirmed=self._hallway.ring,
@@ -77,7 +85,12 @@ class Ingest:
     def attach(self, server: Server) -> None:
         """Put the contract behind the server, and the dependencies into its health."""
         servicer = IngestService(
-            self._door, self._studies, self._recorder, self._hallway.ring, max_uploads=self._max_uploads
+            self._door,
+            self._studies,
+            self._reviews,
+            self._recorder,
+            self._hallway.ring,
+            max_uploads=self._max_uploads,
         )
         server.add(ingest_pb2_grpc.add_IngestServiceServicer_to_server, servicer, SERVICE)
 
@@ -132,7 +145,8 @@ class Ingest:
         try:
             for instance_id in await asyncio.to_thread(self._studies.unconfirmed):
                 instance, study = await asyncio.to_thread(self._studies.instance, instance_id)
-                index = await record_received(self._recorder, instance, study.pseudonym)
+                sealed = await asyncio.to_thread(self._identifier.again, instance, record_key(instance))
+                index = await record_received(self._recorder, instance, study.pseudonym, sealed)
                 self._door.confirm(instance_id, index)
         except StepwedgeError as error:
             # The hallway does it when the log is back.

@@ -12,7 +12,7 @@ import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -21,6 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from services.ingest import metrics
+from services.ingest.identification import Identifier
 from services.ingest.store import Arrival, StudyStore
 from services.ingest.tables import Instance
 from shared import dicom, dicom_encoding, logs
@@ -41,10 +42,6 @@ _CHECK_EVERY_BYTES: Final = 64 << 20  # the low-water mark is looked at again wh
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MODALITY: Final = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 
-# What the door reads of a data set: UIDs, modality, and what the pseudonym of the person is made of.
-_NEEDED_TAGS: Final = frozenset(
-    {0x00080005, 0x00080016, 0x00080018, 0x00080060, 0x00100020, 0x00100021, 0x0020000D, 0x0020000E}
-)
 _CLASS: Final = 0x00020002  # Media Storage SOP Class UID
 _CONTENT_SEQUENCE: Final = 0x0040A730
 _ENCAPSULATED_DOCUMENT: Final = 0x00420011
@@ -96,6 +93,8 @@ class Kept:
     study: str
     """Pseudonym of the study."""
     duplicate: bool
+    identification: audit_pb2.Identification | None = field(default=None, repr=False)
+    """Goes into the log beside the record, sealed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +166,7 @@ class Door:
         studies: StudyStore,
         pseudonyms: Pseudonyms,
         recorder: Recorder,
+        identifier: Identifier,
         *,
         max_object_bytes: int,
         ready: Callable[[], None] = lambda: None,
@@ -176,6 +176,7 @@ class Door:
         self._studies = studies
         self._pseudonyms = pseudonyms
         self._recorder = recorder
+        self._identifier = identifier
         self._max_object_bytes = max_object_bytes
         self.ready = ready
         self._confirmed = confirmed
@@ -206,14 +207,17 @@ class Door:
         arrival = self._arrival(uids, stored.sha256, content_sha256, stored.size, channel)
         instance, duplicate = self._studies.receive(arrival, datetime.now(UTC))
         metrics.RECEIVED_BYTES.labels(channel).inc(stored.size)
-        return Kept(instance, uids.study, arrival.study, duplicate)
+        identification = None
+        if instance.record_index is None:
+            identification = self._identifier.seal(uids.identity, instance.subject, record_key(instance))
+        return Kept(instance, uids.study, arrival.study, duplicate, identification)
 
     async def record(self, kept: Kept) -> Accepted:
         """Put the `received` record in the log and let the instance go to work. Raises AUDIT_UNAVAILABLE."""
         instance = kept.instance
         index = instance.record_index
         if index is None:
-            index = await record_received(self._recorder, instance, kept.study)
+            index = await record_received(self._recorder, instance, kept.study, kept.identification)
             self.confirm(instance.id, index)
         outcome = "duplicate" if kept.duplicate else "conflict" if instance.conflict else "new"
         metrics.RECEIVED.labels(instance.channel, outcome).inc()
@@ -274,11 +278,18 @@ class Door:
         )
 
 
-async def record_received(recorder: Recorder, instance: Instance, study: str) -> int:
+def record_key(instance: Instance) -> str:
+    """Idempotency key of the `received` record of an instance."""
+    return f"received/{instance.pseudonym}/{instance.commitment}"
+
+
+async def record_received(
+    recorder: Recorder, instance: Instance, study: str, identification: audit_pb2.Identification | None
+) -> int:
     """Hand in the `received` record of an instance; return its index. The same instance gives the same record."""
     public = instance.sop_class_uid in dicom.STORAGE_SOP_CLASSES
     return await recorder.record(
-        key=f"received/{instance.pseudonym}/{instance.commitment}",
+        key=record_key(instance),
         outcome=audit_pb2.EVENT_OUTCOME_SUCCESS,
         event=audit_pb2.ReceivedEvent(
             channel=instance.channel,
@@ -295,6 +306,7 @@ async def record_received(recorder: Recorder, instance: Instance, study: str) ->
         instance=instance.pseudonym,
         pins=audit_pb2.Pins(input_commitment=instance.commitment, software_build=software_build()),
         occurred_at=instance.received_at,
+        identification=identification,
     )
 
 
@@ -351,7 +363,7 @@ def _named(encoded: Encoded) -> Dataset:
     """The few elements that name an object, as a pydicom data set; nothing else is converted."""
     few = Encoded(
         encoded.meta,
-        [element for element in encoded.data_set if element.tag in _NEEDED_TAGS],
+        [element for element in encoded.data_set if element.tag in dicom.NAMING_TAGS],
         encoded.transfer_syntax,
         implicit=encoded.implicit,
         little=encoded.little,

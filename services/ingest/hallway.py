@@ -22,8 +22,9 @@ import grpc
 
 from services.ingest import metrics, verdicts
 from services.ingest.delivery import Sender
-from services.ingest.door import record_received
+from services.ingest.door import record_key, record_received
 from services.ingest.gates import Gate, Waiting
+from services.ingest.identification import Identifier
 from services.ingest.outcomes import NOT_ASSESSABLE, Outcome, outcome
 from services.ingest.states import InstanceState, StudyState
 from services.ingest.store import CONFIRM_GRACE, Claim, LeaseLostError, Settled, Snapshot, StudyStore
@@ -67,6 +68,7 @@ class Services:
     inference: inference_pb2_grpc.InferenceServiceAsyncStub
     recorder: Recorder
     sender: Sender
+    identifier: Identifier
 
 
 class Stopping(Exception):  # noqa: N818 - a state of affairs, not an error
@@ -240,8 +242,9 @@ class Hallway:
         """Record what a door stored and did not live to record, or could not while the log was away."""
         for instance in snapshot.instances:
             if instance.state == InstanceState.STORED and _now() - instance.received_at > CONFIRM_GRACE:
+                sealed = await _in_thread(self._services.identifier.again, instance, record_key(instance))
                 index = await self._recorded(
-                    record_received(self._services.recorder, instance, snapshot.study.pseudonym)
+                    record_received(self._services.recorder, instance, snapshot.study.pseudonym, sealed)
                 )
                 await _in_thread(self._studies.confirm_received, {instance.id: index}, _now())
 

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from services.ingest import metrics
+from services.ingest import metrics, reviews
 from services.ingest.door import Door, Incoming
 from services.ingest.explain import explain, steps, timestamp
 from services.ingest.states import (
@@ -15,13 +15,14 @@ from services.ingest.states import (
     InstanceState,
     StudyState,
 )
-from services.ingest.store import Snapshot, StudyStore
-from services.ingest.tables import Decision, Instance, Study
+from services.ingest.store import Listed, Snapshot, StudyStore
+from services.ingest.tables import Decision, Instance, Review, Study
 from shared.audit import Recorder
 from shared.build import software_build
 from shared.errors import ErrorCode, StepwedgeError
-from shared.identity import peer
+from shared.identity import Identity, peer
 from stepwedge.audit.v1 import audit_pb2
+from stepwedge.common.v1 import common_pb2
 from stepwedge.inference.v1 import inference_pb2
 from stepwedge.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 
@@ -32,15 +33,25 @@ _WATCH_SECONDS: Final = 0.5  # how soon a watcher sees a decision of another pro
 _WATCH_BATCH: Final = 200
 _DEFAULT_PAGE: Final = 100
 _MAX_PAGE: Final = 1000
+_USUAL_SPAN: Final = timedelta(days=90)
+_REVIEWABLE: Final = (common_pb2.VERDICT_ACCEPT, common_pb2.VERDICT_REVIEW, common_pb2.VERDICT_REJECT)
 
 
 class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     """Translates between the contract and the door, the queue and the explanation; holds no logic."""
 
     def __init__(
-        self, door: Door, studies: StudyStore, recorder: Recorder, ring: Callable[[], None], *, max_uploads: int
+        self,
+        door: Door,
+        studies: StudyStore,
+        said: reviews.Reviews,
+        recorder: Recorder,
+        ring: Callable[[], None],
+        *,
+        max_uploads: int,
     ) -> None:
         self._door = door
+        self._reviews = said
         self._uploads = asyncio.Semaphore(max_uploads)
         self._studies = studies
         self._recorder = recorder
@@ -111,11 +122,11 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         state = STUDY_STATE_FROM_PROTO.get(request.state)
         if request.state and state is None:
             raise _invalid("no such state")
-        page = await asyncio.to_thread(self._studies.page, state=state, before=before, size=size + 1)
-        more = str(page[size - 1].id) if len(page) > size else ""
-        return ingest_pb2.ListStudiesResponse(
-            studies=[_study_alone(study) for study in page[:size]], next_page_token=more
+        page = await asyncio.to_thread(
+            self._studies.page, state=state, verdict=request.verdict, before=before, size=size + 1
         )
+        more = str(page[size - 1].study.id) if len(page) > size else ""
+        return ingest_pb2.ListStudiesResponse(studies=[_listed(one) for one in page[:size]], next_page_token=more)
 
     async def RequeueStudy(  # noqa: N802
         self, request: ingest_pb2.RequeueStudyRequest, context: Any
@@ -137,6 +148,58 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         await asyncio.to_thread(self._studies.requeue, requeue.id, index, datetime.now(UTC))
         self._ring()
         return ingest_pb2.RequeueStudyResponse(study=_study(await asyncio.to_thread(self._studies.snapshot, study_id)))
+
+    async def ReviewStudy(  # noqa: N802
+        self, request: ingest_pb2.ReviewStudyRequest, context: Any
+    ) -> ingest_pb2.ReviewStudyResponse:
+        """A person confirms or overrules a decision; visible once the log has it."""
+        reviewer, role = _reviewer(request, peer(context))
+        if request.verdict not in _REVIEWABLE or request.reason not in reviews.REASONS:
+            raise _invalid(f"a review is ACCEPT, REVIEW or REJECT, for one of: {', '.join(reviews.REASONS)}")
+        if len(request.note) > reviews.LONGEST_NOTE:
+            raise _invalid(f"a note has at most {reviews.LONGEST_NOTE} characters")
+        study_id = await self._find(request.study)
+        review, decision = await asyncio.to_thread(
+            self._reviews.write,
+            study_id,
+            revision=request.revision,
+            verdict=request.verdict,
+            reason=request.reason,
+            note=request.note,
+            reviewer=reviewer,
+            role=role,
+        )
+        snapshot = await asyncio.to_thread(self._studies.snapshot, study_id)
+        index = await self._recorder.record(
+            key=f"reviewed/{snapshot.study.pseudonym}/{review.revision}/{review.id % 1_000_000}",
+            outcome=audit_pb2.EVENT_OUTCOME_SUCCESS,
+            event=audit_pb2.ReviewedEvent(
+                verdict=request.verdict,
+                decided=review.decided,  # type: ignore[arg-type]
+                revision=review.revision,
+                decided_index=decision.record_index,
+                reason=review.reason,
+                reviewer=reviewer,
+                role=role,
+                note_commitment=self._reviews.commitment(review),
+            ),
+            subject=snapshot.instances[0].subject,
+            study=snapshot.study.pseudonym,
+            pins=audit_pb2.Pins(software_build=software_build()),
+            occurred_at=review.reviewed_at,
+        )
+        return ingest_pb2.ReviewStudyResponse(
+            review=_review(await asyncio.to_thread(self._reviews.confirm, review.id, index))
+        )
+
+    async def SummarizeDecisions(  # noqa: N802
+        self, request: ingest_pb2.SummarizeDecisionsRequest, context: Any
+    ) -> ingest_pb2.SummarizeDecisionsResponse:
+        """Counts for charts."""
+        now = datetime.now(UTC)
+        before = request.before.ToDatetime(UTC) if request.HasField("before") else now
+        start = getattr(request, "from").ToDatetime(UTC) if request.HasField("from") else now - _USUAL_SPAN
+        return _summary(await asyncio.to_thread(self._reviews.summary, start, before))
 
     async def WatchDecisions(  # noqa: N802
         self, request: ingest_pb2.WatchDecisionsRequest, context: Any
@@ -192,6 +255,48 @@ async def _without_silence(
         yield request
 
 
+def _reviewer(request: ingest_pb2.ReviewStudyRequest, caller: Identity) -> tuple[str, str]:
+    """Account and role of the person: as the console says, whose people have signed in; else the caller itself."""
+    if caller != Identity.CONSOLE:
+        return caller.value, "operator"
+    if not request.reviewer or not request.role:
+        raise _invalid("the console names the reviewer and the role")
+    return request.reviewer, request.role
+
+
+def _listed(one: Listed) -> ingest_pb2.Study:
+    message = _study_alone(one.study)
+    message.modalities.extend(sorted(one.instances))
+    message.instance_count = sum(one.instances.values())
+    return message
+
+
+def _review(review: Review) -> ingest_pb2.Review:
+    return ingest_pb2.Review(
+        verdict=review.verdict,  # type: ignore[arg-type]
+        revision=review.revision,
+        reason=review.reason,
+        note=review.note,
+        reviewer=review.reviewer,
+        role=review.role,
+        reviewed_at=timestamp(review.reviewed_at),
+        record_index=review.record_index or 0,
+    )
+
+
+def _summary(found: reviews.Summary) -> ingest_pb2.SummarizeDecisionsResponse:
+    message = ingest_pb2.SummarizeDecisionsResponse()
+    for (day, modality, verdict), count in sorted(found.decisions.items()):
+        message.decisions.add(day=day, modality=modality, verdict=verdict, count=count)
+    for (day, reason), count in sorted(found.reasons.items()):
+        message.reasons.add(day=day, reason=reason, count=count)
+    for (day, was, now), count in sorted(found.reviews.items()):
+        message.reviews.add(day=day, decided=was, verdict=now, count=count)
+    for state, (count, oldest) in sorted(found.states.items()):
+        message.states.add(state=STUDY_STATE_TO_PROTO[StudyState(state)], count=count, oldest=timestamp(oldest))
+    return message
+
+
 def _study_alone(study: Study) -> ingest_pb2.Study:
     message = ingest_pb2.Study(
         study_instance_uid=study.study_instance_uid,
@@ -201,6 +306,8 @@ def _study_alone(study: Study) -> ingest_pb2.Study:
         first_received_at=timestamp(study.first_received_at),
         last_received_at=timestamp(study.last_received_at),
         last_error=study.last_error,  # type: ignore[arg-type]
+        verdict=study.verdict,  # type: ignore[arg-type]
+        reasons=study.reasons,  # type: ignore[arg-type]
     )
     if study.next_action_at is not None:
         message.next_action_at.CopyFrom(timestamp(study.next_action_at))
@@ -214,11 +321,15 @@ def _study(snapshot: Snapshot) -> ingest_pb2.Study:
     decided = {one["id"]: one for one in visible[-1].instances} if visible else {}
     message.instances.extend(_instance(instance, decided.get(instance.id, {})) for instance in snapshot.instances)
     message.decisions.extend(_decision(decision, snapshot.study) for decision in visible)
+    message.reviews.extend(_review(one) for one in snapshot.reviews if one.record_index is not None)
+    message.modalities.extend(sorted({instance.modality for instance in snapshot.instances}))
+    message.instance_count = len(snapshot.instances)
     return message
 
 
 def _instance(instance: Instance, decided: Mapping[str, Any]) -> ingest_pb2.Instance:
-    return ingest_pb2.Instance(
+    assessment = inference_pb2.Assessment.FromString(instance.assessment)
+    message = ingest_pb2.Instance(
         sop_instance_uid=instance.sop_instance_uid,
         pseudonym=instance.pseudonym,
         sop_class_uid=instance.sop_class_uid,
@@ -229,9 +340,21 @@ def _instance(instance: Instance, decided: Mapping[str, Any]) -> ingest_pb2.Inst
         conflict=instance.conflict,
         verdict=decided.get("verdict", 0),
         reasons=decided.get("reasons", []),
-        findings=inference_pb2.Assessment.FromString(instance.assessment).findings,
+        findings=assessment.findings,
         last_error=instance.last_error,  # type: ignore[arg-type]
+        masks=[ingest_pb2.InstanceMask(structure=mask.structure, png=mask.png) for mask in assessment.masks],
+        measurements=assessment.measurements,
+        model=f"{assessment.model.name}/{assessment.model.version}" if assessment.HasField("model") else "",
+        rows=assessment.rows,
+        columns=assessment.columns,
     )
+    if assessment.HasField("confidence"):
+        message.confidence = assessment.confidence
+    if instance.deidentified_sha256:
+        message.deidentified.zone = common_pb2.ZONE_DEIDENTIFIED
+        message.deidentified.sha256 = instance.deidentified_sha256
+        message.deidentified.size_bytes = instance.deidentified_bytes
+    return message
 
 
 def _decision(decision: Decision, study: Study) -> ingest_pb2.Decision:

@@ -33,6 +33,7 @@ from services.ingest.tables import (
     Failure,
     Instance,
     Requeue,
+    Review,
     Study,
 )
 from shared import database
@@ -109,11 +110,20 @@ class Snapshot:
     deliveries: Sequence[Delivery]
     failures: Sequence[Failure] = field(default_factory=tuple)
     requeues: Sequence[Requeue] = field(default_factory=tuple)
+    reviews: Sequence[Review] = field(default_factory=tuple)
 
     @property
     def pending_decision(self) -> Decision | None:
         """The decision that was written but is not yet known to be in the log."""
         return next((decision for decision in self.decisions if decision.record_index is None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A study in a list, and how many instances of each modality it has."""
+
+    study: Study
+    instances: Mapping[str, int]
 
 
 class StudyStore:
@@ -214,6 +224,8 @@ class StudyStore:
                 waiting_for="",
                 attempts=0,
                 last_error=0,
+                verdict=0,
+                reasons=[],
             ).on_conflict_do_nothing(index_elements=["study_instance_uid"])
         )
         return session.scalars(
@@ -479,6 +491,7 @@ class StudyStore:
                 decision.record_index = record_index
                 decision.cursor = self._next(session, _DECISIONS)
             study.revision = decision.revision
+            study.verdict, study.reasons = decision.verdict, list(decision.reasons)
             study.attempts = 0
             study.last_error = 0
             current = study.generation == decision.generation
@@ -660,17 +673,29 @@ class StudyStore:
                 deliveries=rows(Delivery),
                 failures=rows(Failure),
                 requeues=rows(Requeue),
+                reviews=rows(Review),
             )
 
-    def page(self, *, state: StudyState | None, before: int | None, size: int) -> list[Study]:
-        """Studies, newest first, with a row number below `before`."""
+    def page(self, *, state: StudyState | None, verdict: int = 0, before: int | None, size: int) -> list[Listed]:
+        """Studies, newest first, with a row number below `before`; `verdict` 0 for any."""
         query = select(Study).order_by(Study.id.desc()).limit(size)
         if state is not None:
             query = query.where(Study.state == state)
+        if verdict:
+            query = query.where(Study.verdict == verdict)
         if before is not None:
             query = query.where(Study.id < before)
         with self._reading.begin() as session:
-            return list(session.scalars(query))
+            studies = list(session.scalars(query))
+            counted = session.execute(
+                select(Instance.study_id, Instance.modality, func.count())
+                .where(Instance.study_id.in_([study.id for study in studies]))
+                .group_by(Instance.study_id, Instance.modality)
+            ).all()
+        found: dict[int, dict[str, int]] = {}
+        for study_id, modality, count in counted:
+            found.setdefault(study_id, {})[modality] = count
+        return [Listed(study, found.get(study.id, {})) for study in studies]
 
     def decisions_after(self, cursor: int, limit: int) -> list[tuple[Decision, Study]]:
         """Visible decisions with a cursor above `cursor`, in the order in which they became visible."""

@@ -78,8 +78,13 @@ class Study(Base):
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     last_error: Mapped[int] = mapped_column(Integer, default=0)
     """`ErrorCode`; 0 for none."""
+    verdict: Mapped[int] = mapped_column(Integer, default=0)
+    """`Verdict` of the newest decision that is in the log; 0 before the first."""
+    reasons: Mapped[list[int]] = mapped_column(JSON, default=list)
+    """`Reason` numbers of that decision, worst first."""
 
     __table_args__ = (
+        Index("ix_studies_verdict", "verdict", "id"),
         Index("ix_studies_due", "next_action_at"),
         Index("ix_studies_state", "state", "id"),
         Index("ix_studies_waiting", "waiting_for"),
@@ -162,7 +167,10 @@ class Decision(Base):
     cursor: Mapped[int | None] = mapped_column(BigInteger, unique=True)
     """Place in the order in which decisions became visible; null while it is not."""
 
-    __table_args__ = (UniqueConstraint("study_id", "revision", name="uq_decisions_revision"),)
+    __table_args__ = (
+        UniqueConstraint("study_id", "revision", name="uq_decisions_revision"),
+        Index("ix_decisions_time", "decided_at"),
+    )
 
 
 class Delivery(Base):
@@ -225,6 +233,29 @@ class Requeue(Base):
     requested_by: Mapped[str] = mapped_column(String(32))
     requested_at: Mapped[datetime] = mapped_column(Utc)
     record_index: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Review(Base):
+    """What a person said of a decision. Written before its record is handed in, visible when the log has taken it."""
+
+    __tablename__ = "reviews"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), index=True)
+    revision: Mapped[int] = mapped_column(Integer)
+    decided: Mapped[int] = mapped_column(Integer)
+    """`Verdict` of the decision."""
+    verdict: Mapped[int] = mapped_column(Integer)
+    """`Verdict` that the person holds to be right."""
+    reason: Mapped[str] = mapped_column(String(64))
+    note: Mapped[str] = mapped_column(String(500))
+    """Stays here; the log holds a salted commitment to it."""
+    reviewer: Mapped[str] = mapped_column(String(64))
+    role: Mapped[str] = mapped_column(String(32))
+    reviewed_at: Mapped[datetime] = mapped_column(Utc)
+    record_index: Mapped[int | None] = mapped_column(BigInteger)
+
+    __table_args__ = (Index("ix_reviews_time", "reviewed_at"),)
 
 
 class Counter(Base):

@@ -1,0 +1,48 @@
+"""Reviews by people, and the newest verdict beside each study.
+
+Revision ID: 0002
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+_TIME = sa.DateTime(timezone=True)
+
+_NEWEST = """
+    UPDATE studies SET
+        verdict = COALESCE((SELECT d.verdict FROM decisions d WHERE d.study_id = studies.id
+            AND d.revision = studies.revision), 0),
+        reasons = COALESCE((SELECT d.reasons FROM decisions d WHERE d.study_id = studies.id
+            AND d.revision = studies.revision), '[]')
+"""
+
+
+def upgrade() -> None:
+    """Add the columns, fill them, make the table."""
+    op.add_column("studies", sa.Column("verdict", sa.Integer, nullable=False, server_default="0"))
+    op.add_column("studies", sa.Column("reasons", sa.JSON, nullable=False, server_default="[]"))
+    op.execute(_NEWEST)
+    op.create_index("ix_studies_verdict", "studies", ["verdict", "id"])
+    op.create_index("ix_decisions_time", "decisions", ["decided_at"])
+    op.create_table(
+        "reviews",
+        sa.Column("id", _ID, primary_key=True),
+        sa.Column("study_id", _ID, sa.ForeignKey("studies.id"), nullable=False),
+        sa.Column("revision", sa.Integer, nullable=False),
+        sa.Column("decided", sa.Integer, nullable=False),
+        sa.Column("verdict", sa.Integer, nullable=False),
+        sa.Column("reason", sa.String(64), nullable=False),
+        sa.Column("note", sa.String(500), nullable=False),
+        sa.Column("reviewer", sa.String(64), nullable=False),
+        sa.Column("role", sa.String(32), nullable=False),
+        sa.Column("reviewed_at", _TIME, nullable=False),
+        sa.Column("record_index", sa.BigInteger),
+    )
+    op.create_index("ix_reviews_study_id", "reviews", ["study_id"])
+    op.create_index("ix_reviews_time", "reviews", ["reviewed_at"])

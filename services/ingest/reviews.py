@@ -1,0 +1,152 @@
+"""What people say of decisions, and how often what was decided: the rows behind reviews and charts."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Final
+
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import sessionmaker
+
+from services.ingest.tables import Decision, Instance, Review, Study
+from shared import database
+from shared.errors import ErrorCode, StepwedgeError
+
+LONGEST_NOTE: Final = 500
+REASONS: Final = (
+    "agreed",
+    "positioning_acceptable",
+    "clinically_sufficient",
+    "cannot_be_repeated",
+    "finding_is_wrong",
+    "defect_was_missed",
+    "wrong_patient_or_side",
+    "other",
+)
+"""Codes that a reviewer chooses from; words for people are the caller's."""
+
+_CHUNK: Final = 5_000
+
+
+@dataclass
+class Summary:
+    """Counts of a span of time; every key begins with the day (UTC)."""
+
+    decisions: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    """(day, modalities joined by "+", verdict) of the newest decision of each study."""
+    reasons: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """(day, reason) of those."""
+    reviews: Counter[tuple[str, int, int]] = field(default_factory=Counter)
+    """(day, what was decided, what the person held to be right)."""
+    states: dict[str, tuple[int, datetime]] = field(default_factory=dict)
+    """State -> how many studies are in it now, and when the one that waits longest received its last instance."""
+
+
+class Reviews:
+    """Reviews and counts over ingest's database. All methods block.
+
+    Parameters
+    ----------
+    engine
+        From `shared.database.create_engine`; the schema is up to date.
+    commit
+        Makes the salted commitment to a digest (hexadecimal).
+    """
+
+    def __init__(self, engine: Engine, *, commit: Callable[[str], str]) -> None:
+        self._sessions = sessionmaker(engine, expire_on_commit=False)
+        self._reading = sessionmaker(database.reader(engine), expire_on_commit=False)
+        self._commit = commit
+
+    def write(
+        self, study_id: int, *, revision: int, verdict: int, reason: str, note: str, reviewer: str, role: str
+    ) -> tuple[Review, Decision]:
+        """Write down a review before its record is handed in; return it with the decision that it is of.
+
+        Raises WRONG_STATE where `revision` is not the newest decision that is in the log.
+        """
+        with self._sessions.begin() as session:
+            newest = session.scalars(
+                select(Decision)
+                .where(Decision.study_id == study_id, Decision.cursor.is_not(None))
+                .order_by(Decision.revision.desc())
+                .limit(1)
+            ).one_or_none()
+            if newest is None:
+                raise StepwedgeError(ErrorCode.ERROR_CODE_WRONG_STATE, "the study is not decided yet")
+            if newest.revision != revision:
+                raise StepwedgeError(
+                    ErrorCode.ERROR_CODE_WRONG_STATE, f"the study was decided anew: revision {newest.revision}"
+                )
+            review = Review(
+                study_id=study_id,
+                revision=revision,
+                decided=newest.verdict,
+                verdict=verdict,
+                reason=reason,
+                note=note,
+                reviewer=reviewer,
+                role=role,
+                reviewed_at=datetime.now(UTC),
+            )
+            session.add(review)
+            session.flush()
+            return review, newest
+
+    def confirm(self, review_id: int, record_index: int) -> Review:
+        """The log has the `reviewed` record: the review is visible."""
+        with self._sessions.begin() as session:
+            review = session.get_one(Review, review_id)
+            review.record_index = record_index
+            return review
+
+    def commitment(self, review: Review) -> str:
+        """Salted commitment to the note, hexadecimal; empty where there is none."""
+        return self._commit(sha256(f"{review.id}/{review.note}".encode()).hexdigest()) if review.note else ""
+
+    def summary(self, start: datetime, before: datetime) -> Summary:
+        """Counts of what was decided and reviewed in a span of time, and of where studies are now."""
+        found = Summary()
+        with self._reading.begin() as session:
+            decided = session.execute(
+                select(Decision.study_id, Decision.decided_at, Decision.verdict, Decision.reasons)
+                .join(Study, Study.id == Decision.study_id)
+                .where(
+                    Decision.decided_at >= start,
+                    Decision.decided_at < before,
+                    Decision.cursor.is_not(None),
+                    Decision.revision == Study.revision,
+                )
+            ).all()
+            modalities = self._modalities(session, [row.study_id for row in decided])
+            for study_id, at, verdict, reasons in decided:
+                day = at.date().isoformat()
+                found.decisions[day, modalities.get(study_id, ""), verdict] += 1
+                found.reasons.update((day, reason) for reason in reasons)
+            for at, was, now in session.execute(
+                select(Review.reviewed_at, Review.decided, Review.verdict).where(
+                    Review.reviewed_at >= start, Review.reviewed_at < before, Review.record_index.is_not(None)
+                )
+            ):
+                found.reviews[at.date().isoformat(), was, now] += 1
+            for state, count, oldest in session.execute(
+                select(Study.state, func.count(), func.min(Study.last_received_at)).group_by(Study.state)
+            ):
+                found.states[state] = (count, oldest)
+        return found
+
+    @staticmethod
+    def _modalities(session: Any, studies: list[int]) -> dict[int, str]:
+        found: dict[int, set[str]] = {}
+        for chunk in _chunks(studies):
+            for study_id, modality in session.execute(
+                select(Instance.study_id, Instance.modality).where(Instance.study_id.in_(chunk)).distinct()
+            ):
+                found.setdefault(study_id, set()).add(modality)
+        return {study_id: "+".join(sorted(some)) for study_id, some in found.items()}
+
+
+def _chunks(items: list[int]) -> Iterable[list[int]]:
+    return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
