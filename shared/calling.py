@@ -132,7 +132,7 @@ class _Callable:
         return keywords
 
     def _start(self) -> trace.Span:
-        return tracing.tracer().start_span(self._method.lstrip("/"), kind=trace.SpanKind.CLIENT)
+        return tracing.start(self._method.lstrip("/"), trace.SpanKind.CLIENT)
 
     def __call__(self, request: Any = None, **keywords: Any) -> Any:
         """Call; for coroutines the answer is a call object, else the response (or the iterator of responses)."""

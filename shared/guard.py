@@ -5,6 +5,7 @@ been let in. Whatever a handler raises, the caller sees a code of the contracts 
 """
 
 import asyncio
+import contextvars
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
@@ -14,9 +15,10 @@ import grpc
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from shared import logs, metrics, tracing
-from shared.access import ALWAYS_ADMITTED, METHODS, OPEN_ENDED
+from shared.access import ALWAYS_ADMITTED, METHODS, OPEN_ENDED, TALLIED
 from shared.errors import DETAILS_KEY, ErrorCode, StepwedgeError, to_status
-from shared.identity import Identity, peer
+from shared.identity import CALLER, Identity, peer
+from shared.refusals import Refusals
 
 # grpc.aio's own names are typed for its interceptors only in part.
 Context = Any
@@ -26,7 +28,39 @@ Behavior = Callable[[Any, Context], Any]
 _DO_NOT_RETRY = ("grpc-retry-pushback-ms", "-1")
 _RETRIED_LATER = frozenset({ErrorCode.ERROR_CODE_STORAGE_FULL, ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE})
 
+_SLOW_SECONDS = 1.0
+_TALLY_SECONDS = 10.0
+
 _log = logs.get_logger(__name__)
+
+
+class _Tally:
+    """Calls that succeeded and bear no line of their own: how many by whom, and the longest, every few seconds."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, Identity | None], tuple[int, float]] = {}
+        self._due: asyncio.TimerHandle | None = None
+
+    def add(self, label: str, caller: Identity | None, seconds: float) -> None:
+        count, longest = self._counts.get((label, caller), (0, 0.0))
+        self._counts[label, caller] = count + 1, max(longest, seconds)
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(_TALLY_SECONDS, self.write, context=contextvars.Context())
+
+    def write(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        counts, self._counts = self._counts, {}
+        for (label, caller), (count, longest) in counts.items():
+            _log.info(
+                "calls",
+                method=label,
+                peer=caller.value if caller else None,
+                code=grpc.StatusCode.OK.name,
+                count=count,
+                seconds=round(longest, 6),
+            )
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
@@ -36,9 +70,14 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
     ----------
     max_concurrent_rpcs
         Calls in progress beyond which the next is refused as OVERLOADED; health checks are not counted.
+    refusals
+        Where calls are noted that are refused because of who called.
     """
 
-    def __init__(self, max_concurrent_rpcs: int) -> None:
+    def __init__(self, max_concurrent_rpcs: int, refusals: Refusals) -> None:
+        self._refusals = refusals
+        self._handlers: dict[str, Any] = {}
+        self._tally = _Tally()
         self._limit = max_concurrent_rpcs
         self._in_flight = 0
         self._draining = False
@@ -56,6 +95,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
         self._end_open(lambda _: True)
+        self._tally.write()
 
     def _end_open(self, which: Callable[[str], bool]) -> None:
         for task, method in self._open_ended.items():
@@ -68,8 +108,19 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Return the handler of the call, wrapped; None where there is none (UNIMPLEMENTED)."""
+        method = str(handler_call_details.method)
+        # Handlers are added before the server starts, so those of the table are wrapped once. A caller must not be able
+        # to fill the memory with names of methods.
+        known = self._handlers.get(method)
+        if known is not None:
+            return known
         handler = await continuation(handler_call_details)
-        return None if handler is None else self._wrapped(handler, str(handler_call_details.method))
+        if handler is None:
+            return None
+        wrapped = self._wrapped(handler, method)
+        if method in METHODS:
+            self._handlers[method] = wrapped
+        return wrapped
 
     def _wrapped(self, handler: Any, method: str) -> Any:
         shape = (
@@ -110,8 +161,13 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         with tracing.span(method.lstrip("/"), SpanKind.SERVER, context.invocation_metadata() or ()) as span:
             try:
                 try:
-                    caller = peer(context)
-                    _admit(caller, method, context)
+                    try:
+                        caller = peer(context)
+                        _admit(caller, method, context)
+                    except StepwedgeError as refused:
+                        self._refusals.note(caller, context, method, refused.code)
+                        raise
+                    CALLER.set(caller)
                     with self._admitted(method), self._until_drained(method):
                         yield
                 except StepwedgeError as raised:
@@ -139,7 +195,30 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
                 span.set_attribute("rpc.grpc.status_code", code.value[0])
                 if code is not grpc.StatusCode.OK:
                     span.set_status(Status(StatusCode.ERROR))
-                _account(method, caller, code, error, time.monotonic() - began)
+                self._account(method, caller, code, error, time.monotonic() - began)
+
+    def _account(
+        self,
+        method: str,
+        caller: Identity | None,
+        code: grpc.StatusCode,
+        error: StepwedgeError | None,
+        seconds: float,
+    ) -> None:
+        label = metrics.method_label(method)
+        metrics.call(label, code.name, seconds)
+        if code is grpc.StatusCode.OK and method in TALLIED and seconds < _SLOW_SECONDS:
+            self._tally.add(label, caller, seconds)
+            return
+        level = "debug" if method in ALWAYS_ADMITTED and code is grpc.StatusCode.OK else "info"
+        getattr(_log, level)(
+            "call",
+            method=label,
+            peer=caller.value if caller else None,
+            code=code.name,
+            error=error.name if error else None,
+            duration_seconds=round(seconds, 6),
+        )
 
     @contextmanager
     def _admitted(self, method: str) -> Iterator[None]:
@@ -225,20 +304,3 @@ def _code_set(context: Context) -> grpc.StatusCode | None:
     if isinstance(code, grpc.StatusCode):
         return code
     return next((one for one in grpc.StatusCode if one.value[0] == code), None) if code else None
-
-
-def _account(
-    method: str, caller: Identity | None, code: grpc.StatusCode, error: StepwedgeError | None, seconds: float
-) -> None:
-    label = metrics.method_label(method)
-    metrics.REQUESTS.labels(label, code.name).inc()
-    metrics.LATENCY.labels(label).observe(seconds)
-    level = "debug" if method in ALWAYS_ADMITTED and code is grpc.StatusCode.OK else "info"
-    getattr(_log, level)(
-        "call",
-        method=label,
-        peer=caller.value if caller else None,
-        code=code.name,
-        error=error.name if error else None,
-        duration_seconds=round(seconds, 6),
-    )

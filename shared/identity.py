@@ -1,5 +1,6 @@
 """Who is at the other end of a connection, by its certificate."""
 
+from contextvars import ContextVar
 from enum import StrEnum
 from typing import Protocol
 
@@ -42,6 +43,15 @@ class Identity(StrEnum):
 
 SERVICES = (Identity.INGEST, Identity.REDACTION, Identity.INFERENCE, Identity.AUDIT)
 """The identities that run as services of the cluster, in the order in which an image meets them."""
+
+
+CALLER: ContextVar[Identity] = ContextVar("caller")
+"""Who made the call that is being handled, once it was let in; set by `shared.guard` for the handler's task."""
+
+
+def caller() -> Identity:
+    """Return who made the call that is being handled. Raises LookupError outside any."""
+    return CALLER.get()
 
 
 class _Authenticated(Protocol):

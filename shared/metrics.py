@@ -5,6 +5,7 @@ codes, names in the settings), never from objects.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
 
@@ -37,6 +38,28 @@ RECORD_LATENCY = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 BUILD = Info("stepwedge", "Version and digest of the sources of the running software.")
+
+
+@cache
+def _counted(label: str, code: str) -> tuple[Counter, Histogram]:
+    return REQUESTS.labels(label, code), LATENCY.labels(label)
+
+
+def call(label: str, code: str, seconds: float) -> None:
+    """Count a call that ended.
+
+    Parameters
+    ----------
+    label
+        What `method_label` gave.
+    code
+        Name of its gRPC status.
+    seconds
+        How long it took.
+    """
+    counter, histogram = _counted(label, code)
+    counter.inc()
+    histogram.observe(seconds)
 
 
 def method_label(method: str) -> str:

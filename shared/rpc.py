@@ -22,6 +22,7 @@ from shared.guard import Guard
 from shared.health import Health
 from shared.identity import Identity
 from shared.pki import Credentials, refuse_development
+from shared.refusals import Refusals
 from shared.settings import Settings, host_and_port
 
 __all__ = [
@@ -90,7 +91,8 @@ class Server:
         self._credentials = Credentials.load(settings.cluster.pki, identity)
         refuse_development(self._credentials, production=settings.cluster.production)
         keys.refuse_development(settings.cluster.keys, production=settings.cluster.production)
-        self._guard = Guard(self._section.max_concurrent_rpcs)
+        self.refusals = Refusals()
+        self._guard = Guard(self._section.max_concurrent_rpcs, self.refusals)
         self._server = grpc.aio.server(
             interceptors=[self._guard],
             options=_OPTIONS,
@@ -153,6 +155,7 @@ class Server:
             _log.info("draining")
             await self._health.drain()
             await self._finish(on_drain)
+            await self.refusals.close()
             _log.info("stopped")
         finally:
             remove_handlers()

@@ -4,6 +4,7 @@ Context travels as W3C `traceparent` in the metadata of gRPC. Baggage does not t
 hold method, identity and status; no exception is recorded on them, since its words may quote a value.
 """
 
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from shared.errors import ErrorCode, StepwedgeError
 
 _propagator = TraceContextTextMapPropagator()
+_SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 _provider: TracerProvider | None = None
+_exporting = False
 
 
 def configure(service: str, otlp_endpoint: str = "") -> None:
@@ -27,7 +30,7 @@ def configure(service: str, otlp_endpoint: str = "") -> None:
     StepwedgeError
         CONFIGURATION where a collector is named but the exporter is not installed (extra `otlp`).
     """
-    global _provider
+    global _exporting, _provider
     # Nothing is read from the process or the host: the resource is the service's name and no more.
     _provider = TracerProvider(resource=Resource({"service.name": f"stepwedge-{service}"}))
     if otlp_endpoint:
@@ -39,6 +42,7 @@ def configure(service: str, otlp_endpoint: str = "") -> None:
                 ErrorCode.ERROR_CODE_CONFIGURATION, "telemetry.otlp_endpoint needs the extra otlp to be installed"
             ) from None
         _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint)))
+    _exporting = bool(otlp_endpoint)
 
 
 def shutdown() -> None:
@@ -52,6 +56,25 @@ def tracer() -> trace.Tracer:
     return _provider.get_tracer("stepwedge") if _provider else trace.NoOpTracer()
 
 
+def _identifier(bits: int) -> int:
+    return random.getrandbits(bits) or 1  # to be different, not secret; seeded anew in a child process
+
+
+def start(name: str, kind: trace.SpanKind, parent: otel_context.Context | None = None) -> trace.Span:
+    """Start a span; where none is exported, one that is no more than its identifiers, which is all that anyone sees."""
+    if _exporting or _provider is None:
+        return tracer().start_span(name, context=parent, kind=kind)
+    above = trace.get_current_span(parent).get_span_context()
+    return trace.NonRecordingSpan(
+        trace.SpanContext(
+            trace_id=above.trace_id if above.is_valid else _identifier(128),
+            span_id=_identifier(64),
+            is_remote=False,
+            trace_flags=_SAMPLED,
+        )
+    )
+
+
 @contextmanager
 def span(
     name: str, kind: trace.SpanKind = trace.SpanKind.INTERNAL, metadata: Iterable[tuple[str, str | bytes]] = ()
@@ -59,9 +82,8 @@ def span(
     """Run the block in a span, the child of the one in `metadata` where that holds a `traceparent`."""
     carrier = {key: value for key, value in metadata if key in _propagator.fields and isinstance(value, str)}
     parent = _propagator.extract(carrier) if carrier else otel_context.get_current()
-    with tracer().start_as_current_span(
-        name, context=parent, kind=kind, record_exception=False, set_status_on_exception=False
-    ) as current:
+    current = start(name, kind, parent)
+    with trace.use_span(current, end_on_exit=True, record_exception=False, set_status_on_exception=False):
         yield current
 
 

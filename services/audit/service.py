@@ -3,21 +3,21 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.audit import export, record, store
 from services.audit.answers import Answers
-from services.audit.log import Log
+from services.audit.log import Log, Receipt
 from services.audit.proof_calls import ProofCalls
 from services.audit.proofs import Rotator
 from services.audit.reading import Reader, checkpoint_of
 from services.audit.store import Filter
 from services.audit.witnesses import Witnesses
 from shared.errors import ErrorCode, StepwedgeError
-from shared.identity import peer
+from shared.identity import Identity, caller
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 
 MAX_RECORDS = 256
@@ -36,12 +36,23 @@ class AuditService(ProofCalls, audit_pb2_grpc.AuditServiceServicer):
 
     async def Append(self, request: audit_pb2.AppendRequest, context: Any) -> audit_pb2.AppendResponse:
         """Take a batch; answer when it is durable and under a signed checkpoint."""
-        producer = peer(context)
-        if not 1 <= len(request.records) <= MAX_RECORDS:
-            raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, f"a batch has 1 to {MAX_RECORDS} records")
-        prepared = [record.prepare(one, producer) for one in request.records]
-        receipt = await self._answers.of(self._log.submit(prepared))
+        receipt = await self._taken(request.records, caller())
         return audit_pb2.AppendResponse(indexes=receipt.indexes, checkpoint=receipt.checkpoint)
+
+    async def AppendStream(
+        self, requests: AsyncIterator[audit_pb2.AppendStreamRequest], context: Any
+    ) -> AsyncIterator[audit_pb2.AppendStreamResponse]:
+        """Take batches one after the other; the next is not read before the last is durable."""
+        producer = caller()
+        async for request in requests:
+            receipt = await self._taken(request.records, producer)
+            yield audit_pb2.AppendStreamResponse(indexes=receipt.indexes, checkpoint=receipt.checkpoint)
+
+    async def _taken(self, records: Sequence[audit_pb2.Record], producer: Identity) -> Receipt:
+        if not 1 <= len(records) <= MAX_RECORDS:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, f"a batch has 1 to {MAX_RECORDS} records")
+        prepared = [record.prepare(one, producer) for one in records]
+        return await self._answers.of(self._log.submit(prepared))
 
     async def GetEntry(self, request: audit_pb2.GetEntryRequest, context: Any) -> audit_pb2.GetEntryResponse:
         """One entry."""

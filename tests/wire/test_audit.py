@@ -182,12 +182,12 @@ MAY_NOT = {
     Identity.INGEST: {"entry", "query"},
     Identity.AUDITOR: {"append"},
     Identity.OPERATOR: {"append"},
-    # Producers, but not of the kind of record that is tried here.
+    # Producers, but not of the kind of record that is tried here (the console too).
     Identity.REDACTION: {"append", "entry", "query", "checkpoint"},
     Identity.INFERENCE: {"append", "entry", "query", "checkpoint"},
     Identity.AUDIT: {"append", "entry", "query", "checkpoint"},
     Identity.PACS: {"append", "entry", "query", "checkpoint"},
-    Identity.CONSOLE: {"append", "entry", "query", "checkpoint"},
+    Identity.CONSOLE: {"append"},
 }
 
 

@@ -179,7 +179,7 @@ async def test_the_right_identity_is_let_in_and_known_to_the_handler(serve: Serv
         assert running.audit.seen["peer"] is Identity.AUDITOR
 
 
-@pytest.mark.parametrize("who", [Identity.PACS, Identity.CONSOLE, Identity.INFERENCE])
+@pytest.mark.parametrize("who", [Identity.PACS, Identity.INFERENCE])
 async def test_an_identity_that_may_not_call_is_told_so_and_reaches_no_handler(serve: Serve, who: Identity) -> None:
     async with serve() as running:
         stub = running.stub(who)

@@ -57,6 +57,10 @@ class Log(audit_pb2_grpc.AuditServiceServicer):
             await asyncio.Event().wait()
         return audit_pb2.AppendResponse(indexes=indexes)
 
+    async def AppendStream(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield audit_pb2.AppendStreamResponse(indexes=(await self.Append(request, context)).indexes)
+
     def _take(self, record: audit_pb2.Record) -> int:
         if record.idempotency_key in self.keys:
             self.repeats[record.incarnation].append(record.sequence)
