@@ -334,6 +334,60 @@ class Audit(Service):
         return self
 
 
+RoleName = Literal["radiographer", "operator", "auditor", "administrator"]
+
+
+class OpenIdConnect(Section):
+    """The site's own sign-in (OpenID Connect Core 1.0, authorization code flow with PKCE)."""
+
+    issuer: Annotated[str, Field(pattern=r"^(https?://[^\s?#]+)?$")] = ""
+    """URL of the provider, as its discovery document names it; empty for local accounts only."""
+    client_id: str = ""
+    """How the provider knows the console."""
+    client_credential: File = _UNSET
+    """File that holds what the client proves itself with; unset for a public client."""
+    ca: File = _UNSET
+    """File of the CA certificates that the provider's certificate is checked against; default the system's."""
+    account_claim: str = "preferred_username"
+    """Claim that names the account in the records."""
+    roles_claim: str = "groups"
+    """Claim that holds the groups of a person."""
+    roles: dict[str, RoleName] = {}
+    """Group -> role; who is in none of them is not let in."""
+
+
+class Console(Section):
+    """The window for people: a web page."""
+
+    listen: Endpoint = "127.0.0.1:7105"
+    """Where HTTPS is served, host:port."""
+    url: Annotated[str, Field(pattern=r"^(https://[^\s?#]+[^\s?#/])?$")] = ""
+    """How browsers reach it; default https:// and `listen`."""
+    certificate: File = _UNSET
+    """Certificate for browsers (PEM, with its chain); default that of the identity `console`."""
+    key: File = _UNSET
+    """Its private key."""
+    database: DatabaseUrl = ""
+    """SQLAlchemy URL of accounts and sessions; default an SQLite file in the data folder."""
+    first_password: File = _UNSET
+    """File into which the password of the first administrator is written; default <data>/console.first-password."""
+    site_name: Annotated[str, Field(max_length=80)] = ""
+    """Shown on every page and printed on every dossier."""
+    local_accounts: bool = True
+    """Whether accounts of the console itself may sign in."""
+    idle_minutes: Annotated[float, Field(gt=0, le=720)] = 15
+    """A session ends when nothing was asked for so long."""
+    session_hours: Annotated[float, Field(gt=0, le=24)] = 10
+    """A session ends after so long, whatever was asked."""
+    oidc: OpenIdConnect = Field(default_factory=lambda: OpenIdConnect())
+    """Sign-in by the site's own provider."""
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        self.url = self.url or f"https://{self.listen}"
+        return self
+
+
 class Telemetry(Section):
     """What the cluster says about itself."""
 
@@ -356,6 +410,7 @@ class Settings(BaseSettings):
     redaction: Redaction = Field(default_factory=lambda: Redaction())
     inference: Inference = Field(default_factory=lambda: Inference())
     audit: Audit = Field(default_factory=lambda: Audit())
+    console: Console = Field(default_factory=lambda: Console())
     telemetry: Telemetry = Field(default_factory=lambda: Telemetry())
 
     @classmethod
@@ -381,13 +436,18 @@ class Settings(BaseSettings):
             (self.objects, "scratch", data / "objects" / "scratch"),
             (self.audit, "high_water", data / "audit.high-water"),
             (self.audit.forward, "cursor", data / "audit.forwarded"),
+            (self.console, "first_password", data / "console.first-password"),
         ):
             if getattr(section, key) == _UNSET:
                 setattr(section, key, value)
+        for key, name in (("certificate", "console.crt"), ("key", "console.key")):
+            if getattr(self.console, key) == _UNSET:
+                setattr(self.console, key, self.cluster.pki / name)
         self.objects.original = self.objects.original or str(data / "objects" / "original")
         self.objects.deidentified = self.objects.deidentified or str(data / "objects" / "deidentified")
         self.ingest.database = self.ingest.database or f"sqlite:///{data / 'ingest.db'}"
         self.audit.database = self.audit.database or f"sqlite:///{data / 'audit.db'}"
+        self.console.database = self.console.database or f"sqlite:///{data / 'console.db'}"
         return self
 
     def for_service(self, name: str | Identity) -> Service:
