@@ -3,6 +3,7 @@
 The judge is `verifier/verify.py`, run as a process by an interpreter that sees no other file of ours.
 """
 
+import copy
 import json
 import os
 import secrets
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.audit.__main__ import write_export
 from services.audit.high_water import HighWater, Mark
@@ -31,12 +33,12 @@ from shared.transparency.note import Signer
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 from tests.faults.nursery import Child, Nursery, until_ready
 from tests.unit.audit.making import Producer
-from tests.wire.witness_house import House
+from tests.wire.witness_house import House, running
 
 ORIGIN = "stepwedge/audit"
 EARLY = 300
 """Records of ingest that the auditor's first export covers."""
-RECORDS = 600
+RECORDS = 530
 """Records of ingest in all; one more has a list kept beside it."""
 
 PROVED, USAGE, ALTERED, TRUNCATED, FORKED, BAD_SIGNATURE, MISSING_WITNESS, MALFORMED, UNREADABLE = 0, *range(2, 10)
@@ -143,6 +145,11 @@ class Place:
         """The log's signing key, stolen."""
         return Signer(ORIGIN, keys.signing_key(self.folder / "keys"))
 
+    @property
+    def signing(self) -> Ed25519PrivateKey:
+        """The private key itself."""
+        return keys.signing_key(self.folder / "keys")
+
     def set_mark(self, size: int, root: bytes) -> None:
         """Write the high-water mark anew."""
         self.mark.unlink(missing_ok=True)
@@ -158,9 +165,14 @@ class Place:
             shutil.copy(self.mark, folder / self.mark.name)
         return Place(folder, self.databases.copy(self.url, folder), self.databases)
 
+    @property
+    def engine_url(self) -> sa.URL:
+        """For connections that are nobody's but the attacker's."""
+        return sa.engine.make_url(self.url).set(drivername=_driver(self.url))
+
     def sql(self, *statements: str, **values: object) -> None:
         """Run SQL with every right."""
-        engine = sa.create_engine(sa.engine.make_url(self.url).set(drivername=_driver(self.url)))
+        engine = sa.create_engine(self.engine_url)
         with engine.begin() as connection:
             for statement in statements:
                 bound = {name: value for name, value in values.items() if f":{name}" in statement}
@@ -169,7 +181,7 @@ class Place:
 
     def rows(self, statement: str) -> list[dict[str, Any]]:
         """Read with SQL."""
-        engine = sa.create_engine(sa.engine.make_url(self.url).set(drivername=_driver(self.url)))
+        engine = sa.create_engine(self.engine_url)
         with engine.begin() as connection:
             found = [dict(row) for row in connection.execute(sa.text(statement)).mappings()]
         engine.dispose()
@@ -261,7 +273,7 @@ class Town:
             f"{PREFIX}AUDIT__WITNESSES": json.dumps(named),
             f"{PREFIX}AUDIT__QUORUM": str(len(named)),
             f"{PREFIX}AUDIT__WITNESS_INTERVAL_SECONDS": "0.05",
-            f"{PREFIX}AUDIT__WITNESS_TIMEOUT_SECONDS": "2",
+            f"{PREFIX}AUDIT__WITNESS_TIMEOUT_SECONDS": "0.5",
             **{f"{PREFIX}{name}": value for name, value in more.items()},
         }
 
@@ -303,6 +315,8 @@ class Scene:
     """The newest export, cosigned to its last record."""
     folder: Path
 
+    auditor = Identity.AUDITOR
+
     @property
     def vkey(self) -> str:
         """The log's verification key."""
@@ -311,6 +325,25 @@ class Scene:
     def copy(self) -> Place:
         """The log once more, to tamper with."""
         return self.place.copy(self.folder / f"copy-{secrets.token_hex(4)}")
+
+    @contextmanager
+    def witness_twin(self) -> Iterator[House]:
+        """A witness with the key and the memory of the scene's, for a test to lead on; it runs."""
+        folder = self.folder / f"witness-{secrets.token_hex(4)}"
+        folder.mkdir()
+        for name in ("key", "state"):
+            shutil.copy(self.witness.folder / name, folder / name)
+        twin = copy.copy(self.witness)
+        twin.folder, twin.address, twin.process = folder, "", None
+        with running(twin) as house:
+            yield house
+
+    @contextmanager
+    def new_witness(self) -> Iterator[House]:
+        """A witness that knows the log and has cosigned nothing; it runs."""
+        name = secrets.token_hex(4)
+        with running(House(self.folder / f"new-{name}", f"witness.example/{name}", [self.vkey])) as house:
+            yield house
 
     def judge(self, export: Path, **more: Any) -> Judgement:
         """Run the verifier with the log's key."""
