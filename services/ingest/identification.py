@@ -1,0 +1,52 @@
+"""What the door hands to the log beside a `received` record: who it is about, sealed, and what it can be found by."""
+
+from collections.abc import Mapping
+
+from services.ingest.tables import Instance
+from shared import dicom, dicom_encoding, logs
+from shared.dicom_encoding import Encoded
+from shared.errors import StepwedgeError
+from shared.identification import BlindIndex, Identities
+from shared.objects import ObjectStore, Zone
+from stepwedge.audit.v1 import audit_pb2
+
+_log = logs.get_logger(__name__)
+
+
+class Identifier:
+    """Seals identity for the log; keeps nothing of it."""
+
+    def __init__(self, objects: ObjectStore, identities: Identities, blind_index: BlindIndex) -> None:
+        self._objects = objects
+        self._identities = identities
+        self._blind_index = blind_index
+
+    def seal(self, identity: Mapping[str, str], subject: str, key: str) -> audit_pb2.Identification:
+        """For the record with this subject and idempotency key."""
+        return audit_pb2.Identification(
+            sealed=self._identities.seal(identity, subject, key), tokens=self._blind_index.tokens(identity)
+        )
+
+    def again(self, instance: Instance, key: str) -> audit_pb2.Identification | None:
+        """Out of the object as it was stored, for a record that a process before this one did not live to hand in.
+
+        Nothing of it was kept meanwhile, so that erasure has nothing to reach here. None where the object is not what
+        it was: the record is due all the same.
+        """
+        try:
+            encoded = dicom_encoding.parse(self._objects.get(Zone.ORIGINAL, instance.sha256))
+            named = Encoded(
+                encoded.meta,
+                [element for element in encoded.data_set if element.tag in dicom.NAMING_TAGS],
+                encoded.transfer_syntax,
+                implicit=encoded.implicit,
+                little=encoded.little,
+                preamble=encoded.preamble,
+            )
+            identity = dicom.uids(dicom.dataset_of(named, pixels=False)).identity
+        except StepwedgeError as error:
+            if not error.permanent:
+                raise
+            _log.warning("a record goes without its identity", **logs.describe(error))
+            return None
+        return self.seal(identity, instance.subject, key)
