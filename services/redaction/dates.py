@@ -1,0 +1,68 @@
+"""Dates and times (PS3.5 6.2, DA, DT, TM): whether a value is one, and the same moved (PS3.15 E.3.6)."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Final
+
+from pydicom.datadict import keyword_for_tag
+
+from services.redaction import values
+from services.redaction.profile import rows
+from shared.date_shift import DUMMY, DateShift, anchor
+from shared.dicom_encoding import Elements
+from shared.pseudonyms import Pseudonyms
+
+TEMPORAL: Final = frozenset({"DA", "DT", "TM"})
+_DATE: Final = r"(?:1[5-9]|2[0-2])\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
+_OLD_DATE: Final = r"(?:1[5-9]|2[0-2])\d\d\.(?:0[1-9]|1[0-2])\.(?:0[1-9]|[12]\d|3[01])"
+_CLOCK: Final = r"(?:[01]\d|2[0-3])(?:[0-5]\d(?:[0-5]\d|60)?)?"
+_TIME: Final = r"(?:[01]\d|2[0-3])(?::?[0-5]\d(?::?(?:[0-5]\d|60)(?:\.\d{1,6})?)?)?"
+_ZONE: Final = r"[+-](?:0\d|1[0-4])[0-5]\d"
+_MOMENT: Final = (
+    rf"(?:(?:1[5-9]|2[0-2])\d\d)(?:(?:0[1-9]|1[0-2])(?:(?:0[1-9]|[12]\d|3[01])"
+    rf"(?:{_CLOCK}(?:\.\d{{1,6}})?)?)?)?(?:{_ZONE})?"
+)
+_FORMS: Final = {
+    "DA": re.compile(rf"{_DATE}|{_OLD_DATE}"),
+    "TM": re.compile(_TIME),
+    "DT": re.compile(_MOMENT),
+}
+ZONE: Final = re.compile(_ZONE)
+_MODIFIED: Final = 0x00280303
+_EXAMINATION: Final = (0x00080020, 0x00080021, 0x00080022, 0x0008002A, 0x00080023)
+"""Study, Series, Acquisition Date, Acquisition DateTime, Content Date."""
+
+
+def is_moment(vr: str, text: str) -> bool:
+    """Whether every value of the text is a date, time or date with time as the VR demands (an empty one counts)."""
+    form = _FORMS[vr]
+    return all(not part.strip() or form.fullmatch(part.strip()) for part in text.split("\\"))
+
+
+@lru_cache(maxsize=1)
+def constants() -> frozenset[int]:
+    """Attributes whose date is that of a device, a vocabulary or a template: many people share it, so that moved it
+    would tell by how much."""
+    return frozenset(int(row["tag"], 16) for row in rows("constant_dates.csv"))
+
+
+def shift(elements: Elements, pseudonyms: Pseudonyms, patient_id: str, subject: str) -> DateShift:
+    """How the dates of an object move; not again where the object is one of ours whose dates were moved already."""
+    moved = values.first(elements, _MODIFIED) == "MODIFIED" and pseudonyms.is_subject(patient_id)
+    days_of_examination = (values.first(elements, tag) for tag in _EXAMINATION)
+    return pseudonyms.date_shift(subject, anchor(days_of_examination), done=moved)
+
+
+def moved(how: DateShift, tag: int, vr: str, text: str) -> str | None:
+    """The value moved; None where it may not move, or is no date."""
+    keyword = "Calibration" if tag in constants() else keyword_for_tag(tag)
+    if how.done:
+        return text if is_moment(vr, text) else None
+    new = how.moved(vr, text, keyword)
+    lost = any(
+        part.startswith(DUMMY) or (vr == "TM" and part == "000000" and old.strip() != part)
+        for part, old in zip(new.split("\\"), text.split("\\"), strict=True)
+    )
+    return None if lost else new
