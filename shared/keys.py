@@ -27,7 +27,8 @@ IDENTITY = "identity.key"
 BLIND_INDEX = "blind-index.key"
 """32 random bytes in hexadecimal: turns numbers into what the log is searched by; ingest and the auditor only."""
 MASTER = "identity-master.key"
-"""32 random bytes in hexadecimal: wraps the key of each subject; audit only, which replaces it at every erasure."""
+"""32 random bytes in hexadecimal: wraps the key of each subject; audit only, which makes it, and replaces it at every
+erasure."""
 _DEVELOPMENT_MARK = "DEVELOPMENT"
 
 _ED25519 = b"\x01"  # C2SP signed-note, signature type
@@ -48,7 +49,7 @@ def create(folder: Path, *, origin: str = "stepwedge/audit", development: bool) 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if development and not (folder / PSEUDONYMS).exists() and not (folder / SIGNING).exists():
         write_new(folder / _DEVELOPMENT_MARK, b"made for development; production refuses this folder\n", 0o644)
-    for name in (PSEUDONYMS, IDENTITY, BLIND_INDEX, MASTER):
+    for name in (PSEUDONYMS, IDENTITY, BLIND_INDEX):
         write_new(folder / name, secrets.token_hex(32).encode() + b"\n", 0o600)
     if not (folder / SIGNING).exists():
         pem = Ed25519PrivateKey.generate().private_bytes(

@@ -39,7 +39,7 @@ KEYS_OF: Mapping[Identity, tuple[str, ...]] = MappingProxyType(
         Identity.INGEST: (keys.PSEUDONYMS, keys.IDENTITY, keys.BLIND_INDEX),
         Identity.REDACTION: (keys.PSEUDONYMS,),
         Identity.INFERENCE: (),
-        Identity.AUDIT: (keys.SIGNING, keys.VERIFICATION, keys.MASTER),
+        Identity.AUDIT: (keys.SIGNING, keys.VERIFICATION),
         Identity.OPERATOR: (keys.VERIFICATION,),
         Identity.AUDITOR: (keys.VERIFICATION, keys.IDENTITY, keys.BLIND_INDEX),
         Identity.PACS: (),

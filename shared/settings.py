@@ -311,6 +311,17 @@ class Audit(Service):
     """Records in one commit at most."""
     high_water: File = _UNSET
     """File that remembers the newest checkpoint outside the database; default <data>/audit.high-water."""
+    master_key: File = _UNSET
+    """File of the key that wraps the key of each subject; the service makes it, and replaces it at every erasure.
+    Default identity-master.key in the keys folder, which the service must then be able to write. Keep it out of the
+    backups of the database."""
+    retention_default: Literal["M6", "Y6", "Y10", "Y15"] = "Y6"
+    """How long a record is kept at least: six months, 6, 10 or 15 years. Records of models, of constancy tests and of
+    alerts are kept ten years at least; those of erasure, legal holds, pruning and keys as long as the log."""
+    retention: dict[str, Literal["M6", "Y6", "Y10", "Y15"]] = {}
+    """Kind of record (received, assessed, ...) to its class, where it is not the default."""
+    check_per_second: Annotated[int, Field(ge=0)] = 500
+    """Entries a second that are held against the tree in the background, over and over; 0 for none."""
     forward: Forward = Field(default_factory=lambda: Forward())
     """Forwarding to a syslog receiver; off unless it has one."""
     witnesses: list[WitnessOfLog] = []
@@ -443,6 +454,8 @@ class Settings(BaseSettings):
         for key, name in (("certificate", "console.crt"), ("key", "console.key")):
             if getattr(self.console, key) == _UNSET:
                 setattr(self.console, key, self.cluster.pki / name)
+        if self.audit.master_key == _UNSET:
+            self.audit.master_key = self.cluster.keys / "identity-master.key"
         self.objects.original = self.objects.original or str(data / "objects" / "original")
         self.objects.deidentified = self.objects.deidentified or str(data / "objects" / "deidentified")
         self.ingest.database = self.ingest.database or f"sqlite:///{data / 'ingest.db'}"

@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-from services.audit import export, meters, signing, store, witnesses
+from services.audit import export, meters, retention, signing, store, witnesses
 from services.audit.formats.stream import Format
 from services.audit.forward import Cursor, Forwarder, Receiver
 from services.audit.high_water import HighWater
@@ -23,6 +23,7 @@ from services.audit.proofs import Rotator
 from services.audit.reading import newest
 from services.audit.service import AuditService
 from services.audit.store import Store
+from services.audit.subjects import Vault
 from services.audit.witnesses import Witnesses
 from shared import logs, settings
 from shared.errors import ErrorCode, StepwedgeError
@@ -52,6 +53,8 @@ def open_log(settings: Settings) -> Log:
         group_commit_records=section.group_commit_records,
         on_commit=meters.committed,
         on_alert=meters.alerted,
+        vault=Vault(section.master_key),
+        retention=retention.classes(section.retention_default, section.retention),
     )
     log.open()
     return log

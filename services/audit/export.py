@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from services.audit import record, store, tiles
 from services.audit.formats import stream
 from services.audit.formats.stream import Format
-from services.audit.reading import attachment_digests, newest, size_within, tree_root
+from services.audit.reading import newest, size_within, tree_root
 from services.audit.store import Head, Store
 from stepwedge.audit.v1 import audit_pb2
 
@@ -108,7 +108,7 @@ def _files(the_store: Store, checkpoint: Head, keys: list[store.Key]) -> Iterato
         start = bundle.index * tiles.WIDTH
         with the_store.reading() as connection:
             rows = store.leaves(connection, start, start + bundle.width)
-            wanted = {digest for row in rows for digest in attachment_digests(row.leaf)} - exported
+            wanted = {digest for row in rows for digest in record.attachment_digests(row.leaf)} - exported
             beside = store.attachments(connection, wanted)
         yield bundle.path, tiles.encode_bundle([row.leaf for row in rows])
         for digest, content in sorted(beside.items()):

@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from services.audit import record, store, tiles
+from services.audit.acts import Act
 from services.audit.high_water import HighWater, Mark
 from services.audit.record import Prepared
 from services.audit.sequences import Incarnation
 from services.audit.store import Batch, Head, Lease, Store
+from services.audit.subjects import Sealing, Vault
 from shared import logs
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import Identity
@@ -35,7 +37,6 @@ from shared.transparency.note import (
     open_checkpoint,
 )
 from stepwedge.audit.v1 import audit_pb2
-from stepwedge.common.v1 import common_pb2
 
 CLOCK_STEP_US = 1_000_000
 """A clock that moved so much against the monotonic clock was set, not slewed."""
@@ -68,6 +69,8 @@ class Submission:
     """A time stamp of a checkpoint, to be kept."""
     successor: Signer | None = None
     """The key that is to sign from this batch on."""
+    act: Act | None = None
+    """Something to be done and recorded in one transaction."""
     done: "Future[Receipt]" = field(default_factory=Future)
 
 
@@ -169,6 +172,8 @@ class Log:
         group_commit_records: int = 256,
         on_commit: Callable[[int, float], None] = lambda records, seconds: None,
         on_alert: Callable[[audit_pb2.AlertEvent], None] = lambda alert: None,
+        vault: Vault | None = None,
+        retention: Mapping[str, str] | None = None,
     ) -> None:
         self.store = the_store
         self.origin = signer.key.name
@@ -191,6 +196,9 @@ class Log:
         self._loaded_last = False
         self._thread = threading.Thread(target=self._run, name="sequencer", daemon=True)
         self._closing = False
+        self._facets: dict[store.Facet, int] = {}
+        self._vault = vault
+        self._retention = dict(retention or {})
 
     @property
     def key(self) -> VerificationKey:
@@ -239,6 +247,10 @@ class Log:
     def rotate(self, successor: Signer) -> "Future[Receipt]":
         """Record that `successor` signs from now on; both keys sign the checkpoint that ends with that record."""
         return self._hand_in(Submission(successor=successor))
+
+    def perform(self, act: Act) -> "Future[Receipt]":
+        """Do something to what is kept beside the leaves, and record it, in one transaction."""
+        return self._hand_in(Submission(act=act))
 
     def _hand_in(self, submission: Submission) -> "Future[Receipt]":
         if self._closing:
@@ -333,6 +345,7 @@ class Log:
     def _stand_down(self) -> None:
         self._state = None
         self._incarnations.clear()
+        self._facets = {}
         # A batch whose end is unknown may have used numbers of this one.
         self._self = Incarnation(Identity.AUDIT.value, str(uuid.uuid4()))
         if self._lease is not None:
@@ -356,6 +369,9 @@ class Log:
                     self._begin_log(connection)
                 self._check_key(connection)
                 state = verified_state(connection, [self.key], self.origin, self._marks())
+                self._facets = store.facets(connection)
+                if self._vault is not None:
+                    self._vault.settle(connection)
                 for row in store.unreported(connection):
                     self._remember(Incarnation.from_row(row))
             if state.head.size and not self._marks():
@@ -405,14 +421,21 @@ class Log:
             return
         answers: list[tuple[Submission, list[int] | StepwedgeError]] = []
         with lease.writing() as connection:
-            draft = Draft(connection, state, self._incarnations, now_us, self._self.copy())
+            sealing = None if self._vault is None else self._vault.sealing(connection)
+            own = self._self.copy()
+            self._facets = self._facets or store.facets(connection)
+            draft = Draft(connection, state, self._incarnations, now_us, own, self._facets, self._retention, sealing)
             draft.look_up(submission.records for submission in batch)
-            for submission in batch:
+            # Acts go first: what they destroy must not be used by a record of the same batch.
+            for submission in sorted(batch, key=lambda one: one.act is None):
                 if not submission.done.set_running_or_notify_cancel():
                     continue  # whoever handed it in has gone
                 draft.note(submission)
                 try:
-                    answers.append((submission, draft.take(submission.records)))
+                    if submission.act is not None:
+                        answers.append((submission, draft.perform(submission.act)))
+                    else:
+                        answers.append((submission, draft.take(submission.records)))
                 except StepwedgeError as error:
                     answers.append((submission, error))
             draft.report(self._clock_step(now_us))
@@ -420,6 +443,10 @@ class Log:
             following = draft.finish(self.sign)
             store.write(connection, following.batch)
         self._after(following, now_us)
+        for submission, answer in answers:
+            if submission.act is not None and not isinstance(answer, StepwedgeError):
+                submission.act.committed()
+                self._facets = {}  # the act may have made some
         for submission, answer in answers:
             if isinstance(answer, StepwedgeError):
                 submission.done.set_exception(answer)
@@ -435,6 +462,9 @@ class Log:
         if following.batch.entries:
             self._high_water.write(mark)
         self._state, self._acknowledged, self._self = following.state, mark, following.own
+        self._facets = {**self._facets, **following.batch.facets}
+        if self._vault is not None:
+            self._vault.committed(following.batch)
         self._clock = (now_us, time.monotonic_ns() // 1000)
         for incarnation in following.incarnations:
             self._incarnations.pop((incarnation.producer, incarnation.name), None)
@@ -478,8 +508,13 @@ class Draft:
         incarnations: Mapping[tuple[str, str], Incarnation],
         now_us: int,
         own: Incarnation,
+        facets: Mapping[store.Facet, int],
+        retention: Mapping[str, str],
+        vault: Sealing | None = None,
     ) -> None:
         self._connection = connection
+        self._retention = retention
+        self._sealing = vault
         self._before = state
         self._known = incarnations
         self._now_us = now_us
@@ -494,6 +529,7 @@ class Draft:
         self._alerts: list[audit_pb2.AlertEvent] = []
         self._successor: Signer | None = None
         self._random = b""
+        self._facets = facets
 
     def look_up(self, batches: Iterable[Sequence[Prepared]]) -> None:
         """Find the idempotency keys that the log knows."""
@@ -503,6 +539,9 @@ class Draft:
 
     def take(self, records: Sequence[Prepared]) -> list[int]:
         """Give each record its place, or the one that it had. Raises IDEMPOTENCY_CONFLICT and takes none."""
+        if self._sealing is None and any(one.sealed for one in records):
+            message = "the log has no master key for the identity that came with a record"
+            raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, message)
         hashes = [store.key_hash(one.producer, one.key) for one in records]
         fresh: dict[bytes, Mapping[str, object]] = {}
         for one, digest in zip(records, hashes, strict=True):
@@ -550,10 +589,20 @@ class Draft:
         index = self._range.size
         repeats = incarnation.repeats[: record.MAX_REPEATS]
         del incarnation.repeats[: record.MAX_REPEATS]
-        leaf = record.leaf(one, index=index, entry_id=self._entry_id(), recorded_at=self._recorded_at, repeats=repeats)
+        retention = self._retention.get(one.kind, "")
+        leaf = record.leaf(
+            one,
+            index=index,
+            entry_id=self._entry_id(),
+            recorded_at=self._recorded_at,
+            repeats=repeats,
+            retention=retention,
+        )
         self._range.append(merkle.leaf_hash(leaf), self._grow)
         self._batch.attachments.update(one.attachments)
-        self._batch.entries.append(self._row(one, index, leaf, digest))
+        self._batch.entries.append(self._row(one, index, leaf, digest, retention))
+        if one.sealed and self._sealing is not None:
+            self._sealing.keep(index, one, self._batch)
         return index
 
     def _entry_id(self) -> str:
@@ -562,24 +611,26 @@ class Draft:
         random, self._random = self._random[:_ID_BYTES], self._random[_ID_BYTES:]
         return uuid7(self._now_us // 1000, int.from_bytes(random, "big"))
 
-    def _row(self, one: Prepared, index: int, leaf: bytes, digest: bytes) -> dict[str, object]:
+    def _row(self, one: Prepared, index: int, leaf: bytes, digest: bytes, retention: str) -> dict[str, object]:
         members = one.members
-        verdict = members["event"].get("verdict")
         return {
             "index": index,
             "leaf": leaf,
             "key_hash": digest,
-            "kind": record.KINDS[one.kind],
-            "producer": one.producer,
-            "outcome": audit_pb2.EventOutcome.Value(f"EVENT_OUTCOME_{members['outcome']}"),
+            "facet": self._facet(one, retention),
             "recorded_us": self._now_us,
             "recorded_max_us": self._recorded_max_us,
-            "verdict": None if verdict is None else common_pb2.Verdict.Value(f"VERDICT_{verdict}"),
             "study": members.get("study"),
             "instance": members.get("instance"),
             "subject": members.get("subject"),
-            "model_sha256": members.get("pins", {}).get("model_sha256"),
         }
+
+    def _facet(self, one: Prepared, retention: str) -> int:
+        found = store.facet({**one.members, "producer": one.producer, "retention": retention or None})
+        number = self._facets.get(found) or self._batch.facets.get(found)
+        if number is None:
+            number = self._batch.facets[found] = len(self._facets) + len(self._batch.facets) + 1
+        return number
 
     def _grow(self, height: int, index: int, node: bytes) -> None:
         """Put the root of a perfect subtree into its tile, and keep a tile that this fills or widens."""
@@ -633,8 +684,15 @@ class Draft:
             self._append_own("key-rotated", audit_pb2.EVENT_OUTCOME_SUCCESS, key_rotated=rotated)
         return self._successor
 
-    def _append_own(self, key: str, outcome: audit_pb2.EventOutcome.ValueType, **event: Any) -> None:
-        """Append a record that the log itself makes."""
+    def perform(self, act: Act) -> list[int]:
+        """Do it, and record it. Raises what it raises, and then nothing of it is done."""
+        with self._connection.begin_nested():
+            made = act.perform(self._connection, self._now_us, self._before.head.size)
+        self._facets = store.facets(self._connection)
+        return [] if made is None else [self._append_own(made.key, made.outcome, **made.fields)]
+
+    def _append_own(self, key: str, outcome: audit_pb2.EventOutcome.ValueType, **event: Any) -> int:
+        """Append a record that the log itself makes; its index."""
         own = self._own
         own.take(own.highest + 1, self._now_us)
         made = audit_pb2.Record(
@@ -646,8 +704,9 @@ class Draft:
         )
         made.occurred_at.FromMicroseconds(self._now_us)
         prepared = record.prepare(made, Identity.AUDIT)
-        self._append(prepared, store.key_hash(prepared.producer, prepared.key), own)
+        index = self._append(prepared, store.key_hash(prepared.producer, prepared.key), own)
         self._touched[own.producer, own.name] = own
+        return index
 
     def finish(self, sign: Callable[[int, bytes], str]) -> Following:
         """Sign the new tree, and say what is to be written."""

@@ -1,12 +1,12 @@
 """What is answered out of the log: entries, pages, checkpoints and proofs, always of what is committed."""
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from services.audit import record, store
+from services.audit.record import attachment_digests
 from services.audit.store import Filter, Head, Store, StoredEntry
 from shared.errors import ErrorCode, StepwedgeError
 from shared.transparency import merkle
@@ -18,7 +18,6 @@ MAX_PAGE = 1000
 DEFAULT_PAGE = 100
 
 _PAGE_BYTES = 1_500_000  # leaf and decoded record together stay below a message of 4 MiB
-_BESIDE = re.compile(rb'"attachment":\{"count":[0-9]+,"field":"[a-z_]+","sha256":"([0-9a-f]{64})"')
 
 
 class InclusionProof(NamedTuple):
@@ -54,11 +53,6 @@ def newest(connection: sa.Connection) -> Head:
     if found is None:
         raise StepwedgeError(ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE, "the log has not begun")
     return found
-
-
-def attachment_digests(leaf: bytes) -> list[str]:
-    """Digests of what is kept beside a leaf."""
-    return [digest.decode() for digest in _BESIDE.findall(leaf)]
 
 
 class Reader:

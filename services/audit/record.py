@@ -430,6 +430,14 @@ def _put_beside(event: dict[str, Any], attachments: dict[str, bytes]) -> None:
         event["attachment"] = {"count": len(items), "field": name, "sha256": digest, "size": len(data)}
 
 
+_BESIDE = re.compile(rb'"attachment":\{"count":[0-9]+,"field":"[a-z_]+","sha256":"([0-9a-f]{64})"')
+
+
+def attachment_digests(leaf: bytes) -> list[str]:
+    """Digests of what is kept beside a leaf."""
+    return [digest.decode() for digest in _BESIDE.findall(leaf)]
+
+
 def actor(event: Mapping[str, Any]) -> str | None:
     """Who asked or acted, of the members of an event: an account where there is one, else an identity."""
     for name in ("person", "reviewer", "actor", "requested_by"):

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from services.audit import tiles
+from services.audit import record, tiles
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
 from shared.transparency import merkle
+from stepwedge.audit.v1 import audit_pb2
+from stepwedge.common.v1 import common_pb2
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -30,16 +32,49 @@ ENTRIES = sa.Table(
     sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("leaf", sa.LargeBinary),
     sa.Column("key_hash", sa.LargeBinary),
-    sa.Column("kind", sa.SmallInteger),
-    sa.Column("producer", sa.String),
-    sa.Column("outcome", sa.SmallInteger),
+    sa.Column("facet", sa.Integer),
     sa.Column("recorded_us", sa.BigInteger),
     sa.Column("recorded_max_us", sa.BigInteger),  # of this entry and all before: never falls, so it can be searched
-    sa.Column("verdict", sa.SmallInteger),
     sa.Column("study", sa.String),
     sa.Column("instance", sa.String),
     sa.Column("subject", sa.String),
+)
+# What many entries have in common. There are few different ones, so a query for any of them, or for any pair, walks the
+# entries of the facets that match, each in the order of the log, and never one that does not match.
+FACETS = sa.Table(
+    "facets",
+    _METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.SmallInteger),
+    sa.Column("producer", sa.String),
+    sa.Column("outcome", sa.SmallInteger),
+    sa.Column("verdict", sa.SmallInteger),
     sa.Column("model_sha256", sa.String),
+    sa.Column("actor", sa.String),
+    sa.Column("retention", sa.SmallInteger),
+)
+SUBJECT_KEYS = sa.Table(
+    "subject_keys",
+    _METADATA,
+    sa.Column("key_id", sa.String, primary_key=True),
+    sa.Column("subject", sa.String),
+    sa.Column("wrapped", sa.LargeBinary),
+)
+MASTER = sa.Table("identity_master", _METADATA, sa.Column("id", sa.String, primary_key=True))  # one row
+IDENTITIES = sa.Table(
+    "identities",
+    _METADATA,
+    sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("subject", sa.String),
+    sa.Column("key_id", sa.String),
+    sa.Column("sealed", sa.LargeBinary),
+)
+BLIND_INDEX = sa.Table(
+    "blind_index",
+    _METADATA,
+    sa.Column("token", sa.LargeBinary, primary_key=True),
+    sa.Column("study", sa.String, primary_key=True),
+    sa.Column("subject", sa.String, primary_key=True),
 )
 ATTACHMENTS = sa.Table(
     "attachments", _METADATA, sa.Column("sha256", sa.String, primary_key=True), sa.Column("content", sa.LargeBinary)
@@ -113,6 +148,37 @@ class StoredEntry:
     leaf: bytes
 
 
+class Facet(NamedTuple):
+    """What many entries have in common; an absent member is None."""
+
+    kind: int
+    producer: str
+    outcome: int
+    verdict: int | None
+    model_sha256: str | None
+    actor: str | None
+    retention: int | None
+
+
+def facet(members: Mapping[str, Any]) -> Facet:
+    """Of the members of a leaf, or of a producer's record with `producer` and `retention`."""
+    event = members["event"]
+    verdict, retention = event.get("verdict"), members.get("retention")
+    return Facet(
+        record.KINDS[members["kind"].lower()],
+        members["producer"],
+        _OUTCOMES[members["outcome"]],
+        None if verdict is None else _VERDICTS[verdict],
+        members.get("pins", {}).get("model_sha256"),
+        record.actor(event),
+        None if retention is None else record.RETENTION[retention],
+    )
+
+
+_OUTCOMES = {name.removeprefix("EVENT_OUTCOME_"): number for name, number in audit_pb2.EventOutcome.items()}
+_VERDICTS = {name.removeprefix("VERDICT_"): number for name, number in common_pb2.Verdict.items()}
+
+
 class Key(NamedTuple):
     """A verification key of the log and the size of the tree from which on it signs."""
 
@@ -141,6 +207,11 @@ class Batch:
     tiles: dict[tuple[int, int], bytes] = field(default_factory=dict)
     producers: list[dict[str, Any]] = field(default_factory=list)
     checkpoint: Head | None = None
+    facets: dict[Facet, int] = field(default_factory=dict)
+    """New ones, with their numbers."""
+    subject_keys: list[dict[str, Any]] = field(default_factory=list)
+    identities: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[dict[str, Any]] = field(default_factory=list)
     superseded: int | None = None
     """Size of a checkpoint that need not be kept beside the new one."""
     cosigned: Head | None = None
@@ -163,6 +234,9 @@ class Filter:
     outcome: int | None = None
     verdict: int | None = None
     model_sha256: str | None = None
+    actor: str | None = None
+    token: str | None = None
+    """Of the blind index, hexadecimal."""
     recorded_from_us: int | None = None
     recorded_before_us: int | None = None
 
@@ -409,7 +483,10 @@ def _upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[s
     insert = dialects[connection.dialect.name](table)
     key = [column.name for column in table.primary_key]
     changed = {c.name: insert.excluded[c.name] for c in table.columns if c.name not in key}
-    connection.execute(insert.on_conflict_do_update(index_elements=key, set_=changed), rows)
+    if changed:
+        connection.execute(insert.on_conflict_do_update(index_elements=key, set_=changed), rows)
+    else:
+        connection.execute(insert.on_conflict_do_nothing(index_elements=key), rows)
 
 
 def write(connection: sa.Connection, batch: Batch) -> None:
@@ -417,8 +494,17 @@ def write(connection: sa.Connection, batch: Batch) -> None:
     if batch.attachments:
         rows = [{"sha256": digest, "content": content} for digest, content in batch.attachments.items()]
         _upsert(connection, ATTACHMENTS, rows)
+    if batch.facets:
+        made = [{"id": number, **one._asdict()} for one, number in batch.facets.items()]
+        connection.execute(sa.insert(FACETS), made)
     if batch.entries:
         connection.execute(sa.insert(ENTRIES), batch.entries)
+    if batch.subject_keys:
+        connection.execute(sa.insert(SUBJECT_KEYS), batch.subject_keys)
+    if batch.identities:
+        connection.execute(sa.insert(IDENTITIES), batch.identities)
+    if batch.tokens:
+        _upsert(connection, BLIND_INDEX, batch.tokens)
     if batch.tiles:
         nodes = [{"level": level, "index": index, "hashes": data} for (level, index), data in batch.tiles.items()]
         _upsert(connection, TILES, nodes)
@@ -442,14 +528,22 @@ def add_key(connection: sa.Connection, key: Key) -> None:
     connection.execute(sa.insert(KEYS), [key._asdict()])
 
 
-def query(connection: sa.Connection, wanted: Filter, *, after: int, limit: int) -> Iterator[StoredEntry]:
-    """Entries behind the index `after` that match, in the order of the log, at most `limit`."""
+def facets(connection: sa.Connection) -> dict[Facet, int]:
+    """Every facet and its number."""
+    return {Facet(*row[1:]): row[0] for row in connection.execute(sa.select(FACETS))}
+
+
+_OF_A_FACET = ("kind", "producer", "outcome", "verdict", "model_sha256", "actor")
+_MOST_BRANCHES = 64  # of one statement; a query with more facets goes on with the next statement
+
+
+def query(
+    connection: sa.Connection, wanted: Filter, *, after: int, limit: int, before: int | None = None
+) -> Iterator[StoredEntry]:
+    """Entries behind the index `after` (and below `before`) that match, in the order of the log, at most `limit`."""
     c = ENTRIES.c
-    names = ("study", "instance", "subject", "kind", "producer", "outcome", "verdict", "model_sha256")
-    conditions: list[sa.ColumnElement[bool]] = [
-        c[name] == value for name in names if (value := getattr(wanted, name)) is not None
-    ]
-    first, end = after + 1, None
+    first, end = after + 1, before
+    conditions: list[sa.ColumnElement[bool]] = []
     if wanted.recorded_from_us is not None:
         conditions.append(c.recorded_us >= wanted.recorded_from_us)
         reaching = _first_reaching(connection, wanted.recorded_from_us)
@@ -458,15 +552,64 @@ def query(connection: sa.Connection, wanted: Filter, *, after: int, limit: int) 
         first = max(first, reaching)
     if wanted.recorded_before_us is not None:
         conditions.append(c.recorded_us < wanted.recorded_before_us)
-        end = _end_before(connection, wanted.recorded_before_us)
+        bound = _end_before(connection, wanted.recorded_before_us)
+        end = end if bound is None else bound if end is None else min(end, bound)
     # One bound each way: of two, SQLite would search by the first and go through the rest row by row.
     conditions.append(c.index >= first)
     if end is not None:
         conditions.append(c.index < end)
-    statement = sa.select(c.index, c.leaf).where(*conditions).order_by(c.index).limit(limit)
-    with connection.execution_options(stream_results=True).execute(statement) as rows:
-        for row in rows:
+    matching: list[int] | None = None
+    if any(getattr(wanted, name) is not None for name in _OF_A_FACET):
+        matching = [
+            number
+            for one, number in facets(connection).items()
+            if all(getattr(wanted, name) in (None, getattr(one, name)) for name in _OF_A_FACET)
+        ]
+        if not matching:
+            return
+    named = [c[name] == value for name in ("instance", "study", "subject") if (value := getattr(wanted, name))]
+    if wanted.token is not None:
+        named.append(c.study.in_(studies_of_token(connection, bytes.fromhex(wanted.token))))
+    indexes = _matching(connection, named, matching, conditions, limit)
+    for start in range(0, len(indexes), 100):
+        chosen = sa.select(c.index, c.leaf).where(c.index.in_(indexes[start : start + 100])).order_by(c.index)
+        for row in connection.execute(chosen):
             yield StoredEntry(row[0], bytes(row[1]))
+
+
+def _matching(
+    connection: sa.Connection,
+    named: Sequence[sa.ColumnElement[bool]],
+    matching: Sequence[int] | None,
+    conditions: Sequence[sa.ColumnElement[bool]],
+    limit: int,
+) -> list[int]:
+    """Indexes of the entries of a page. `named`: what leads to few entries. `matching`: facets; None means all."""
+    c = ENTRIES.c
+    chosen = sa.select(c.index).where(*conditions).order_by(c.index).limit(limit)
+    if matching is None or named:
+        # The indexes on study, instance and subject carry the facet, so that what does not match is not fetched.
+        only = [] if matching is None else [c.facet.in_(matching)]
+        return list(connection.scalars(chosen.where(*named, *only)))
+    found: list[int] = []
+    for start in range(0, len(matching), _MOST_BRANCHES):
+        branches = [
+            sa.select(chosen.where(c.facet == number).subquery().c.index)
+            for number in matching[start : start + _MOST_BRANCHES]
+        ]
+        found.extend(connection.scalars(sa.union_all(*branches)))
+    return sorted(found)[:limit]
+
+
+def studies_of_token(connection: sa.Connection, token: bytes) -> list[str]:
+    """The studies that were received with the number of this token."""
+    return list(connection.scalars(sa.select(BLIND_INDEX.c.study).where(BLIND_INDEX.c.token == token).distinct()))
+
+
+def subjects_of_token(connection: sa.Connection, token: bytes) -> list[str]:
+    """The subjects that were received with the number of this token."""
+    wanted = sa.select(BLIND_INDEX.c.subject).where(BLIND_INDEX.c.token == token)
+    return list(connection.scalars(wanted.distinct()))
 
 
 def _end_before(connection: sa.Connection, moment_us: int) -> int | None:

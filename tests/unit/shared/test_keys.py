@@ -17,9 +17,10 @@ def test_the_keys_are_made_once_and_read_by_their_owner_only(tmp_path: Path) -> 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     keys.create(folder, development=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert sorted(before) == ["DEVELOPMENT", "audit-signing.key", "audit.vkey", "pseudonyms.key"]
+    private = ["audit-signing.key", "blind-index.key", "identity.key", "pseudonyms.key"]
+    assert sorted(before) == sorted(["DEVELOPMENT", "audit.vkey", *private])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    for name in ("pseudonyms.key", "audit-signing.key"):
+    for name in private:
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
     assert len(keys.pseudonym_secret(folder)) == 32
 
@@ -50,3 +51,11 @@ def test_a_key_that_is_absent_or_none_is_a_configuration_error(tmp_path: Path, c
     for read in (keys.pseudonym_secret, keys.signing_key):
         with pytest.raises(StepwedgeError, match="CONFIGURATION"):
             read(tmp_path)
+
+
+def test_a_secret_that_everybody_may_read_is_refused(tmp_path: Path) -> None:
+    keys.create(tmp_path, development=True)
+    assert len(keys.secret(tmp_path, keys.IDENTITY)) == 32
+    (tmp_path / keys.IDENTITY).chmod(0o644)
+    with pytest.raises(StepwedgeError, match="everybody"):
+        keys.secret(tmp_path, keys.IDENTITY)
