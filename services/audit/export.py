@@ -102,7 +102,15 @@ def _files(the_store: Store, checkpoint: Head, keys: list[store.Key]) -> Iterato
     yield "checkpoint", checkpoint.note.encode()
     if cosigned is not None and cosigned.size < checkpoint.size:
         yield "cosigned-checkpoint", cosigned.note.encode()
-    yield "vkey", "".join(f"{key.verification_key}\n" for key in keys).encode()
+    yield "vkey", "".join(f"{key.verification_key}\n" for key in keys if key.from_size <= checkpoint.size).encode()
+    for key in keys:
+        if key.note is not None and key.from_size <= checkpoint.size:
+            yield f"rotation/{key.from_size}", key.note.encode()
+    with the_store.reading() as connection:
+        stamps = store.stamps(connection, checkpoint.size)
+    for stamp in stamps:
+        yield f"stamps/{stamp.size}.checkpoint", stamp.note.encode()
+        yield f"stamps/{stamp.size}.tsr", stamp.token
     exported: set[str] = set()
     for bundle in tiles.bundles_of(checkpoint.size):
         start = bundle.index * tiles.WIDTH
