@@ -1,0 +1,261 @@
+"""One decision from beginning to end, each step with its proof: collected, checked here, printed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from services.console.gateway import Gateway, not_found
+from services.console.gateway import call as ask
+from services.console.wording import Wording
+from shared.transparency import merkle
+from shared.transparency.note import (
+    BadSignatureError,
+    Checkpoint,
+    MalformedNoteError,
+    Note,
+    VerificationKey,
+    open_checkpoint,
+)
+from stepwedge.audit.v1 import audit_pb2
+
+MOST: Final = 500
+"""Entries in one dossier; a study has a handful."""
+_TOGETHER: Final = 16
+
+
+@dataclass(frozen=True)
+class Head:
+    """The checkpoint that everything is proved against."""
+
+    text: str
+    size: int
+    root: bytes
+    origin: str
+    key: str
+    trusted: bool
+    """Whether the key is the one that the site gave to the console; else it is what the log itself says."""
+    signed: bool
+    """Whether the signature holds under the key."""
+    cosignatures: int
+    """Signatures on the newest cosigned checkpoint besides the log's own."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One entry of the log."""
+
+    index: int
+    kind: str
+    outcome: str
+    producer: str
+    recorded_at: str
+    facts: tuple[tuple[str, str], ...]
+    """(path, text) of everything that the record holds."""
+    leaf_hash: str
+    path: tuple[str, ...]
+    """Hashes of the inclusion proof, base64."""
+    proved: bool
+    """Whether the proof leads from the leaf to the root of the checkpoint."""
+
+    @property
+    def summary(self) -> str:
+        """The two or three facts that a reader looks for first."""
+        wanted = _FIRST.get(self.kind, ())
+        known = dict(self.facts)
+        return ", ".join(f"{name.rsplit('.', 1)[-1]} {known[name]}" for name in wanted if known.get(name))
+
+
+_FIRST: Final[Mapping[str, Sequence[str]]] = {
+    "RECEIVED": ("event.channel", "event.size_bytes"),
+    "REDACTED": ("pins.profile_edition", "event.residual_hits", "event.refusal"),
+    "ASSESSED": ("pins.model", "event.confidence"),
+    "DECIDED": ("event.verdict", "event.reasons.0", "event.revision"),
+    "REVIEWED": ("event.verdict", "event.reason", "event.reviewer"),
+    "DELIVERED": ("event.destination", "event.objects"),
+    "FAILED": ("event.step", "event.error"),
+    "VIEWED": ("event.person", "event.what"),
+    "AUTHENTICATED": ("event.person", "event.act"),
+    "ALERT": ("event.code",),
+}
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """What the log holds on one study."""
+
+    study: str
+    head: Head
+    lines: tuple[Line, ...]
+    made_at: datetime
+    made_for: str
+    identity: tuple[tuple[str, str], ...] = ()
+    """Name and value of what identifies the study; empty where it was not asked for."""
+
+    @property
+    def proved(self) -> bool:
+        """Whether every line is, under a checkpoint whose signature holds."""
+        return self.head.signed and all(line.proved for line in self.lines)
+
+
+async def head_of(gateway: Gateway) -> Head:
+    """The newest checkpoint, its signature checked here."""
+    answer = await ask(gateway.audit.GetCheckpoint, audit_pb2.GetCheckpointRequest())
+    ours = gateway.verification_key()
+    key = ours or answer.verification_key
+    try:
+        checkpoint = open_checkpoint(answer.checkpoint.encode(), [VerificationKey.parse(key)])
+        signed = True
+    except (MalformedNoteError, BadSignatureError):
+        checkpoint, signed = Checkpoint("", answer.size, answer.root_hash), False
+    return Head(
+        answer.checkpoint,
+        checkpoint.size,
+        checkpoint.root,
+        checkpoint.origin,
+        key,
+        bool(ours),
+        signed,
+        _cosignatures(answer.cosigned_checkpoint),
+    )
+
+
+def _cosignatures(text: str) -> int:
+    if not text:
+        return 0
+    try:
+        return max(0, len(Note.parse(text.encode()).signatures) - 1)
+    except MalformedNoteError:
+        return 0
+
+
+async def line_of(gateway: Gateway, entry: audit_pb2.Entry, head: Head) -> Line:
+    """An entry with its proof, checked here: leaf bytes, leaf hash, path, root."""
+    request = audit_pb2.GetInclusionProofRequest(index=entry.index, size=head.size)
+    proof = await ask(gateway.audit.GetInclusionProof, request)
+    leaf_hash = merkle.leaf_hash(entry.leaf)
+    members = json.loads(entry.leaf)
+    return Line(
+        entry.index,
+        str(members.get("kind", "")),
+        str(members.get("outcome", "")),
+        str(members.get("producer", "")),
+        str(members.get("recorded_at", ""))[:19].replace("T", " "),
+        tuple(flatten(members)),
+        leaf_hash.hex(),
+        tuple(base64.b64encode(one).decode() for one in proof.path),
+        merkle.verify_inclusion(leaf_hash, entry.index, head.size, list(proof.path), head.root),
+    )
+
+
+async def dossier(gateway: Gateway, study: str, *, made_for: str) -> Dossier:
+    """Everything that the log holds on a study. Raises ENTRY_NOT_FOUND where that is nothing."""
+    head = await head_of(gateway)
+    found = await ask(gateway.audit.QueryEntries, audit_pb2.QueryEntriesRequest(study=study, page_size=MOST))
+    entries = [entry for entry in found.entries if entry.index < head.size]
+    if not entries:
+        raise not_found("the log holds nothing on this study")
+    places = asyncio.Semaphore(_TOGETHER)
+
+    async def one(entry: audit_pb2.Entry) -> Line:
+        async with places:
+            return await line_of(gateway, entry, head)
+
+    lines = await asyncio.gather(*(one(entry) for entry in entries))
+    return Dossier(study, head, tuple(lines), datetime.now(UTC), made_for)
+
+
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """What a JSON value holds, as (path, text)."""
+    if isinstance(value, dict):
+        for name in sorted(value):
+            yield from flatten(value[name], f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from flatten(item, f"{path}.{place}")
+    else:
+        yield path, json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def as_pdf(of: Dossier, wording: Wording, *, site: str) -> bytes:
+    """The dossier on paper (A4): what happened, in order, then the proofs, then how to check them."""
+    from xml.sax.saxutils import escape
+
+    from reportlab.lib.pagesizes import A4
+    from reportlab.lib.styles import ParagraphStyle, getSampleStyleSheet
+    from reportlab.lib.units import mm
+    from reportlab.platypus import PageBreak, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
+
+    styles = getSampleStyleSheet()
+    small = ParagraphStyle("small", parent=styles["BodyText"], fontSize=7, leading=9, fontName="Courier")
+    body, title, heading = styles["BodyText"], styles["Title"], styles["Heading2"]
+    grid = TableStyle(
+        [
+            ("GRID", (0, 0), (-1, -1), 0.25, "#999999"),
+            ("VALIGN", (0, 0), (-1, -1), "TOP"),
+            ("FONTSIZE", (0, 0), (-1, -1), 8),
+        ]
+    )
+
+    def cell(text: str, style: ParagraphStyle = small) -> Paragraph:
+        return Paragraph(escape(text), style)
+
+    flow: list[Any] = [
+        Paragraph(escape(wording("Dossier of a decision")), title),
+        cell(site, body),
+        cell(f"{wording('Study (pseudonym)')}: {of.study}", body),
+        *(cell(f"{wording(name)}: {value}", body) for name, value in of.identity),
+        cell(f"{wording('Made at')} {of.made_at:%Y-%m-%d %H:%M:%S} UTC {wording('for')} {of.made_for}", body),
+        cell(
+            wording("Every line below is proved against the signed checkpoint.")
+            if of.proved
+            else wording("AT LEAST ONE LINE IS NOT PROVED. Do not rely on this dossier; tell whoever guards the log."),
+            body,
+        ),
+        Spacer(1, 4 * mm),
+        Paragraph(escape(wording("What happened")), heading),
+    ]
+    rows = [[cell(wording(name)) for name in ("Entry", "Recorded at (UTC)", "What", "By", "Proved")]]
+    rows += [
+        [
+            cell(str(line.index)),
+            cell(line.recorded_at),
+            cell(f"{wording(line.kind)} {line.outcome} {line.summary}"),
+            cell(line.producer),
+            cell(wording("yes") if line.proved else wording("NO")),
+        ]
+        for line in of.lines
+    ]
+    flow += [Table(rows, colWidths=[14 * mm, 34 * mm, 82 * mm, 24 * mm, 16 * mm], style=grid, repeatRows=1)]
+    flow += [PageBreak(), Paragraph(escape(wording("What each record holds, and its proof")), heading)]
+    for line in of.lines:
+        facts = [[cell(name), cell(value)] for name, value in line.facts]
+        facts += [[cell("leaf hash (RFC 6962)"), cell(line.leaf_hash)]]
+        facts += [[cell(f"proof {place}"), cell(one)] for place, one in enumerate(line.path)]
+        flow += [
+            Paragraph(escape(f"{line.index}  {wording(line.kind)}"), styles["Heading3"]),
+            Table(facts, colWidths=[52 * mm, 118 * mm], style=grid),
+        ]
+    flow += [
+        Paragraph(escape(wording("The checkpoint")), heading),
+        *(cell(text) for text in of.head.text.splitlines()),
+        cell(f"{wording('Key of the log')}: {of.head.key}"),
+        cell(
+            wording(
+                "To check this without our servers: export the log, and run verifier/verify.py on it with the key "
+                "above, which you have from another source than this page."
+            ),
+            body,
+        ),
+    ]
+    out = io.BytesIO()
+    SimpleDocTemplate(out, pagesize=A4, title="Stepwedge dossier", author="Stepwedge", lang=wording.language).build(
+        flow
+    )
+    return out.getvalue()

@@ -1,0 +1,44 @@
+"""Help where it is needed: how to begin, and what each finding means."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.responses import Response
+
+from services.console.web import EVERYBODY, Call, route
+from shared import reasons
+
+WHAT_TO_DO: Final = {
+    "PIXELS_UNDECODABLE": "Send the image again. If it comes the same way, export it again from the modality.",
+    "BLANK_IMAGE": "Check that the exposure was made and the detector was connected; then repeat.",
+    "SATURATED": "Check exposure and detector; where the lungs themselves are clipped, repeat.",
+    "INVERTED_POLARITY": "Send the image again with the right grey scale; nothing needs to be exposed again.",
+    "NOT_A_CHEST": "Check body part and view in the header against the image.",
+    "LUNG_MARGIN_TOP": "The apices must be on the image: move the field upwards, and repeat if they matter.",
+    "LUNG_MARGIN_BOTTOM": "Both costophrenic angles must be on the image: move the field downwards.",
+    "LUNG_MARGIN_RIGHT": "The right chest wall must be on the image: centre the patient.",
+    "LUNG_MARGIN_LEFT": "The left chest wall must be on the image: centre the patient.",
+    "LOW_CONFIDENCE": "Look at the image yourself: the model is not sure of its outlines.",
+    "BURNED_IN_TEXT_POSSIBLE": "Look at the image at its source; it was not passed on.",
+    "NOT_REDACTABLE": "Look at the object at its source; it was not passed on.",
+    "NO_MODEL": "Nothing: this kind of image gets the general checks only.",
+    "INSTANCE_CONFLICT": "Find out which of the two objects is right; both are kept.",
+    "PROCESSING_FAILED": "The story of the study says which step failed; the operator can put it back in the queue.",
+    "CARDIOTHORACIC_RATIO": "Nothing: it is a measurement for the reader, never a fault of the image.",
+    "IMAGE_TOO_SMALL": "Send the image in its full size.",
+    "IMPLAUSIBLE_ANATOMY": "Look at the outlines on the image; where they are wrong, judge the image yourself.",
+    "NO_PIXELS": "Nothing: the object is not an image.",
+}
+"""Code of a reason -> what a person does about it."""
+
+
+async def guide(call: Call) -> Response:
+    """The page."""
+    entries = [
+        (reasons.name(code), words, WHAT_TO_DO.get(reasons.name(code), "")) for code, words in reasons.WORDS.items()
+    ]
+    return call.page("help.html", entries=entries)
+
+
+ROUTES: Final = [route("/help", guide, EVERYBODY)]

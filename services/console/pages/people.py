@@ -1,0 +1,86 @@
+"""For the administrator: who may sign in, and in which role."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from starlette.datastructures import FormData
+from starlette.responses import Response
+
+from services.console.accounts import ROLES
+from services.console.web import ADMINISTRATOR, Call, form, invalid, route, text_of
+from shared.errors import StepwedgeError
+
+
+async def people(call: Call) -> Response:
+    """The accounts."""
+    return await _page(call)
+
+
+async def _page(call: Call, *, made: tuple[str, str] | None = None, words: str = "", status: int = 200) -> Response:
+    accounts = await asyncio.to_thread(call.house.accounts.everyone)
+    return call.page("people.html", accounts=accounts, roles=ROLES, made=made, words=words, status=status)
+
+
+async def change(call: Call) -> Response:
+    """Create, reset, change the role of, close or open an account; each is recorded."""
+    fields = await form(call)
+    action = _ACTIONS.get(text_of(fields, "action", 16))
+    if action is None:
+        raise invalid("there is no such action")
+    try:
+        return await action(call, fields)
+    except StepwedgeError as error:
+        return await _page(call, words=error.message, status=400)
+
+
+async def _create(call: Call, fields: FormData) -> Response:
+    name, role = text_of(fields, "name", 64), text_of(fields, "role", 32)
+    password = await asyncio.to_thread(call.house.accounts.create, name, role)
+    await call.house.gateway.acted("account_created", name, role=role, by=call.signed_in.name)
+    return await _page(call, made=(name, password))
+
+
+async def _reset(call: Call, fields: FormData) -> Response:
+    name = text_of(fields, "name", 64)
+    password = await asyncio.to_thread(call.house.accounts.reset, name)
+    await call.house.gateway.acted("account_changed", name, by=call.signed_in.name)
+    return await _page(call, made=(name, password))
+
+
+async def _role(call: Call, fields: FormData) -> Response:
+    name, role = text_of(fields, "name", 64), text_of(fields, "role", 32)
+    await asyncio.to_thread(call.house.accounts.set_role, name, role)
+    await call.house.gateway.acted("account_changed", name, role=role, by=call.signed_in.name)
+    return await _page(call)
+
+
+async def _disable(call: Call, fields: FormData) -> Response:
+    return await _disabled(call, fields, True)
+
+
+async def _enable(call: Call, fields: FormData) -> Response:
+    return await _disabled(call, fields, False)
+
+
+async def _disabled(call: Call, fields: FormData, disabled: bool) -> Response:
+    name = text_of(fields, "name", 64)
+    await asyncio.to_thread(call.house.accounts.set_disabled, name, disabled)
+    await call.house.gateway.acted("account_changed", name, by=call.signed_in.name)
+    return await _page(call)
+
+
+_ACTIONS: Final[dict[str, Callable[[Call, FormData], Awaitable[Response]]]] = {
+    "create": _create,
+    "reset": _reset,
+    "role": _role,
+    "disable": _disable,
+    "enable": _enable,
+}
+
+ROUTES: Final = [
+    route("/people", people, frozenset({ADMINISTRATOR})),
+    route("/people", change, frozenset({ADMINISTRATOR}), methods=["POST"]),
+]

@@ -1,0 +1,190 @@
+"""For the radiographer: the work list, and one study with its images, findings and reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from google.protobuf.message import Message
+from starlette.responses import RedirectResponse, Response
+
+from services.console import pictures
+from services.console.gateway import call as ask
+from services.console.gateway import not_found
+from services.console.web import OPERATOR, RADIOGRAPHER, Call, form, invalid, route, text_of
+from shared import reasons
+from stepwedge.common.v1.common_pb2 import Outcome, Structure, Verdict
+from stepwedge.inference.v1 import inference_pb2
+from stepwedge.ingest.v1 import ingest_pb2
+
+PAGE: Final = 50
+WHO: Final = frozenset({RADIOGRAPHER, OPERATOR})
+STATES: Final = ("RECEIVING", "PROCESSING", "DELIVERING", "DONE", "DEAD_LETTER")
+VERDICTS: Final = ("REJECT", "REVIEW", "ACCEPT")
+REVIEW_REASONS: Final[Mapping[str, str]] = {
+    "agreed": "I agree",
+    "positioning_acceptable": "Positioning is acceptable",
+    "clinically_sufficient": "Sufficient for the question asked",
+    "cannot_be_repeated": "The image cannot be repeated",
+    "finding_is_wrong": "The finding is wrong",
+    "defect_was_missed": "A defect was missed",
+    "wrong_patient_or_side": "Wrong patient or side",
+    "other": "Other",
+}
+"""Code of the record -> what a person reads."""
+_WINDOW: Final = ("center", "width")
+
+
+async def work_list(call: Call) -> Response:
+    """Studies as they arrive, newest first; `rows` alone when the page asks for news."""
+    state, verdict, token = call.query("state"), call.query("verdict"), call.query("page")
+    if (state and state not in STATES) or (verdict and verdict not in VERDICTS):
+        raise invalid("there is no such filter")
+    request = ingest_pb2.ListStudiesRequest(page_size=PAGE, page_token=token)
+    if state:
+        request.state = ingest_pb2.StudyState.Value(f"STUDY_STATE_{state}")
+    if verdict:
+        request.verdict = Verdict.Value(f"VERDICT_{verdict}")
+    found = await ask(call.house.gateway.ingest.ListStudies, request)
+    template = "study_rows.html" if call.query("rows") else "studies.html"
+    return call.page(
+        template,
+        studies=found.studies,
+        more=found.next_page_token,
+        state=state,
+        verdict=verdict,
+        token=token,
+        states=STATES,
+        verdicts=VERDICTS,
+        words=reasons.WORDS,
+    )
+
+
+async def study(call: Call) -> Response:
+    """One study: the verdict, why, the images with what was found on them, what happened, what people said."""
+    pseudonym = call.path("study")
+    await call.viewed("study", study=pseudonym)
+    key = ingest_pb2.StudyKey(pseudonym=pseudonym)
+    told = await ask(call.house.gateway.ingest.ExplainStudy, ingest_pb2.ExplainStudyRequest(study=key))
+    place = _number(call.query("image") or "1")
+    shown = told.study.instances[place - 1] if 0 < place <= len(told.study.instances) else None
+    return call.page(
+        "study.html",
+        told=told,
+        study=told.study,
+        decision=told.study.decisions[-1] if told.study.decisions else None,
+        instance=shown,
+        place=place,
+        layers=[] if shown is None else [(mask.structure, Structure.Name(mask.structure)) for mask in shown.masks],
+        boxes=[] if shown is None else list(_boxes(shown)),
+        window={name: call.query(name) for name in _WINDOW},
+        words=reasons.WORDS,
+        verdicts=("ACCEPT", "REVIEW", "REJECT"),
+        review_reasons=REVIEW_REASONS,
+        may_requeue=call.signed_in.role == OPERATOR,
+        whole=[Outcome.OUTCOME_FAIL, Outcome.OUTCOME_WARN, Outcome.OUTCOME_NOT_ASSESSABLE, Outcome.OUTCOME_PASS],
+    )
+
+
+def _boxes(instance: ingest_pb2.Instance) -> Any:
+    for found in instance.findings:
+        if found.outcome != Outcome.OUTCOME_PASS:
+            for box in found.boxes:
+                yield found, box
+
+
+async def image(call: Call) -> Response:
+    """The picture of one image of a study, as the window asks."""
+    instance = await _instance(call)
+    request = inference_pb2.RenderObjectRequest(object=instance.deidentified, longest_side=1536)
+    center, width = (call.query(name) for name in _WINDOW)
+    if center and width:
+        request.window_center, request.window_width = _share(center), max(0.01, _share(width))
+    return await _picture(call, request)
+
+
+async def mask(call: Call) -> Response:
+    """The outline of one structure as a layer over the image."""
+    instance = await _instance(call)
+    wanted = call.path("structure")
+    for one in instance.masks:
+        if Structure.Name(one.structure) == wanted:
+            request = inference_pb2.RenderObjectRequest(object=one.png, longest_side=1536)
+            return await _picture(call, request, colour=pictures.COLOURS[one.structure])
+    raise not_found("this structure was not outlined")
+
+
+async def _instance(call: Call) -> ingest_pb2.Instance:
+    pseudonym = call.path("study")
+    await call.viewed("study", study=pseudonym)
+    key = ingest_pb2.StudyKey(pseudonym=pseudonym)
+    found = await ask(call.house.gateway.ingest.GetStudy, ingest_pb2.GetStudyRequest(study=key))
+    place = _number(call.path("place"))
+    if not 0 < place <= len(found.study.instances):
+        raise not_found("the study has no such image")
+    instance: ingest_pb2.Instance = found.study.instances[place - 1]
+    if not instance.HasField("deidentified"):
+        raise not_found("the image is not de-identified yet")
+    return instance
+
+
+async def _picture(call: Call, request: Message, *, colour: tuple[int, int, int] | None = None) -> Response:
+    found = await ask(call.house.gateway.inference.RenderObject, request)
+    data = found.png if colour is None else pictures.layer(found.png, colour)
+    return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=300"})
+
+
+async def review(call: Call) -> Response:
+    """A person confirms or overrules the newest decision."""
+    fields, person = await form(call), call.signed_in
+    pseudonym = call.path("study")
+    verdict, reason = text_of(fields, "verdict", 16), text_of(fields, "reason", 64)
+    if verdict not in VERDICTS or reason not in REVIEW_REASONS:
+        raise invalid("choose a verdict and a reason")
+    request = ingest_pb2.ReviewStudyRequest(
+        study=ingest_pb2.StudyKey(pseudonym=pseudonym),
+        revision=_number(text_of(fields, "revision", 9)),
+        verdict=Verdict.Value(f"VERDICT_{verdict}"),
+        reason=reason,
+        note=text_of(fields, "note", 500),
+        reviewer=person.name,
+        role=person.role,
+    )
+    await ask(call.house.gateway.ingest.ReviewStudy, request)
+    return RedirectResponse(f"/studies/{pseudonym}", 303)
+
+
+async def requeue(call: Call) -> Response:
+    """Put a study of the dead letter back in the queue."""
+    await form(call)
+    pseudonym = call.path("study")
+    request = ingest_pb2.RequeueStudyRequest(study=ingest_pb2.StudyKey(pseudonym=pseudonym))
+    await ask(call.house.gateway.ingest.RequeueStudy, request)
+    return RedirectResponse(f"/studies/{pseudonym}", 303)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise invalid("a number is needed")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise invalid("the window is two numbers from 0 to 1") from None
+    if not (math.isfinite(value) and 0 <= value <= 1):
+        raise invalid("the window is two numbers from 0 to 1")
+    return value
+
+
+ROUTES: Final = [
+    route("/studies", work_list, WHO),
+    route("/studies/{study:str}", study, WHO),
+    route("/studies/{study:str}/review", review, WHO, methods=["POST"]),
+    route("/studies/{study:str}/requeue", requeue, frozenset({OPERATOR}), methods=["POST"]),
+    route("/studies/{study:str}/images/{place:str}.png", image, WHO),
+    route("/studies/{study:str}/images/{place:str}/{structure:str}.png", mask, WHO),
+]

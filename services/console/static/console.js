@@ -1,0 +1,59 @@
+// All that the pages cannot do by themselves: a list that stays fresh, and an image that answers at once.
+"use strict";
+
+const live = document.querySelector("[data-live]");
+if (live) {
+  const news = document.getElementById("news");
+  const tidy = (text) => text.replace(/\s+/g, " ").trim();
+  const refresh = async () => {
+    if (document.hidden || live.contains(document.activeElement)) return;
+    try {
+      const answer = await fetch(live.dataset.live, { credentials: "same-origin", redirect: "error" });
+      if (!answer.ok) return;
+      const rows = document.createElement("tbody");
+      rows.innerHTML = await answer.text();
+      if (tidy(rows.textContent) !== tidy(live.textContent)) {
+        live.replaceChildren(...rows.children);
+        news.textContent = news.dataset.words;
+      }
+    } catch (error) { /* the next one may succeed */ }
+  };
+  setInterval(refresh, 3000);
+}
+
+const viewer = document.querySelector("[data-viewer]");
+if (viewer) {
+  const stage = viewer.querySelector(".stage");
+  const image = viewer.querySelector("[data-image]");
+  const form = document.querySelector("[data-window]");
+  let size = 100;
+  const zoom = (factor) => {
+    size = Math.min(800, Math.max(50, size * factor));
+    stage.style.width = `${size}%`;
+  };
+  for (const button of document.querySelectorAll("[data-zoom]")) {
+    button.addEventListener("click", () => zoom(Number(button.dataset.zoom)));
+  }
+  viewer.addEventListener("keydown", (event) => {
+    if (event.key === "+") zoom(1.25);
+    if (event.key === "-") zoom(0.8);
+  });
+  let waiting = 0;
+  const show = () => {
+    const query = new URLSearchParams({ center: form.elements.center.value, width: form.elements.width.value });
+    image.src = `${form.dataset.window}?${query}`;
+  };
+  form.addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(show, 150);
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    show();
+  });
+  for (const box of document.querySelectorAll("[data-shows]")) {
+    box.addEventListener("change", () => {
+      viewer.querySelector(`[data-layer="${box.dataset.shows}"]`).toggleAttribute("hidden", !box.checked);
+    });
+  }
+}
