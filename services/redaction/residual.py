@@ -1,130 +1,151 @@
-"""The second opinion: looks for the subject's identifiers in every value of the result, by rules of its own.
+"""The second opinion: reads what was written, by rules of its own, and looks for the subject's identifiers in it.
 
-It shares no table with the engine: what to look for is gathered by VR and by words in the names of attributes, from the
-whole original, and is looked for in every value that is left, text or bytes. A hit quarantines the object.
+It shares no table with the engine. What to look for is gathered from the whole original by VR and by words in the
+names of attributes (`telling`): names, numbers, addresses, dates of birth, the institution where the profile removes
+it. It is looked for in every value of the result, nested and private ones, meta information and preamble included: as
+text in variants (accents, case, order, initials, digits run together, notations of dates) and as bytes (in the
+original's own encoding, in UTF-8, Latin-1 and UTF-16, in hexadecimal and base64); in UIDs; in the heads and tails of
+compressed frames. Besides, an attribute that tells who somebody is may not stand in the result with the value that it
+had, and no UID and no date may, where the profile removes them. A hit quarantines the object.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Final
 
-from pydicom._dicom_dict import DicomDictionary
+import numpy as np
 
+from services.redaction import telling
 from services.redaction.text import DEFAULT, decode, encodings
-from shared.dicom_encoding import PIXEL_TAGS, TEXT_VRS, Elements
+from shared.dicom_encoding import PIXEL_TAGS, TEXT_VRS, Element, Elements, Encoded, dictionary_vr, parse
 from shared.pseudonyms import Pseudonyms
 
-# Words in keywords (PS3.6) that say that a value names somebody or leads there, tried in this order.
-_RULES: Final = (
-    ("skip", re.compile(r"Sequence$|UID$|Type$|Code|Scheme|Qualifier|Device|Manufacturer|Time|Instruction|Comment")),
-    ("day", re.compile(r"Birth.*Date|Death.*Date")),
-    ("name", re.compile(r"(Patient|Person|Physician|Operator|Observer|Performer|Reviewer|Interpreter|Creator).*Name")),
-    ("name", re.compile(r"^(RequestingPhysician|PhysiciansOfRecord|NameOfPhysicians|OperatorsName|Responsible)")),
-    (
-        "number",
-        re.compile(r"^(Other)?(Patient|Medical|Accession|Admission|ServiceEpisode|Insurance|Visit).*(ID|Number)"),
-    ),
-    ("number", re.compile(r"Patient.*ID|(Placer|Filler)OrderNumber|Telephone|SubjectID$|^StudyID$")),
-    ("phrase", re.compile(r"Address$|^InstitutionName|Telecom")),
-)
-# Terms of the standard that are also words: alone they prove nothing.
+# Terms of the standard, and words that stand where no name is known: alone they prove nothing.
 _TERMS: Final = frozenset(
     re.findall(
         r"\w+",
         """
-        abdomen ankle anonymized anon arm axial brain breast chest contrast derived elbow female finger foot hand head
-        heart hip image kidney knee left leg liver lung male monochrome neck none original other patient pelvis phantom
-        primary right secondary shoulder skull spine test thorax unknown wrist anonymous mr ct us name doctor physician
-        operator first last hospital clinic university medical center radiology
+        abdomen ankle anonymized anonymous anon arm axial basic brain breast chest contrast ct derived doctor elbow
+        female finger first foot hand head heart hip hospital clinic university medical center centre radiology image
+        kidney knee last left leg liver lung male monochrome mr name neck none operator original other patient pelvis
+        phantom physician primary profile right secondary shoulder skull spine stepwedge test thorax unknown us wrist
         """,
     )
 )
+# Values that stand for none, the engine's own and what others write.
+_NOTHING: Final = frozenset(
+    b"ANONYMIZED urn:anonymized 19000101 19000101000000 000000 000000.0 0 0.0 1 000D 000Y UNKNOWN NONE OTHER".split()
+) | {b""}
 _MAX_PATTERNS: Final = 5000
 _MIN_BYTES: Final = 5
-_HEAD: Final = 4096  # of a compressed frame: where comments and application data stand
+_HEAD, _TAIL = 4096, 256  # of a compressed frame: where comments, application data and what was appended stand
+_TEMPORAL: Final = frozenset({"DA", "DT", "TM"})
 _NUMERIC: Final = frozenset({"DS", "IS", "DA", "DT", "TM", "AS"})
-_CLEANED: Final = frozenset({0x00080005})
+_PUBLIC: Final = ("1.2.840.10008.", "2.16.840.1.113883.")
+_CHARACTER_SET: Final = 0x00080005
+_NO_GROUPS: Final = frozenset({0x0000, 0x0002, 0x0004, 0xFFFA, 0xFFFC})
+_METHOD: Final = frozenset({0x00120062, 0x00120063, 0x00120064, 0x00280303})  # our own words
+_IMPLEMENTATION: Final = frozenset({0x00020012, 0x00020013})
+_DATES_STAY: Final = "retain-full-dates"
+_DATES_MOVE: Final = "retain-modified-dates"
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """hits: how many values of the result hold what they must not, by where: `TEXT`, `TERM`, `NUMBER`, `BYTES`, `UID`,
+    `PRIVATE`, `META`, `PREAMBLE`, `FRAME`; `UNCHANGED`, `DATE`: an attribute as it was; `GROUP`, `UNKNOWN`: an element
+    that no result has; `PIXELS`: text that a detector still finds there."""
+
+    hits: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.hits.values())
 
 
 @dataclass(slots=True)
 class _Sought:
-    """What to look for: whole words, runs of characters, and bytes."""
+    """What to look for: whole words, runs of characters, bytes (in lower case), UIDs; and values where they stood."""
 
     words: set[str] = field(default_factory=set)
     runs: set[str] = field(default_factory=set)
     raw: set[bytes] = field(default_factory=set)
+    uids: set[str] = field(default_factory=set)
+    values: set[tuple[int, bytes]] = field(default_factory=set)
+    dates: dict[int, set[bytes]] = field(default_factory=dict)
 
 
-def check(original: Elements, result: Elements, pseudonyms: Pseudonyms) -> int:
-    """How many values of the result hold an identifier of the original."""
+def second_opinion(original: Encoded, written: bytes, pseudonyms: Pseudonyms, options: Collection[str] = ()) -> Opinion:
+    """What of the original is left in the file that was written.
+
+    options: names of the options of the profile (`services.redaction.profile.Option`): what they keep is not looked
+    for. Raises as `parse` where the file cannot be read.
+    """
+    result = parse(written)
+    looking = _Looking(original.data_set, pseudonyms, frozenset(str(option) for option in options))
+    looking.at_meta(result)
+    return looking.opinion(result.data_set)
+
+
+def check(original: Elements, result: Elements, pseudonyms: Pseudonyms, options: Collection[str] = ()) -> int:
+    """How many values of a data set hold what they must not; the same without the file around it."""
+    return _Looking(original, pseudonyms, frozenset(str(option) for option in options)).opinion(result).total
+
+
+def _sought(original: Elements, options: frozenset[str], pseudonyms: Pseudonyms) -> _Sought:
     sought = _Sought()
-    for kind, text in sorted(set(_gathered(original, DEFAULT)))[:_MAX_PATTERNS]:
-        _add(sought, kind, text, pseudonyms)
-    if not sought.words and not sought.raw:
-        return 0
-    words = _pattern(sought.words, r"(?<!\w)(?:{})(?!\w)")
-    runs = _pattern(sought.runs, r"(?:{})")
-    raw = re.compile(b"|".join(map(re.escape, sorted(sought.raw))), re.IGNORECASE) if sought.raw else None
-    telling_terms = {word for word in sought.words if " " in word or any(c.isdigit() for c in word)}
-    hits = 0
-    lines: list[str] = []
-    for vr, value in _left(result, DEFAULT, pseudonyms):
-        if isinstance(value, bytes):
-            hits += int(raw is not None and raw.search(value) is not None)
-        elif vr in _NUMERIC:
-            hits += int(any(part in sought.words and len(part) >= 6 for part in value.split("\\")))
-        elif vr == "CS":
-            # One word of a name may well be one of the standard's terms; two words, or a number, may not.
-            hits += int(any(_plain(part) in telling_terms for part in value.split("\\")))
-        else:
-            lines.append(value)
-
-    def found(text: str) -> bool:
-        in_words = words is not None and words.search(text) is not None
-        return in_words or (runs is not None and runs.search(text.replace(" ", "")) is not None)
-
-    text = _plain("\n".join(line.replace("\n", " ") for line in lines))
-    if found(text):
-        hits += sum(map(found, text.split("\n")))
-    return hits
+    identifiers: set[tuple[str, str, bytes]] = set()
+    _gather(original, DEFAULT, options, sought, identifiers)
+    for kind, text, raw in sorted(identifiers)[:_MAX_PATTERNS]:
+        _add(sought, kind, text, raw, pseudonyms)
+    if "retain-uids" in options:
+        sought.uids.clear()
+    return sought
 
 
-def _pattern(alternatives: Iterable[str], form: str) -> re.Pattern[str] | None:
-    ordered = sorted(alternatives, key=lambda text: (-len(text), text))
-    return re.compile(form.format("|".join(map(re.escape, ordered)))) if ordered else None
-
-
-@lru_cache(maxsize=65536)
-def _rule(tag: int) -> str:
-    entry = DicomDictionary.get(tag)
-    keyword = entry[4] if entry else ""
-    for kind, pattern in _RULES:
-        if pattern.search(keyword):
-            return kind
-    return "skip"
-
-
-def _gathered(elements: Elements, inherited: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Every identifier of the original with its kind, private elements that say they are a person's name included."""
+def _gather(
+    elements: Elements,
+    inherited: Sequence[str],
+    options: frozenset[str],
+    sought: _Sought,
+    identifiers: set[tuple[str, str, bytes]],
+) -> None:
     encoding = encodings(elements, inherited)
     for element in elements:
         if element.items is not None:
             for item in element.items:
-                yield from _gathered(item, encoding)
+                _gather(item, encoding, options, sought, identifiers)
             continue
-        if not 1 < len(element.value) <= 1024:
+        size = len(element.value)
+        if not size or element.fragments is not None:
             continue
-        kind = "name" if element.vr == "PN" else _rule(element.tag)
+        if element.vr == "UI":
+            sought.uids.update(uid for uid in _uids(element) if not uid.startswith(_PUBLIC))
+            continue
+        kind = telling.kind(element.tag, element.vr, options) if 1 < size <= 1024 else "skip"
         if kind != "skip":
-            yield kind, decode(element.value, encoding, person=kind == "name")
+            raw = bytes(element.value)
+            identifiers.add((kind, decode(raw, encoding, person=kind == "name"), raw))
+        if size <= 65536:
+            value = bytes(element.value).strip(b"\0 ")
+            if element.vr in _TEMPORAL:
+                sought.dates.setdefault(element.tag, set()).add(value)
+            elif value not in _NOTHING and telling.doubted(element.tag, element.vr, options):
+                sought.values.add((element.tag, value))
 
 
-def _add(sought: _Sought, kind: str, text: str, pseudonyms: Pseudonyms) -> None:
+def _uids(element: Element) -> list[str]:
+    text = bytes(element.value).decode("ascii", "replace")
+    return [uid for uid in (part.strip("\0 ") for part in text.split("\\")) if uid]
+
+
+def _add(sought: _Sought, kind: str, text: str, raw: bytes, pseudonyms: Pseudonyms) -> None:
     for part in re.split(r"[\\=]", text):
         plain = _plain(part).replace("\n", " ").strip()
         if not plain or pseudonyms.is_subject(part.strip()):
@@ -133,29 +154,55 @@ def _add(sought: _Sought, kind: str, text: str, pseudonyms: Pseudonyms) -> None:
             _add_name(sought, part, plain)
         elif kind == "day":
             _add_day(sought, part)
+        elif kind == "phone":
+            _add_phone(sought, plain)
         elif len(plain.replace(" ", "")) >= (4 if any(c.isdigit() for c in plain) else 5) and plain not in _TERMS:
-            sought.words.add(plain)
-            _add_raw(sought, part)
-            run = plain.replace(" ", "")
-            if kind == "number" and len(run) >= 6:
-                sought.runs.add(run)
+            _add_phrase(sought, kind, part, plain)
+    if b"\x1b" in raw or not raw.isascii():  # as the original's own character set writes it
+        for piece in re.split(rb"[\\^= ]", raw):
+            if len(piece) >= 6:
+                sought.raw.add(piece.lower())
+
+
+def _add_phrase(sought: _Sought, kind: str, part: str, plain: str) -> None:
+    if kind == "device" and len(plain) < 6:
+        return
+    sought.words.add(plain)
+    _add_raw(sought, part)
+    run = plain.replace(" ", "")
+    if kind == "number" and len(run) >= 6:
+        sought.runs.add(run)
+    if kind == "phrase":  # the street of an address, without the town
+        for line in re.split(r"[,;\r\n]", part):
+            words = _plain(line).strip()
+            if len(words) >= 8 and " " in words:
+                sought.words.add(words)
+
+
+def _add_phone(sought: _Sought, plain: str) -> None:
+    digits = re.sub(r"\D", "", plain)
+    if len(digits) >= 7:
+        sought.runs.update({digits, digits[-8:]} if len(digits) >= 10 else {digits})
 
 
 def _add_name(sought: _Sought, part: str, plain: str) -> None:
     words = plain.split()
-    telling = [word for word in words if word not in _TERMS]
-    sought.words.update(word for word in telling if len(word) >= (4 if word.isascii() else 2))
-    if len(words) >= 2 and telling and len("".join(words)) >= 5:
+    given = [word for word in words if word not in _TERMS]
+    sought.words.update(word for word in given if len(word) >= (4 if word.isascii() else 2))
+    if len(words) >= 2 and given and len("".join(words)) >= 5:
         sought.words.update((" ".join(words), " ".join(reversed(words)), f"{words[0]} {words[-1]}"))
+        for one, two in ((words[0], words[1]), (words[1], words[0])):
+            if one in given and len(one) >= 3 and len(one) + len(two) >= 5:  # the surname with an initial
+                sought.words.update((f"{one} {two[0]}", f"{two[0]} {one}", two[0] + one, one + two[0]))
         for run in ("".join(words), "".join(reversed(words)), words[0] + words[1], words[1] + words[0]):
-            if len(run) >= 6 and any(word in run for word in telling):
+            if len(run) >= 6 and any(word in run for word in given):
                 sought.runs.add(run)
-    sought.runs.update(word for word in telling if not word.isascii() and len(word) >= 2)
-    if telling:
+    sought.runs.update(word for word in given if not word.isascii() and len(word) >= 2)
+    if given:
         _add_raw(sought, part)
         _add_raw(sought, part.replace("^", " ").strip())
         for word in re.split(r"[\^ ]", part):
-            if len(word) >= 6 and _plain(word).strip() in telling:
+            if len(word) >= 6 and _plain(word).strip() in given:
                 _add_raw(sought, word)
 
 
@@ -165,9 +212,26 @@ def _add_raw(sought: _Sought, text: str) -> None:
         return
     for encoding in ("utf-8", "latin-1", "utf-16-le", "utf-16-be"):
         try:
-            sought.raw.add(text.encode(encoding))
+            raw = text.encode(encoding)
         except UnicodeEncodeError:
             continue
+        sought.raw.add(raw.lower())
+        if encoding in ("utf-8", "latin-1") and len(raw) >= 6:
+            sought.raw.add(raw.hex().encode())
+            sought.raw.update(_in_base64(raw))
+
+
+def _in_base64(raw: bytes) -> Iterator[bytes]:
+    """How the bytes look inside a base64 text, at each of the three places where they may begin."""
+    for before in range(3):
+        whole = base64.b64encode(bytes(before) + raw)
+        begin = (before * 8 + 5) // 6  # characters that mix in bits of what stands before
+        end = (before + len(raw)) * 8 // 6  # and behind
+        if end - begin >= 7:
+            yield whole[begin:end].lower()
+
+
+_MONTHS: Final = "jan feb mar apr may jun jul aug sep oct nov dec".split()  # noqa: SIM905 - as words
 
 
 def _add_day(sought: _Sought, text: str) -> None:
@@ -177,33 +241,209 @@ def _add_day(sought: _Sought, text: str) -> None:
     year, month, day = match.groups()
     sought.words.update((year + month + day, f"{year} {month} {day}", f"{day} {month} {year}", f"{month} {day} {year}"))
     sought.words.update((f"{int(day)} {int(month)} {year}", f"{int(month)} {int(day)} {year}"))
+    sought.words.update((day + month + year, month + day + year))
+    if 1 <= int(month) <= 12:
+        name = _MONTHS[int(month) - 1]
+        sought.words.update((f"{int(day)} {name} {year}", f"{day} {name} {year}", f"{name} {int(day)} {year}"))
     sought.raw.add((year + month + day).encode())
 
 
-def _left(elements: Elements, inherited: Sequence[str], pseudonyms: Pseudonyms) -> Iterator[tuple[str, str | bytes]]:
-    """Every value of the result: text decoded, the rest as bytes; of compressed frames only their heads, and of native
-    pixel data nothing, since a byte pattern among samples is no text. Names that we gave are left out."""
-    encoding = encodings(elements, inherited)
-    for element in elements:
-        if element.items is not None:
-            for item in element.items:
-                yield from _left(item, encoding, pseudonyms)
-        elif element.fragments is not None:
-            for fragment in element.fragments[1:]:
-                yield element.vr, bytes(fragment[:_HEAD])
-        elif not element.value or element.tag in _CLEANED or element.tag in PIXEL_TAGS:
-            continue
-        elif element.vr == "UI":
-            # A UID of another's making may hold a number or a date; one of ours is random, one of a standard public.
-            for uid in decode(element.value, DEFAULT).split("\\"):
-                if not uid.startswith(("1.2.840.10008.", "2.16.840.1.113883.")) and not pseudonyms.is_ours(uid):
-                    yield "UI", uid.replace(".", "")
-        elif element.vr in TEXT_VRS:
-            text = decode(element.value, encoding, person=element.vr == "PN")
-            if not pseudonyms.is_subject(text):
-                yield element.vr, text
-        else:
-            yield element.vr, bytes(element.value)
+class _Looking:
+    """One look through one result."""
+
+    def __init__(self, original: Elements, pseudonyms: Pseudonyms, options: frozenset[str]) -> None:
+        self.sought = sought = _sought(original, options, pseudonyms)
+        self.pseudonyms = pseudonyms
+        self.options = options
+        self.hits: dict[str, int] = {}
+        self.lines: list[str] = []
+        self.pieces: list[tuple[str, bytes]] = []
+        self.dates: dict[int, set[bytes]] = {}
+        self.lengths = sorted({word.count(" ") + 1 for word in sought.words})
+        self.runs = _Finder(run.encode() for run in sought.runs)
+        self.raw = _Finder(sought.raw)
+        # One word of a name may well be one of the standard's terms; two words, or a number, may not.
+        self.terms = {word for word in sought.words if " " in word or any(c.isdigit() for c in word)}
+        self.numbers = {word for word in sought.words if len(word) >= 6}
+
+    def hit(self, code: str) -> None:
+        self.hits[code] = self.hits.get(code, 0) + 1
+
+    def opinion(self, data_set: Elements) -> Opinion:
+        """Look at a data set, and say what was found since the beginning."""
+        self.at(data_set, DEFAULT)
+        self.at_lines()
+        self.at_pieces()
+        self.at_dates()
+        return Opinion(dict(sorted(self.hits.items())))
+
+    def at_meta(self, written: Encoded) -> None:
+        """The preamble, which we leave empty, and the meta information."""
+        if written.preamble:
+            self.hit("PREAMBLE")
+        for element in written.meta:
+            if element.tag in _IMPLEMENTATION:
+                continue
+            if element.vr == "UI" and self._uid(element):
+                self.hit("META")
+            else:
+                self.pieces.append(("META", bytes(element.value).lower()))
+
+    def at(self, elements: Elements, inherited: Sequence[str]) -> None:
+        """Every value of a data set; text is laid aside for `at_lines`."""
+        encoding = encodings(elements, inherited)
+        for element in elements:
+            tag, vr = element.tag, element.vr
+            if element.items is not None:
+                if tag not in _METHOD:
+                    for item in element.items:
+                        self.at(item, encoding)
+            elif element.fragments is not None:
+                for fragment in element.fragments[1:]:
+                    ends = bytes(fragment[:_HEAD]) + b"\0\xff" + bytes(fragment[_HEAD:][-_TAIL:])
+                    self.pieces.append(("FRAME", ends.lower()))
+            elif not element.value or tag in PIXEL_TAGS or tag == _CHARACTER_SET or tag in _METHOD:
+                continue
+            elif vr == "UI":
+                if self._uid(element):
+                    self.hit("UID")
+            else:
+                self._value(element, encoding)
+            if (code := self._misplaced(tag)) and (element.value or element.items):
+                self.hit(code)
+
+    def _misplaced(self, tag: int) -> str:
+        """Why an element may not be there at all, whatever it holds."""
+        group = tag >> 16
+        if group & 1:
+            return "" if "retain-safe-private" in self.options else "PRIVATE"
+        if group in _NO_GROUPS or (group & 0xFFE0 in (0x5000, 0x6000) and "clean-graphics" not in self.options):
+            return "GROUP"
+        return "" if telling.keyword(tag) or "retain-patient-characteristics" in self.options else "UNKNOWN"
+
+    def _value(self, element: Element, encoding: Sequence[str]) -> None:
+        tag, vr = element.tag, element.vr
+        if vr in _TEMPORAL:
+            self.dates.setdefault(tag, set()).add(bytes(element.value).strip(b"\0 "))
+        elif len(element.value) <= 65536 and (tag, bytes(element.value).strip(b"\0 ")) in self.sought.values:
+            if not self._ours(element, encoding):
+                self.hit("UNCHANGED")
+            return
+        if vr not in TEXT_VRS:
+            self.pieces.append(("PRIVATE" if (tag >> 16) & 1 else "BYTES", bytes(element.value).lower()))
+            return
+        text = decode(element.value, encoding, person=vr == "PN")
+        if vr in _NUMERIC:
+            if any(part.strip() in self.numbers for part in text.split("\\")):
+                self.hit("NUMBER")
+        elif vr == "CS":
+            if any(_plain(part) in self.terms for part in text.split("\\")):
+                self.hit("TERM")
+        elif not self.pseudonyms.is_subject(text):
+            self.lines.append(text)
+
+    def _ours(self, element: Element, encoding: Sequence[str]) -> bool:
+        """Whether each of the values is a pseudonym that we issued: an object that was redacted before."""
+        parts = decode(element.value, encoding).split("\\")
+        return all(self.pseudonyms.is_subject(part.strip()) for part in parts)
+
+    def at_pieces(self) -> None:
+        """All that is no text at once; piece by piece only where something is there."""
+        if self._in_bytes(b"\0\xff\0".join(piece for _, piece in self.pieces)):
+            for code, piece in self.pieces:
+                if self._in_bytes(piece):
+                    self.hit(code)
+
+    def _in_bytes(self, lower: bytes) -> bool:
+        return self.raw.found(lower) or any(uid.decode("ascii") in self.sought.uids for uid in _UID_IN_BYTES(lower))
+
+    def _uid(self, element: Element) -> bool:
+        """Whether a UID of the original is left, or one of another's making that holds a number or a date of it."""
+        for uid in _uids(element):
+            if uid.startswith(_PUBLIC) or self.pseudonyms.is_ours(uid):
+                continue
+            if uid in self.sought.uids or not self.numbers.isdisjoint(uid.split(".")):
+                return True
+            digits = uid.replace(".", "")
+            if any(len(run) >= 8 and run in digits for run in self.sought.runs | self.numbers):
+                return True
+        return False
+
+    def at_lines(self) -> None:
+        """All free text at once; line by line only where something is there."""
+        text = _plain("\n".join(line.replace("\n", " ") for line in self.lines))
+        all_lines = "\n".join(self.lines)
+        if self._in_text(text) or self._encoded(all_lines):
+            for line, plain in zip(self.lines, text.split("\n"), strict=True):
+                if self._in_text(plain) or self._encoded(line):
+                    self.hit("TEXT")
+
+    def _encoded(self, line: str) -> bool:
+        """Whether a line holds a UID of the original, or an identifier as bytes do (in hexadecimal, say)."""
+        if len(line) < _MIN_BYTES:
+            return False
+        if "." in line and any(uid in self.sought.uids for uid in _UID_IN_TEXT(line)):
+            return True
+        return self.raw.found(line.encode("utf-8", "replace").lower())
+
+    def _in_text(self, text: str) -> bool:
+        """Whether words or runs of characters are in text that was made plain; no phrase goes over a line's end."""
+        if self.runs.found(text.replace(" ", "").encode()):
+            return True
+        sought = self.sought.words
+        for line in text.split("\n") if sought else ():
+            words = line.split()
+            for length in self.lengths:
+                if any(" ".join(words[i : i + length]) in sought for i in range(len(words) - length + 1)):
+                    return True
+        return False
+
+    def at_dates(self) -> None:
+        """No date stays where it stood; where dates move, all of an attribute move, so that not all can be the same."""
+        if _DATES_STAY in self.options:
+            return
+        for tag, values in self.dates.items():
+            before = self.sought.dates.get(tag, set()) - _NOTHING
+            same = before & values
+            if _DATES_MOVE in self.options and dictionary_vr(tag) == "TM":
+                continue
+            if same and not (_DATES_MOVE in self.options and (same != before or self._moved_before())):
+                self.hit("DATE")
+
+    def _moved_before(self) -> bool:
+        """Whether the original came with dates that had moved: it had no UID but ours."""
+        return bool(self.sought.uids) and all(map(self.pseudonyms.is_ours, self.sought.uids))
+
+
+class _Finder:
+    """Whether any of many byte strings is in another."""
+
+    def __init__(self, sought: Iterable[bytes]) -> None:
+        self.sought = sorted(set(sought))
+        self.by_prefix: dict[int, list[bytes]] = {}
+
+    def found(self, where: bytes) -> bool:
+        """One search for each, or, where that were long, one walk that compares the first four bytes."""
+        if len(self.sought) * len(where) <= _FEW:
+            return any(one in where for one in self.sought)
+        if not self.by_prefix:
+            for one in self.sought:  # each has five bytes or more
+                self.by_prefix.setdefault(int.from_bytes(one[:4], "little"), []).append(one)
+        prefixes = np.fromiter(sorted(self.by_prefix), np.uint32)
+        for begin in range(0, len(where), _CHUNK):
+            cells = np.frombuffer(where[begin : begin + _CHUNK + 3], np.uint8).astype(np.uint32)
+            fours = cells[:-3] | cells[1:-2] << 8 | cells[2:-1] << 16 | cells[3:] << 24
+            for place in np.flatnonzero(np.isin(fours, prefixes)).tolist():
+                at = begin + place
+                if any(where.startswith(one, at) for one in self.by_prefix[int(fours[place])]):
+                    return True
+        return False
+
+
+_FEW: Final = 50_000_000
+_CHUNK: Final = 1 << 22
+_UID_IN_TEXT: Final = re.compile(r"[0-9]+(?:\.[0-9]+){3,}").findall
+_UID_IN_BYTES: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3,}").findall
 
 
 def _plain(text: str) -> str:
