@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from services.audit import record, store, tiles
+from services.audit import bulk, record, store, tiles
 from services.audit.acts import Act
 from services.audit.high_water import HighWater, Mark
 from services.audit.record import Prepared
 from services.audit.sequences import Incarnation
 from services.audit.store import Batch, Head, Lease, Store
 from services.audit.subjects import Sealing, Vault
-from shared import logs
+from shared import clock, logs
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import Identity
 from shared.transparency import merkle
@@ -441,7 +441,8 @@ class Log:
             draft.report(self._clock_step(now_us))
             self._successor = draft.hand_over(self.key)
             following = draft.finish(self.sign)
-            store.write(connection, following.batch)
+            with bulk.one_round_trip(connection):
+                store.write(connection, following.batch)
         self._after(following, now_us)
         for submission, answer in answers:
             if submission.act is not None and not isinstance(answer, StepwedgeError):
@@ -525,6 +526,7 @@ class Draft:
         self._levels = [list(level) for level in state.levels]
         self._recorded_max_us = max(state.recorded_max_us, now_us)
         self._recorded_at = record.timestamp(now_us // 1_000_000, now_us % 1_000_000 * 1000)
+        self._clock = clock.state()
         self._batch = Batch()
         self._alerts: list[audit_pb2.AlertEvent] = []
         self._successor: Signer | None = None
@@ -597,6 +599,7 @@ class Draft:
             recorded_at=self._recorded_at,
             repeats=repeats,
             retention=retention,
+            clock=self._clock,
         )
         self._range.append(merkle.leaf_hash(leaf), self._grow)
         self._batch.attachments.update(one.attachments)

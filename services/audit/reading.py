@@ -172,6 +172,9 @@ def to_entry(row: StoredEntry, attachments: Mapping[str, bytes]) -> audit_pb2.En
             id=members["id"],
         )
         entry.recorded_at.FromJsonString(members["recorded_at"])
+        if (clock := members.get("clock")) is not None:
+            entry.clock.source = audit_pb2.ClockSource.Value(f"CLOCK_SOURCE_{clock['source']}")
+            entry.clock.offset_us, entry.clock.max_error_us = clock["offset_us"], clock["max_error_us"]
     except (ValueError, KeyError, TypeError, AttributeError):
         message = f"the entry {row.index} cannot be read"
         raise StepwedgeError(ErrorCode.ERROR_CODE_LOG_INCONSISTENT, message) from None

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -49,6 +49,8 @@ _PERSON = r"(?=.{1,64}\Z)[a-z][a-z0-9]*(?:[._-][a-z0-9]+)*"  # the name of an ac
 _ROLE = r"radiographer|operator|auditor|administrator"
 _STANDARD_UID = r"1\.2\.840\.10008\.[0-9.]{1,49}|private"
 _SUBJECT = r"SW-[A-Z2-7]{24}"
+_PRODUCER = "|".join(identity.value for identity in Identity)
+_MOMENT = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9}Z"
 _CALLER = r"[a-z][a-z0-9_-]{0,31}"
 REFERENCE = r"[A-Z]{1,4}(?:[-/][0-9]{1,6}){1,4}"
 """Number of a case at the site."""
@@ -110,6 +112,13 @@ SHAPES: Mapping[str, str] = {
     "ErasedEvent.master_key": r"[0-9a-f]{16}",
     "HoldEvent.hold": _UUID,
     "PrunedEvent.before": r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9}Z",
+    "ReadFilter.name": r"[a-z][a-z0-9_]{0,31}",
+    "ReadFilter.value": rf"{_UID}|{_SUBJECT}|{_HEX}|[A-Z][A-Z0-9_]{{0,31}}|0|[1-9][0-9]{{0,18}}|{_PRODUCER}|{_MOMENT}",
+    "ReadEvent.reader": _CALLER,
+    "ReadEvent.method": r"[A-Z][A-Za-z]{0,63}",
+    "RefusedCallEvent.caller": _CALLER,
+    "RefusedCallEvent.certificate_sha256": r"[0-9a-f]{64}",
+    "RefusedCallEvent.method": r"[a-z][a-z0-9_.]{0,63}\.[A-Z][A-Za-z]{0,63}/[A-Z][A-Za-z]{0,63}",
     "AlertEvent.about": r"[a-z][a-z0-9_-]{0,31}",
     "AlertEvent.incarnation": _UUID,
     "KeyRotatedEvent.old_key": _VKEY,
@@ -135,6 +144,9 @@ PRODUCERS: Mapping[str, frozenset[Identity]] = {
     "pruned": frozenset({Identity.AUDIT}),
     "identity_looked_up": frozenset({Identity.AUDIT}),
     "key_rotated": frozenset({Identity.AUDIT}),
+    "read": frozenset({Identity.AUDIT}),
+    # Every server of the cluster, of what it refused itself.
+    "refused_call": frozenset({Identity.INGEST, Identity.REDACTION, Identity.INFERENCE, Identity.AUDIT}),
     "reviewed": frozenset({Identity.INGEST}),
     "viewed": frozenset({Identity.CONSOLE}),
     "authenticated": frozenset({Identity.CONSOLE}),
@@ -258,12 +270,20 @@ def encode(obj: object) -> bytes:
     For these the standard library's encoder writes the same bytes as `shared.canonical` (a test holds it to that), and
     it does so many times faster.
     """
-    return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _ENCODER.encode(obj).encode()
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False)
 
 
 def timestamp(seconds: int, nanos: int) -> str:
     """RFC 3339 in UTC with nine digits of a second."""
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanos:09d}Z"
+    return f"{_to_the_second(seconds)}.{nanos:09d}Z"
+
+
+@lru_cache(maxsize=64)
+def _to_the_second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 @dataclass(slots=True)
@@ -315,7 +335,7 @@ def prepare(record: audit_pb2.Record, producer: Identity) -> Prepared:
         raise _invalid("Record.event is not set")
     if producer not in PRODUCERS[kind]:
         raise StepwedgeError(ErrorCode.ERROR_CODE_PERMISSION_DENIED, f"{producer} may not record that it {kind}")
-    _refuse_unknown(record)
+    size = _refuse_unknown(record)
     members = {
         one.name: _scalar(one, value)
         for one in _TOP
@@ -336,7 +356,8 @@ def prepare(record: audit_pb2.Record, producer: Identity) -> Prepared:
     if record.HasField("identification"):
         _take_out_identity(record, prepared)
     _put_beside(event, prepared.attachments)
-    if len(encode(members)) > MAX_ENTRY - 1024 - 24 * MAX_REPEATS:
+    # JSON is at most so many times longer than the wire: an enum's number of one byte becomes its name.
+    if 64 * size > _ROOM and len(encode(members)) > _ROOM:
         raise _invalid("the record is too long")
     return prepared
 
@@ -356,6 +377,8 @@ def _take_out_identity(record: audit_pb2.Record, prepared: Prepared) -> None:
 MAX_REPEATS = 256
 """Most sequence numbers in `repeats` of one leaf."""
 
+_ROOM = MAX_ENTRY - 1024 - 24 * MAX_REPEATS
+
 _TOP = tuple(
     one
     for one in _fields(audit_pb2.Record.DESCRIPTOR)
@@ -363,14 +386,18 @@ _TOP = tuple(
 )
 
 
-def _refuse_unknown(record: audit_pb2.Record) -> None:
-    """A field that this build does not know must not be dropped in silence: it could be part of what was decided."""
+def _refuse_unknown(record: audit_pb2.Record) -> int:
+    """Length of the record on the wire.
+
+    A field that this build does not know must not be dropped in silence: it could be part of what was decided.
+    """
     size = record.ByteSize()
     if size > MAX_RECORD:
         raise _invalid("the record is too long")
     record.DiscardUnknownFields()
     if record.ByteSize() != size:
         raise _invalid("the record has a field that this log does not know")
+    return size
 
 
 def _moment(seconds: int, nanos: int) -> str:
@@ -407,10 +434,16 @@ def _require_failed(record: audit_pb2.Record) -> None:
     _require(bool(record.failed.error), "FailedEvent.error")
 
 
+def _require_refused_call(record: audit_pb2.Record) -> None:
+    _require(bool(record.refused_call.error), "RefusedCallEvent.error")
+    _require(record.refused_call.count >= 1, "RefusedCallEvent.count")
+
+
 _REQUIRED: Mapping[str, Any] = {
     "received": _require_received,
     "decided": _require_decided,
     "delivered": _require_delivered,
+    "refused_call": _require_refused_call,
     "failed": _require_failed,
 }
 
@@ -447,9 +480,16 @@ def actor(event: Mapping[str, Any]) -> str | None:
 
 
 def leaf(
-    prepared: Prepared, *, index: int, entry_id: str, recorded_at: str, repeats: list[int], retention: str = ""
+    prepared: Prepared,
+    *,
+    index: int,
+    entry_id: str,
+    recorded_at: str,
+    repeats: list[int],
+    retention: str = "",
+    clock: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The bytes of the leaf."""
+    """The bytes of the leaf; `clock` is what `shared.clock` says of the clock of `recorded_at`."""
     members = {
         **prepared.members,
         "schema": SCHEMA,
@@ -462,6 +502,8 @@ def leaf(
         members["repeats"] = repeats
     if retention:
         members["retention"] = retention
+    if clock is not None:
+        members["clock"] = clock
     return encode(members)
 
 

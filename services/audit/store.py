@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from services.audit import record, tiles
+from services.audit import bulk, record, tiles
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
 from shared.transparency import merkle
@@ -452,12 +451,9 @@ def attachment_digests(connection: sa.Connection) -> list[str]:
 
 def find_keys(connection: sa.Connection, hashes: Sequence[bytes]) -> dict[bytes, StoredEntry]:
     """The entries whose idempotency keys have these hashes."""
-    found: dict[bytes, StoredEntry] = {}
-    for start in range(0, len(hashes), 500):
-        wanted = sa.select(ENTRIES.c.key_hash, ENTRIES.c.index, ENTRIES.c.leaf)
-        for row in connection.execute(wanted.where(ENTRIES.c.key_hash.in_(hashes[start : start + 500]))):
-            found[bytes(row[0])] = StoredEntry(row[1], bytes(row[2]))
-    return found
+    c = ENTRIES.c
+    rows = bulk.find(connection, (c.key_hash, c.index, c.leaf), c.key_hash, hashes)
+    return {bytes(row[0]): StoredEntry(row[1], bytes(row[2])) for row in rows}
 
 
 def incarnation(connection: sa.Connection, producer: str, name: str) -> Mapping[str, Any] | None:
@@ -478,49 +474,41 @@ def last_recorded_us(connection: sa.Connection) -> int:
     return int(connection.scalar(wanted) or 0)
 
 
-def _upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    dialects: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-    insert = dialects[connection.dialect.name](table)
-    key = [column.name for column in table.primary_key]
-    changed = {c.name: insert.excluded[c.name] for c in table.columns if c.name not in key}
-    if changed:
-        connection.execute(insert.on_conflict_do_update(index_elements=key, set_=changed), rows)
-    else:
-        connection.execute(insert.on_conflict_do_nothing(index_elements=key), rows)
+_SUPERSEDED = sa.delete(CHECKPOINTS).where(CHECKPOINTS.c.size == sa.bindparam("superseded"))
 
 
 def write(connection: sa.Connection, batch: Batch) -> None:
     """Write a batch; the caller commits."""
     if batch.attachments:
         rows = [{"sha256": digest, "content": content} for digest, content in batch.attachments.items()]
-        _upsert(connection, ATTACHMENTS, rows)
+        bulk.upsert(connection, ATTACHMENTS, rows)
     if batch.facets:
         made = [{"id": number, **one._asdict()} for one, number in batch.facets.items()]
         connection.execute(sa.insert(FACETS), made)
     if batch.entries:
-        connection.execute(sa.insert(ENTRIES), batch.entries)
+        bulk.insert(connection, ENTRIES, batch.entries)
     if batch.subject_keys:
         connection.execute(sa.insert(SUBJECT_KEYS), batch.subject_keys)
     if batch.identities:
         connection.execute(sa.insert(IDENTITIES), batch.identities)
     if batch.tokens:
-        _upsert(connection, BLIND_INDEX, batch.tokens)
+        bulk.upsert(connection, BLIND_INDEX, batch.tokens)
     if batch.tiles:
         nodes = [{"level": level, "index": index, "hashes": data} for (level, index), data in batch.tiles.items()]
-        _upsert(connection, TILES, nodes)
+        bulk.upsert(connection, TILES, nodes)
     if batch.producers:
-        _upsert(connection, PRODUCERS, batch.producers)
+        bulk.upsert(connection, PRODUCERS, batch.producers)
     if batch.checkpoint is not None:
         if batch.superseded is not None:
-            connection.execute(sa.delete(CHECKPOINTS).where(CHECKPOINTS.c.size == batch.superseded))
-        connection.execute(sa.insert(CHECKPOINTS), [batch.checkpoint._asdict()])
+            connection.execute(_SUPERSEDED, {"superseded": batch.superseded})
+        bulk.insert(connection, CHECKPOINTS, [batch.checkpoint._asdict()])
     if batch.cosigned is not None:
         connection.execute(sa.delete(COSIGNED))
         connection.execute(sa.insert(COSIGNED), [batch.cosigned._asdict()])
     if batch.key is not None:
         add_key(connection, batch.key)
     if batch.stamp is not None:
-        _upsert(connection, STAMPS, [batch.stamp._asdict()])
+        bulk.upsert(connection, STAMPS, [batch.stamp._asdict()])
 
 
 def add_key(connection: sa.Connection, key: Key) -> None:

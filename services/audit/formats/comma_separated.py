@@ -38,8 +38,10 @@ _EVENTS: Mapping[str, tuple[str, ...]] = {
     "viewed": ("person", "role", "what"),
     "authenticated": ("person", "role", "act", "method", "by"),
     "key_rotated": ("old_key", "new_key", "from_size"),
+    "read": ("reader", "method", "filters", "entries", "more", "refusal"),
+    "refused_call": ("caller", "certificate_sha256", "method", "error", "count", "window_ms"),
 }
-_LATER = ("retention", "identity_sha256")
+_LATER = ("retention", "identity_sha256", "clock.source", "clock.offset_us", "clock.max_error_us")
 COLUMNS: tuple[str, ...] = (
     *_RECORD,
     *(f"pins.{name}" for name in _PINS),
@@ -66,7 +68,7 @@ def row(event: Event) -> bytes:
     cells, rest = dict(event.members), {}
     kind = event.members["kind"].lower()
     cells["leaf_hash"] = event.leaf_hash
-    for path, name in (("event", kind), ("pins", "pins")):
+    for path, name in (("event", kind), ("pins", "pins"), ("clock", "clock")):
         cells.update({f"{name}.{member}": value for member, value in cells.pop(path, {}).items()})
     rest = {name: value for name, value in cells.items() if name not in _KNOWN}
     if rest:

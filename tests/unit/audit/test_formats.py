@@ -42,6 +42,8 @@ PRODUCER = {
     "ASSESSED": Identity.INFERENCE,
     "ALERT": Identity.AUDIT,
     "KEY_ROTATED": Identity.AUDIT,
+    "READ": Identity.AUDIT,
+    "REFUSED_CALL": Identity.REDACTION,
     "VIEWED": Identity.CONSOLE,
     "AUTHENTICATED": Identity.CONSOLE,
 }
@@ -97,6 +99,14 @@ SAMPLE: Mapping[str, Any] = {
     "AuthenticatedEvent.act": "sign_in",
     "AuthenticatedEvent.method": "local",
     "AuthenticatedEvent.by": "admin",
+    "ReadFilter.name": "study",
+    "ReadFilter.value": uid(9),
+    "ReadEvent.reader": "auditor",
+    "ReadEvent.method": "QueryEntries",
+    "ReadEvent.refusal": common_pb2.ERROR_CODE_INVALID_REQUEST,
+    "RefusedCallEvent.caller": "pacs",
+    "RefusedCallEvent.method": "stepwedge.audit.v1.AuditService/GetEntry",
+    "RefusedCallEvent.error": common_pb2.ERROR_CODE_PERMISSION_DENIED,
     "KeyRotatedEvent.old_key": f"test.example/log+0123abcd+{'A' * 44}",
     "KeyRotatedEvent.new_key": f"test.example/log+abcd0123+{'B' * 44}",
     **{
@@ -131,7 +141,8 @@ def full_leaf(kind: str, outcome: str = "SUCCESS") -> bytes:
     prepared = producer.prepared(made)
     moment = "2026-11-22T05:00:00.123456789Z"
     entry_id = "019386a0-0000-7000-8000-000000000001"
-    return records.leaf(prepared, index=7, entry_id=entry_id, recorded_at=moment, repeats=[3, 4])
+    clock = {"source": "SYNCHRONIZED", "offset_us": -12, "max_error_us": 4000}
+    return records.leaf(prepared, index=7, entry_id=entry_id, recorded_at=moment, repeats=[3, 4], clock=clock)
 
 
 def event(leaf: bytes) -> facts.Event:

@@ -94,6 +94,17 @@ def every_kind() -> Iterator[tuple[Identity, audit_pb2.Record]]:
     looked_up.identity_looked_up.MergeFrom(audit_pb2.IdentityLookedUpEvent(**asked, index=5, found=True))
     looked_up.identity_looked_up.person = "anna.b"
     yield log.identity, looked_up
+    read = Producer(Identity.AUDIT).record(f"read/{uuid.uuid4()}", study=uid(1))
+    read.read.MergeFrom(audit_pb2.ReadEvent(reader="auditor", method="QueryEntries", entries=3, more=True))
+    read.read.filters.add(name="study", value=uid(1))
+    read.read.filters.add(name="recorded_from", value="2026-11-22T05:00:00.000000000Z")
+    yield Identity.AUDIT, read
+    refused_call = ingest.record(f"refused/{uuid.uuid4()}")
+    refused_call.refused_call.caller, refused_call.refused_call.certificate_sha256 = "pacs", digest(4)
+    refused_call.refused_call.method = "stepwedge.ingest.v1.IngestService/RequeueStudy"
+    refused_call.refused_call.error = common_pb2.ERROR_CODE_PERMISSION_DENIED
+    refused_call.refused_call.count, refused_call.refused_call.window_ms = 900, 59_000
+    yield ingest.identity, refused_call
     alert = Producer(Identity.AUDIT).record(f"alert/{uuid.uuid4()}")
     alert.alert.code = audit_pb2.ALERT_CODE_CLOCK_STEP
     alert.alert.clock_step_ms = -5000
