@@ -21,6 +21,7 @@ from services.audit.high_water import HighWater
 from services.audit.log import Log
 from services.audit.proofs import Rotator
 from services.audit.reading import newest
+from services.audit.scrub import Scrub
 from services.audit.service import AuditService
 from services.audit.store import Store
 from services.audit.subjects import Vault
@@ -71,7 +72,10 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     asking = Witnesses(log, ask, settings.audit) if ask else None
     if asking is not None:
         await asyncio.to_thread(asking.start)
-    service = AuditService(log, asking, Rotator(log, settings.cluster.keys))
+    scrub = Scrub(log, settings.audit.check_per_second)
+    await asyncio.to_thread(scrub.start)
+    of_kind = retention.classes(settings.audit.retention_default, settings.audit.retention)
+    service = AuditService(log, asking, Rotator(log, settings.cluster.keys), scrub, of_kind)
     server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, service, SERVICE)
 
     async def writes() -> None:
@@ -84,6 +88,7 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     async def close() -> None:
         if asking is not None:
             await asyncio.to_thread(asking.close)
+        await asyncio.to_thread(scrub.close)
         await asyncio.to_thread(log.close)
         await asyncio.to_thread(log.store.close)
 

@@ -277,6 +277,17 @@ class Log:
         if self._state is None:
             raise unavailable("this process does not write the log now")
 
+    @property
+    def vault(self) -> Vault | None:
+        """What keeps identities, where there is a master key."""
+        return self._vault
+
+    def forget_subjects(self) -> None:
+        """Read keys of subjects anew; for acts."""
+        if self._vault is not None:
+            self._vault.known.clear()
+            self._vault.indexed.clear()
+
     def sign(self, size: int, root: bytes) -> str:
         """A signed checkpoint of a tree that is a prefix of the log; the caller computed its root from the log.
 

@@ -34,6 +34,11 @@ UNCOSIGNED = Gauge(
     "stepwedge_audit_uncosigned_seconds", "How long the newest checkpoint has lacked its quorum.", unit="seconds"
 )
 
+CHECKED = Counter("stepwedge_audit_checked_entries", "Entries held against the tree in the background.", unit="entries")
+CHECK_REFUSES = Gauge(
+    "stepwedge_audit_check_refuses_boolean", "1 where a check found what differs, and queries are refused, else 0."
+)
+
 
 def witnessed(witness: str, outcome: str) -> None:
     """A witness answered, or did not."""

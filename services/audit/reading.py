@@ -1,11 +1,13 @@
 """What is answered out of the log: entries, pages, checkpoints and proofs, always of what is committed."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from services.audit import record, store
+from services.audit.pruned import Pruned
 from services.audit.record import attachment_digests
 from services.audit.store import Filter, Head, Store, StoredEntry
 from shared.errors import ErrorCode, StepwedgeError
@@ -17,6 +19,7 @@ MAX_PAGE = 1000
 """Most entries in a page."""
 DEFAULT_PAGE = 100
 
+_COUNTED_SECONDS = 10.0
 _PAGE_BYTES = 1_500_000  # leaf and decoded record together stay below a message of 4 MiB
 
 
@@ -58,8 +61,11 @@ def newest(connection: sa.Connection) -> Head:
 class Reader:
     """Answers out of a store; every method blocks, and may run in any thread."""
 
-    def __init__(self, the_store: Store) -> None:
+    def __init__(self, the_store: Store, refuse: Callable[[], None] = lambda: None) -> None:
+        """refuse: raises where queries cannot be trusted."""
         self._store = the_store
+        self._refuse = refuse
+        self._counted = 0.0
 
     def head(self) -> Head:
         """The newest checkpoint."""
@@ -77,10 +83,22 @@ class Reader:
             if index < newest(connection).size and (rows := store.leaves(connection, index, index + 1)):
                 _hold_to_tree(store.node_reader(connection), rows[0])
                 return to_entry(rows[0], store.attachments(connection, attachment_digests(rows[0].leaf)))
+            if index < newest(connection).size:
+                if index in Pruned.of(connection):
+                    message = "the entry was removed at the end of its retention; its proof stands"
+                    raise StepwedgeError(ErrorCode.ERROR_CODE_ENTRY_NOT_FOUND, message)
+                raise inconsistent(f"the entry {index} is gone, and no record of pruning speaks of it")
         raise StepwedgeError(ErrorCode.ERROR_CODE_ENTRY_NOT_FOUND, "the log has no such entry")
 
-    def query(self, wanted: Filter, page_size: int, token: str) -> tuple[list[audit_pb2.Entry], str]:
-        """A page, and the token of the next or "". Raises INVALID_REQUEST."""
+    def query(
+        self, wanted: Filter, page_size: int, token: str, before: int | None = None
+    ) -> tuple[list[audit_pb2.Entry], str]:
+        """A page of entries below the index `before`, and the token of the next or "".
+
+        Raises INVALID_REQUEST; LOG_INCONSISTENT where a check found entries or columns that are not what they were, or
+        where there are fewer entries than there must be.
+        """
+        self._refuse()
         if page_size > MAX_PAGE:
             message = f"a page has at most {MAX_PAGE} entries"
             raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, message)
@@ -90,7 +108,7 @@ class Reader:
         size = 0
         with self._store.reading() as connection:
             node = store.node_reader(connection)
-            for row in store.query(connection, wanted, after=after, limit=limit + 1):
+            for row in store.query(connection, wanted, after=after, limit=limit + 1, before=before):
                 if len(entries) == limit:
                     return entries, store.encode_token(wanted, entries[-1].index)
                 _hold_to_tree(node, row)
@@ -99,7 +117,19 @@ class Reader:
                 if entries and size > _PAGE_BYTES:
                     return entries, store.encode_token(wanted, entries[-1].index)
                 entries.append(entry)
+            self._count(connection)
         return entries, ""
+
+    def _count(self, connection: sa.Connection) -> None:
+        """Hold the number of entries against the tree at the end of a query, every few seconds at most."""
+        if time.monotonic() - self._counted < _COUNTED_SECONDS:
+            return
+        for _ in range(3):  # PostgreSQL shows what is committed between two of these
+            size = newest(connection).size
+            if store.count(connection, size) in (size, size - len(Pruned.of(connection))):
+                self._counted = time.monotonic()
+                return
+        raise inconsistent("entries are gone that were not pruned; `stepwedge log check` tells which")
 
     def inclusion(self, index: int, size: int) -> InclusionProof:
         """Proof of an entry; size 0 means the newest tree. Raises ENTRY_NOT_FOUND, INVALID_REQUEST."""
@@ -148,6 +178,11 @@ def tree_root(connection: sa.Connection, size: int) -> bytes:
         return merkle.root_of(size, store.node_reader(connection))
 
 
+def inconsistent(message: str) -> StepwedgeError:
+    """The error of a log whose stored state contradicts what it signed."""
+    return StepwedgeError(ErrorCode.ERROR_CODE_LOG_INCONSISTENT, message)
+
+
 class _whole_tiles:  # noqa: N801 - reads as a statement
     """Turn a tile that is too short into the error that it means."""
 
@@ -159,6 +194,11 @@ class _whole_tiles:  # noqa: N801 - reads as a statement
             raise StepwedgeError(ErrorCode.ERROR_CODE_LOG_INCONSISTENT, "tiles of the tree are missing") from None
 
 
+_RETENTION = {
+    name.removeprefix("RETENTION_CLASS_"): number for name, number in audit_pb2.RetentionClass.items()
+}
+
+
 def to_entry(row: StoredEntry, attachments: Mapping[str, bytes]) -> audit_pb2.Entry:
     """An entry as the contract has it. Raises LOG_INCONSISTENT where the stored leaf cannot be read."""
     try:
@@ -168,6 +208,8 @@ def to_entry(row: StoredEntry, attachments: Mapping[str, bytes]) -> audit_pb2.En
             leaf=row.leaf,
             leaf_hash=merkle.leaf_hash(row.leaf),
             record=record.to_record(members, attachments),
+            retention=_RETENTION[members.get("retention", "UNSPECIFIED")],
+            identity_sha256=members.get("identity_sha256", ""),
             producer=members["producer"],
             id=members["id"],
         )

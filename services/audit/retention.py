@@ -131,6 +131,12 @@ def holds(connection: sa.Connection) -> Holds:
     return found
 
 
+def size_of(connection: sa.Connection) -> int:
+    """Number of entries of the log; 0 before it began."""
+    head = store.head(connection)
+    return 0 if head is None else head.size
+
+
 def pruned_ranges(connection: sa.Connection) -> list[tuple[int, int]]:
     """Every range (first, last) that a record of pruning speaks of, in order. Raises LOG_INCONSISTENT."""
     found: list[tuple[int, int]] = []
@@ -212,7 +218,7 @@ def expired(connection: sa.Connection, wish: Wish, now_us: int, size: int, *, mo
     numbers = {record.RETENTION[name] for name in cutoffs}
     facets = [
         number
-        for one, number in store.facets(connection).items()
+        for number, one in store.numbered_facets(connection)
         if (one.retention in numbers or one.retention is None) and one.kind not in _LASTING_NUMBERS
     ]
     last = size // tiles.WIDTH * tiles.WIDTH  # of what lies in full tiles the hashes are stored
@@ -221,7 +227,7 @@ def expired(connection: sa.Connection, wish: Wish, now_us: int, size: int, *, mo
     for index, leaf in _candidates(connection, facets, max(cutoffs.values(), default=0), last):
         members = record.parse(leaf)
         name = members.get("retention") or wish.of_kind.get(members["kind"].lower(), LASTING)
-        if name not in cutoffs or _microseconds(members["recorded_at"]) >= cutoffs[name]:
+        if name not in cutoffs or microseconds(members["recorded_at"]) >= cutoffs[name]:
             continue
         if members.get("study") in studies or members.get("subject") in subjects:
             held += 1
@@ -262,7 +268,8 @@ def _set_back(connection: sa.Connection, index: int, before_us: int, end: int) -
     return connection.scalar(late.limit(1)) is not None
 
 
-def _microseconds(moment: str) -> int:
+def microseconds(moment: str) -> int:
+    """A time of a record as a number."""
     whole, _, rest = moment.removesuffix("Z").partition(".")
     seconds = int(datetime.fromisoformat(f"{whole}+00:00").timestamp())
     return seconds * 1_000_000 + int(rest[:6].ljust(6, "0"))

@@ -3,17 +3,18 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.audit import export, record, store
 from services.audit.answers import Answers
+from services.audit.guardian_calls import TOKEN_BYTES, GuardianCalls, moment_us
 from services.audit.log import Log, Receipt
 from services.audit.proof_calls import ProofCalls
 from services.audit.proofs import Rotator
 from services.audit.reading import Reader, checkpoint_of
+from services.audit.scrub import Scrub
 from services.audit.store import Filter
 from services.audit.witnesses import Witnesses
 from shared.errors import ErrorCode, StepwedgeError
@@ -24,14 +25,23 @@ MAX_RECORDS = 256
 """Most records in one Append."""
 
 
-class AuditService(ProofCalls, audit_pb2_grpc.AuditServiceServicer):
+class AuditService(ProofCalls, GuardianCalls, audit_pb2_grpc.AuditServiceServicer):
     """stepwedge.audit.v1.AuditService."""
 
-    def __init__(self, log: Log, witnesses: Witnesses | None = None, rotator: Rotator | None = None) -> None:
-        super().__init__(log.store, rotator)
+    def __init__(
+        self,
+        log: Log,
+        witnesses: Witnesses | None = None,
+        rotator: Rotator | None = None,
+        scrub: Scrub | None = None,
+        retention: Mapping[str, str] | None = None,
+    ) -> None:
+        scrub = scrub or Scrub(log, 0)
+        ProofCalls.__init__(self, log.store, rotator)
+        GuardianCalls.__init__(self, log, scrub, retention or {})
         self._log = log
         self._witnesses = witnesses
-        self._reader = Reader(log.store)
+        self._reader = Reader(log.store, scrub.raise_if_refused)
         self._answers = Answers()
 
     async def Append(self, request: audit_pb2.AppendRequest, context: Any) -> audit_pb2.AppendResponse:
@@ -65,6 +75,20 @@ class AuditService(ProofCalls, audit_pb2_grpc.AuditServiceServicer):
         wanted = to_filter(request)
         entries, token = await asyncio.to_thread(self._reader.query, wanted, request.page_size, request.page_token)
         return audit_pb2.QueryEntriesResponse(entries=entries, next_page_token=token)
+
+    async def StreamEntries(
+        self, request: audit_pb2.StreamEntriesRequest, context: Any
+    ) -> AsyncIterator[audit_pb2.StreamEntriesResponse]:
+        """Every entry that matches and is in the log now, page after page."""
+        wanted = to_filter(request.query)
+        end = (await asyncio.to_thread(self._reader.head)).size
+        token = request.query.page_token
+        while True:
+            entries, token = await asyncio.to_thread(self._reader.query, wanted, request.query.page_size, token, end)
+            if entries:
+                yield audit_pb2.StreamEntriesResponse(entries=entries)
+            if not token:
+                return
 
     async def GetCheckpoint(
         self, request: audit_pb2.GetCheckpointRequest, context: Any
@@ -131,8 +155,17 @@ class AuditService(ProofCalls, audit_pb2_grpc.AuditServiceServicer):
             return head, store.keys(connection)
 
 
+_WORD = re.compile(r"[!-~]{1,200}")
+
+
 def to_filter(request: audit_pb2.QueryEntriesRequest) -> Filter:
-    """The filter that a request asks for. Raises INVALID_REQUEST for a time that is none."""
+    """The filter that a request asks for. Raises INVALID_REQUEST for a time, token or word that is none."""
+    if len(request.token) not in (0, TOKEN_BYTES):
+        raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, f"a token has {TOKEN_BYTES} bytes")
+    words = (request.study, request.instance, request.subject, request.producer, request.model_sha256, request.actor)
+    if any(word and not _WORD.fullmatch(word) for word in words):
+        # Nothing in the log has that form; and PostgreSQL takes no NUL.
+        raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the query has a word that no record can hold")
     return Filter(
         study=request.study or None,
         instance=request.instance or None,
@@ -142,12 +175,8 @@ def to_filter(request: audit_pb2.QueryEntriesRequest) -> Filter:
         outcome=request.outcome or None,
         verdict=request.verdict or None,
         model_sha256=request.model_sha256 or None,
-        recorded_from_us=_microseconds(request.recorded_from) if request.HasField("recorded_from") else None,
-        recorded_before_us=_microseconds(request.recorded_before) if request.HasField("recorded_before") else None,
+        actor=request.actor or None,
+        token=request.token.hex() or None,
+        recorded_from_us=moment_us(request.recorded_from) if request.HasField("recorded_from") else None,
+        recorded_before_us=moment_us(request.recorded_before) if request.HasField("recorded_before") else None,
     )
-
-
-def _microseconds(moment: Timestamp) -> int:
-    if not 0 <= moment.seconds < 253_402_300_800 or not 0 <= moment.nanos < 1_000_000_000:
-        raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "a time of the query is out of range")
-    return moment.seconds * 1_000_000 + -(-moment.nanos // 1000)

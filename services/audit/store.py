@@ -412,6 +412,12 @@ def stamps(connection: sa.Connection, size: int) -> list[Stamp]:
     return [Stamp(row.size, row.note, bytes(row.token), row.stamped_us) for row in rows]
 
 
+def count(connection: sa.Connection, size: int) -> int:
+    """Number of the first `size` entries that are stored."""
+    wanted = sa.select(sa.func.count()).select_from(ENTRIES).where(ENTRIES.c.index < size)
+    return int(connection.scalar(wanted) or 0)
+
+
 def leaves(connection: sa.Connection, start: int, end: int) -> list[StoredEntry]:
     """Entries start <= index < end that are stored, in order."""
     wanted = sa.select(ENTRIES.c.index, ENTRIES.c.leaf).where(ENTRIES.c.index >= start, ENTRIES.c.index < end)
@@ -518,7 +524,12 @@ def add_key(connection: sa.Connection, key: Key) -> None:
 
 def facets(connection: sa.Connection) -> dict[Facet, int]:
     """Every facet and its number."""
-    return {Facet(*row[1:]): row[0] for row in connection.execute(sa.select(FACETS))}
+    return {one: number for number, one in numbered_facets(connection)}
+
+
+def numbered_facets(connection: sa.Connection) -> list[tuple[int, Facet]]:
+    """As they are stored, a facet that somebody put there twice included."""
+    return [(row[0], Facet(*row[1:])) for row in connection.execute(sa.select(FACETS))]
 
 
 _OF_A_FACET = ("kind", "producer", "outcome", "verdict", "model_sha256", "actor")
@@ -550,7 +561,7 @@ def query(
     if any(getattr(wanted, name) is not None for name in _OF_A_FACET):
         matching = [
             number
-            for one, number in facets(connection).items()
+            for number, one in numbered_facets(connection)
             if all(getattr(wanted, name) in (None, getattr(one, name)) for name in _OF_A_FACET)
         ]
         if not matching:
