@@ -28,7 +28,10 @@ TETHER = Path(__file__).with_name("tether.py")
 SERVICES = ("audit", "redaction", "inference", "ingest")
 """In the order in which they start; each only needs those before it."""
 
-DRAIN_ORDER = (("ingest",), ("redaction", "inference"), ("audit",))
+CONSOLE = "console"
+"""The window for people; speaks HTTPS, and nobody waits for it."""
+
+DRAIN_ORDER = (("ingest", CONSOLE), ("redaction", "inference"), ("audit",))
 """The front door closes first, and the log last, so that every record still finds it."""
 
 READY_SECONDS = 60.0
@@ -54,6 +57,7 @@ ENVIRONMENT_OF: Mapping[str, tuple[str, ...]] = {
     "redaction": ("AWS_",),
     "inference": ("AWS_", "CUDA_", "NVIDIA_"),
     "audit": (),
+    CONSOLE: (),
 }
 """Prefixes of further variables by service."""
 
@@ -87,17 +91,20 @@ class Child:
 class Cluster:
     """The four services as child processes.
 
-    `say` is told, in a sentence, of everything that a person should know (a child that died and starts again).
+    `console` starts the window for people too. `say` is told, in a sentence, of everything that a person should know (a child that died and starts again).
     Not to be shared between threads, but for `say`, which is called from a thread for each child.
     """
 
-    def __init__(self, settings: Settings, *, say: Callable[[str], None] = lambda sentence: None) -> None:
+    def __init__(
+        self, settings: Settings, *, console: bool = False, say: Callable[[str], None] = lambda sentence: None
+    ) -> None:
         self.settings = settings
         self.say = say
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self.folder = configuration.prepare(settings)
-        self.children = {service: self._child(service) for service in SERVICES}
+        wanted = (*SERVICES, CONSOLE) if console else SERVICES
+        self.children = {service: self._child(service) for service in wanted}
 
     def __enter__(self) -> Cluster:
         """Start every child and wait until all are ready."""
@@ -136,7 +143,7 @@ class Cluster:
                     raise StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, _not_ready(child, seconds))
         from cli import connect
 
-        for child in self.children.values():
+        for child in (self.children[service] for service in SERVICES):
             left = max(deadline - time.monotonic(), 1.0)
             connect.wait_serving(self.settings, child.service, left)
 
@@ -147,7 +154,7 @@ class Cluster:
             self._changed.notify_all()
         try:
             for group in DRAIN_ORDER:
-                children = [self.children[service] for service in group]
+                children = [self.children[service] for service in group if service in self.children]
                 for child in children:
                     _signal(child, signal.SIGTERM)
                 for child in children:

@@ -27,6 +27,7 @@ SEES: Mapping[str, frozenset[str]] = {
     "redaction": frozenset({"original", "deidentified"}),
     "inference": frozenset({"deidentified"}),
     "audit": frozenset(),
+    "console": frozenset(),
 }
 """Which zones of the object store each service is told."""
 
@@ -88,6 +89,8 @@ def for_service(settings: Settings, service: str, secrets: Path) -> dict[str, An
     for other in SERVICES:
         if other != service:
             whole[other] = {"listen": whole[other]["address"]}
+    if service != "console":
+        del whole["console"]
     whole["cluster"].update(pki=str(secrets), keys=str(secrets))
     for zone in {"original", "deidentified"} - SEES[service]:
         whole["objects"][zone] = WITHHELD[settings.objects.kind]
@@ -132,11 +135,12 @@ def on_free_ports(data: Path, **sections: Mapping[str, Any]) -> Path:
 
     `sections` adds to the sections of the file: `ingest={"quiet_seconds": 1.0}`.
     """
-    ports = iter(free_ports(2 * len(SERVICES) + 1))
+    ports = iter(free_ports(2 * len(SERVICES) + 2))
     table: dict[str, Any] = {"cluster": {"data": str(data)}}
     for service in SERVICES:
         table[service] = {"listen": f"127.0.0.1:{next(ports)}", "metrics": f"127.0.0.1:{next(ports)}"}
     table["ingest"]["dimse"] = f"127.0.0.1:{next(ports)}"
+    table["console"] = {"listen": f"127.0.0.1:{next(ports)}"}
     for name, section in sections.items():
         table[name] = {**table.get(name, {}), **section}
     data.mkdir(mode=0o700, parents=True, exist_ok=True)

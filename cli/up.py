@@ -30,7 +30,7 @@ def up(config: Path | None) -> None:
     """Run until interrupted."""
     settings = configuration.load(config)
     started = time.monotonic()
-    with only_one(settings), Cluster(settings, say=terminal.note) as cluster:
+    with only_one(settings), Cluster(settings, console=True, say=terminal.note) as cluster:
         _print_table(settings, time.monotonic() - started)
         try:
             threading.Event().wait()
@@ -76,8 +76,15 @@ def _print_table(settings: Settings, seconds: float) -> None:
     out.print(table)
     out.print()
     out.print(f"DICOM    {settings.ingest.dimse}, AE title {settings.ingest.ae_title}", soft_wrap=True)
+    out.print(f"console  {settings.console.url}{_first_password(settings)}", soft_wrap=True)
     out.print(f"data     {settings.cluster.data}", soft_wrap=True)
     out.print(f"logs     {settings.cluster.data / 'run' / 'logs'}", soft_wrap=True)
     kind = "production" if settings.cluster.production else "development certificates: not for patients"
     out.print(f"mode     {kind}", soft_wrap=True)
     out.print(f"ready in {terminal.duration(seconds)}; Ctrl-C drains and ends", soft_wrap=True)
+
+
+def _first_password(settings: Settings) -> str:
+    """How to sign in for the first time; nothing once the file is gone."""
+    file = settings.console.first_password
+    return f", first sign-in as admin with the password in {file}" if file.is_file() else ""

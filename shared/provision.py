@@ -43,6 +43,7 @@ KEYS_OF: Mapping[Identity, tuple[str, ...]] = MappingProxyType(
         Identity.OPERATOR: (keys.VERIFICATION,),
         Identity.AUDITOR: (keys.VERIFICATION, keys.IDENTITY, keys.BLIND_INDEX),
         Identity.PACS: (),
+        Identity.CONSOLE: (keys.VERIFICATION, keys.BLIND_INDEX),
     }
 )
 """Which keys lie in whose folder."""

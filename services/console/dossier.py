@@ -194,7 +194,8 @@ def as_pdf(of: Dossier, wording: Wording, *, site: str) -> bytes:
 
     styles = getSampleStyleSheet()
     small = ParagraphStyle("small", parent=styles["BodyText"], fontSize=7, leading=9, fontName="Courier")
-    body, title, heading = styles["BodyText"], styles["Title"], styles["Heading2"]
+    body = ParagraphStyle("body", parent=styles["BodyText"])
+    title, heading = styles["Title"], styles["Heading2"]
     grid = TableStyle(
         [
             ("GRID", (0, 0), (-1, -1), 0.25, "#999999"),

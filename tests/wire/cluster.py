@@ -50,12 +50,12 @@ def eventually(condition: Callable[[], Found | None], seconds: float = 30.0, *, 
 class RunningCluster:
     """A cluster that runs, and what tests do with it."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, console: bool = False) -> None:
         self.file = file
         self.settings = configuration.load(file)
         self.said: list[str] = []
         """What the supervisor told its user."""
-        self.children = Cluster(self.settings, say=self.said.append)
+        self.children = Cluster(self.settings, console=console, say=self.said.append)
         host, _, port = self.settings.ingest.dimse.rpartition(":")
         self.dimse = Peer(host, int(port), self.settings.ingest.ae_title, "TESTER")
         self._channels: dict[tuple[str, Identity], grpc.Channel] = {}
@@ -168,14 +168,16 @@ class RunningCluster:
 
 
 @contextmanager
-def running_cluster(folder: Path, **sections: dict[str, Any]) -> Iterator[RunningCluster]:
+def running_cluster(
+    folder: Path, *, with_console: bool = False, **sections: dict[str, Any]
+) -> Iterator[RunningCluster]:
     """A cluster below `folder`, ready; drained at the end.
 
     `sections` are settings beyond the addresses: `ingest={"quiet_seconds": 0.5}`. The quiet period is 0.5 s unless
     they say otherwise.
     """
     sections["ingest"] = {"quiet_seconds": 0.5, **sections.get("ingest", {})}
-    cluster = RunningCluster(configuration.on_free_ports(folder / "cluster", **sections))
+    cluster = RunningCluster(configuration.on_free_ports(folder / "cluster", **sections), console=with_console)
     try:
         cluster.children.start()
         cluster.wait_ready()
