@@ -38,12 +38,16 @@ DESTROYED: Final = "destroyed "
 _SALT: Final = b"stepwedge pseudonyms v1"
 _PURPOSES: Final = (
     "uid", "uid-check", "subject", "subject-check", "text", "date-shift", "commitment", "key-id", "identities",
+    "label", "label-check",
 )  # fmt: skip
 _MOST_OF_A_FILE: Final = 1 << 20
 _CHECK_BITS: Final = 40
 _BODY_BITS: Final = 122 - _CHECK_BITS
 _OURS: Final = re.compile(r"2\.25\.[1-9][0-9]{22,38}")
 _SUBJECT: Final = re.compile(r"SW-[A-Z2-7]{24}")
+_LABEL: Final = re.compile(r"[A-Z2-7]{16}")
+_LABEL_BODY: Final = 6
+_LABEL_CHECK: Final = 4
 _SUBJECT_BODY: Final = 10
 _SUBJECT_CHECK: Final = 5
 
@@ -153,6 +157,20 @@ class Pseudonyms:
     def text(self, kind: str, value: str) -> str:
         """A short pseudonym, 16 letters or digits, of a value of some kind ("station", "accession")."""
         return base64.b32encode(self._mac("text", _frame(kind, value))[:10]).decode()
+
+    def label(self, kind: str, value: str) -> str:
+        """As `text`, but a label that this key issued is returned as it is; fits an AE title."""
+        if self._is_label(value) or any(one._is_label(value) for one in self._older):
+            return value
+        body = self._mac("label", _frame(kind, value))[:_LABEL_BODY]
+        return base64.b32encode(body + self._mac("label-check", body)[:_LABEL_CHECK]).decode()
+
+    def _is_label(self, text: str) -> bool:
+        if not _LABEL.fullmatch(text):
+            return False
+        raw = base64.b32decode(text)
+        body, check = raw[:_LABEL_BODY], raw[_LABEL_BODY:]
+        return hmac.compare_digest(self._mac("label-check", body)[:_LABEL_CHECK], check)
 
     def date_shift_days(self, subject_key: str) -> int:
         """Days to move every date of a person by: back by 1 to `MOST_DAYS` days, so below zero."""

@@ -83,6 +83,8 @@ SHAPES: Mapping[str, str] = {
     "ReceivedEvent.sop_class_uid": _STANDARD_UID,
     "ReceivedEvent.transfer_syntax_uid": _STANDARD_UID,
     "RedactedEvent.method_codes": r"[0-9]{6}",
+    "RedactedEvent.key_id": r"[A-Z2-7]{8}",
+    "BlankedArea.reason": r"[a-z][a-z_-]{0,31}",
     "RecordedValue.name": r"[a-z][a-z0-9_]{0,63}",
     "RecordedValue.value": r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,6})?",
     "RecordedValue.unit": r"1|%|[A-Za-z{\[][A-Za-z0-9%/.{}\[\]*'_-]{0,23}",
@@ -126,7 +128,7 @@ SHAPES: Mapping[str, str] = {
 }
 """What each string field may hold, as a pattern for the whole value; a field that is not here is refused."""
 
-LONGEST: Mapping[str, int] = {"DecidedEvent.instances": 100_000, "PrunedEvent.ranges": 500_000}
+LONGEST: Mapping[str, int] = {"DecidedEvent.instances": 100_000, "RedactedEvent.blanked": 300, "PrunedEvent.ranges": 500_000}
 """Most items of a repeated field, where it is not `_MANY`."""
 _MANY = 128
 

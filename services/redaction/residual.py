@@ -81,27 +81,39 @@ class _Sought:
     dates: dict[int, set[bytes]] = field(default_factory=dict)
 
 
-def second_opinion(original: Encoded, written: bytes, pseudonyms: Pseudonyms, options: Collection[str] = ()) -> Opinion:
+def second_opinion(
+    original: Encoded,
+    written: bytes,
+    pseudonyms: Pseudonyms,
+    options: Collection[str] = (),
+    retained: Collection[int] = (),
+) -> Opinion:
     """What of the original is left in the file that was written.
 
     options: names of the options of the profile (`services.redaction.profile.Option`): what they keep is not looked
-    for. Raises as `parse` where the file cannot be read.
+    for. retained: tags that the profile lets stand as they were. Raises as `parse` where the file cannot be read.
     """
     result = parse(written)
-    looking = _Looking(original.data_set, pseudonyms, frozenset(str(option) for option in options))
+    looking = _Looking(original.data_set, pseudonyms, frozenset(map(str, options)), frozenset(retained))
     looking.at_meta(result)
     return looking.opinion(result.data_set)
 
 
-def check(original: Elements, result: Elements, pseudonyms: Pseudonyms, options: Collection[str] = ()) -> int:
+def check(
+    original: Elements,
+    result: Elements,
+    pseudonyms: Pseudonyms,
+    options: Collection[str] = (),
+    retained: Collection[int] = (),
+) -> int:
     """How many values of a data set hold what they must not; the same without the file around it."""
-    return _Looking(original, pseudonyms, frozenset(str(option) for option in options)).opinion(result).total
+    return _Looking(original, pseudonyms, frozenset(map(str, options)), frozenset(retained)).opinion(result).total
 
 
-def _sought(original: Elements, options: frozenset[str], pseudonyms: Pseudonyms) -> _Sought:
+def _sought(original: Elements, options: frozenset[str], retained: frozenset[int], pseudonyms: Pseudonyms) -> _Sought:
     sought = _Sought()
     identifiers: set[tuple[str, str, bytes]] = set()
-    _gather(original, DEFAULT, options, sought, identifiers)
+    _gather(original, DEFAULT, options, retained, sought, identifiers)
     for kind, text, raw in sorted(identifiers)[:_MAX_PATTERNS]:
         _add(sought, kind, text, raw, pseudonyms)
     if "retain-uids" in options:
@@ -113,6 +125,7 @@ def _gather(
     elements: Elements,
     inherited: Sequence[str],
     options: frozenset[str],
+    retained: frozenset[int],
     sought: _Sought,
     identifiers: set[tuple[str, str, bytes]],
 ) -> None:
@@ -120,10 +133,10 @@ def _gather(
     for element in elements:
         if element.items is not None:
             for item in element.items:
-                _gather(item, encoding, options, sought, identifiers)
+                _gather(item, encoding, options, retained, sought, identifiers)
             continue
         size = len(element.value)
-        if not size or element.fragments is not None:
+        if not size or element.fragments is not None or element.tag in retained:
             continue
         if element.vr == "UI":
             sought.uids.update(uid for uid in _uids(element) if not uid.startswith(_PUBLIC))
@@ -251,8 +264,11 @@ def _add_day(sought: _Sought, text: str) -> None:
 class _Looking:
     """One look through one result."""
 
-    def __init__(self, original: Elements, pseudonyms: Pseudonyms, options: frozenset[str]) -> None:
-        self.sought = sought = _sought(original, options, pseudonyms)
+    def __init__(
+        self, original: Elements, pseudonyms: Pseudonyms, options: frozenset[str], retained: frozenset[int]
+    ) -> None:
+        self.sought = sought = _sought(original, options, retained, pseudonyms)
+        self.retained = retained
         self.pseudonyms = pseudonyms
         self.options = options
         self.hits: dict[str, int] = {}
@@ -309,7 +325,7 @@ class _Looking:
                     self.hit("UID")
             else:
                 self._value(element, encoding)
-            if (code := self._misplaced(tag)) and (element.value or element.items):
+            if tag not in self.retained and (code := self._misplaced(tag)) and (element.value or element.items):
                 self.hit(code)
 
     def _misplaced(self, tag: int) -> str:

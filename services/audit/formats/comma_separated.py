@@ -41,12 +41,14 @@ _EVENTS: Mapping[str, tuple[str, ...]] = {
     "read": ("reader", "method", "filters", "entries", "more", "refusal"),
     "refused_call": ("caller", "certificate_sha256", "method", "error", "count", "window_ms"),
 }
+_LATER_OF_REDACTION = ("key_id", "second_opinion", "blanked", "blanked_boxes")
 _LATER = ("retention", "identity_sha256", "clock.source", "clock.offset_us", "clock.max_error_us")
 COLUMNS: tuple[str, ...] = (
     *_RECORD,
     *(f"pins.{name}" for name in _PINS),
     *(f"{kind}.{name}" for kind, names in _EVENTS.items() for name in names),
     *_LATER,
+    *(f"redacted.{name}" for name in _LATER_OF_REDACTION),
     "other",
 )
 """The columns, in order; new ones come at the end. Members that have none stand in `other` as canonical JSON."""

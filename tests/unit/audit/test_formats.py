@@ -78,6 +78,8 @@ SAMPLE: Mapping[str, Any] = {
     "ReceivedEvent.sop_class_uid": "1.2.840.10008.5.1.4.1.1.1.1",
     "ReceivedEvent.transfer_syntax_uid": "1.2.840.10008.1.2.1",
     "RedactedEvent.method_codes": "113100",
+    "RedactedEvent.key_id": "K7Q2ABCD",
+    "BlankedArea.reason": "text",
     "RedactedEvent.refusal": common_pb2.ERROR_CODE_NOT_REDACTABLE,
     "RecordedValue.name": "lung_margin_top",
     "RecordedValue.value": "-4.25",
