@@ -133,7 +133,7 @@ class Cleaner:
                 return None
             self._counts.add("D")
             return self._items(element, encoding, Mode.STRICT, depth)
-        if element.items is None and not bytes(element.value).strip(b"\0 "):
+        if element.items is None and not (bytes(element.value).strip(b"\0 ") if vr in TEXT_VRS else element.value):
             return Element(element.tag, vr)
         if vr == "UI":
             return self._uid(element, encoding, mode, depth)
@@ -175,6 +175,9 @@ class Cleaner:
             return self._items(element, encoding, mode, depth)
         vr = expected if element.vr == "UN" else element.vr
         listed = element.tag in self._actions[depth > 0]  # kept by an option, not for want of a rule
+        if vr == "UN" and listed:
+            self._counts.add("UNKNOWN")  # newer than our dictionary: nobody knows what it is
+            return None
         return self._leaf(element, vr, expected, encoding, depth, listed=listed)
 
     def _leaf(
@@ -305,7 +308,7 @@ class Cleaner:
         vr = _outgoing_vr(element)
         if element.items is None:
             text = decode(element.value, encoding)
-            if not text:
+            if not text and vr in TEXT_VRS:
                 return Element(element.tag, vr)
             if vr in TEMPORAL:
                 moved = dates.moved(self._shift, element.tag, vr, text)
@@ -314,8 +317,6 @@ class Cleaner:
                     return Element(element.tag, vr, moved.encode())
             elif dates.ZONE.fullmatch(text):  # Timezone Offset From UTC: without it moments are no moments
                 return Element(element.tag, vr, element.value)
-            elif vr not in ("OB", "SH"):
-                return self._keep(element, encoding, mode, depth)
         return self._plainly(element, encoding, mode, depth)
 
     def _label(self, element: Element, encoding: Sequence[str], mode: Mode, depth: int) -> Element | None:
@@ -356,7 +357,7 @@ class Cleaner:
     def _plainly(self, element: Element, encoding: Sequence[str], mode: Mode, depth: int) -> Element | None:
         """What the profile does to the attribute where nothing can be cleaned."""
         action = self._plain[depth > 0].get(element.tag, Action.DUMMY)
-        if action in _REMOVED or action not in _HANDLERS:
+        if action not in _WITHOUT_CLEANING:
             self._counts.add("X")
             return None
         return _HANDLERS[action](self, element, encoding, mode, depth)
@@ -414,6 +415,9 @@ _HANDLERS: Final[dict[Action, _Handler]] = {
 }
 
 
+_WITHOUT_CLEANING: Final = frozenset({Action.EMPTY, Action.DUMMY, Action.UID})
+
+
 def _ascii(text: str) -> str:
     """The text without accents: it has to fit whatever character set the object has."""
     if text.isascii():
@@ -438,3 +442,15 @@ def _identifiers(elements: Elements, inherited: Sequence[str], retained: frozens
         kind = kinds().get(element.tag) or ("person" if element.vr == "PN" else None)
         if kind and 0 < len(element.value) <= 1024 and element.tag not in retained:
             yield kind, decode(element.value, encoding, person=kind == "person")
+
+
+def without(elements: Elements, tags: frozenset[int]) -> Elements:
+    """The elements without those of some tags, at any depth."""
+    kept = []
+    for element in elements:
+        if element.items is not None:
+            items = [without(item, tags) for item in element.items]
+            kept.append(Element(element.tag, element.vr, b"", items))
+        elif element.tag not in tags:
+            kept.append(element)
+    return kept

@@ -10,7 +10,7 @@ from typing import Final
 from pydicom._uid_dict import UID_dictionary
 
 from services.redaction import burned_in, faces, pixels, private, residual, values
-from services.redaction.attributes import Cleaner
+from services.redaction.attributes import Cleaner, without
 from services.redaction.profile import Option, Profile, objects
 from services.redaction.receipt import Counts, Receipt
 from shared.dicom import STORAGE_SOP_CLASSES, patient
@@ -88,7 +88,9 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
         sop_class = _accepted(original, profile)
         run = _Run(profile, pseudonyms, counts, original, sop_class, names.subject)
         result = run.result()
-        found = residual.check(original.data_set, result, pseudonyms, *([profile.options] if profile.options else []))
+        retained = profile.retained
+        sought = without(original.data_set, retained) if retained else original.data_set
+        found = residual.check(sought, result, pseudonyms, *([profile.options] if profile.options else []))
         receipt = replace(receipt, residual_hits=found)
         if found:
             raise StepwedgeError(

@@ -237,6 +237,11 @@ class Profile:
         names = ", ".join(f'"{option}"' for option in sorted(options))
         return cls.parse(f'name = "composed"\nedition = "{EDITION}"\noptions = [{names}]\n'.encode())
 
+    @property
+    def retained(self) -> frozenset[int]:
+        """Attributes of the table that stay as they are, by an option or an override."""
+        return frozenset(tag for tag, action in self.listed.items() if action is Action.KEEP)
+
     def action(self, tag: int) -> Action:
         """What happens to the attribute where its IOD is not known, sequence or not."""
         listed = self.listed.get(tag)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pydicom
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -17,6 +18,7 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from services.redaction.profile import TABLES
+from services.redaction.profile import rows as profile_rows
 
 ROOT = "1.2.826.0.1.3680043.10.5551"
 # Of table attributes whose VR holds text or bytes; a number cannot hold a canary, a date or an age one of its own form.
@@ -134,6 +136,10 @@ def everything(*, implicit: bool = False) -> tuple[bytes, dict[bytes, str]]:
     _planes(planter, ds)
     _report(planter, ds)
     _unknown(planter, ds)
+    _outside_the_table(planter, ds)
+    _concepts(planter, ds)
+    _graphics(planter, ds)
+    _inside_functional_groups(planter, ds)
     _echoes(ds, planter)
     data = _meta(planter, ds)
     planter.planted[b"CNRYPATIENT77"] = "PatientID"
@@ -154,6 +160,85 @@ def _private(planter: Planter, ds: Dataset) -> None:
     inside.private_block(0x0031, "CNRY INNER", create=True).add_new(1, "LT", planter.value("LT", "private, nested"))
     ds.PrimaryAnatomicStructureSequence = Sequence([inside])
     ds.add_new(0x00090001, "LO", planter.value("LO", "private without a creator"))
+
+
+def _inside_functional_groups(planter: Planter, ds: Dataset) -> None:
+    """What is no attribute of the table, at depth 1 and 3: private blocks, planes, unknown tags, private codes."""
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    deep = ds.PerFrameFunctionalGroupsSequence[0].FrameContentSequence[0].AnatomicRegionSequence[0]
+    for depth, item in ((1, shared), (3, deep)):
+        block = item.private_block(0x0019, "GEMS_ACQU_01", create=True)  # safe is (0019,xx9E) of it, this is not
+        block.add_new(0x77, "LO", planter.value("LO", f"private at depth {depth}"))
+        inner = Dataset()
+        inner.PatientName = planter.value("PN", f"public in a private sequence at depth {depth}")
+        block.add_new(0x78, "SQ", Sequence([inner]))
+        item.add_new(0x60021500, "LO", planter.value("LO", f"overlay label at depth {depth}"))
+        item.add_new(0x60023000, "OB", planter.value("OB", f"overlay data at depth {depth}"))
+        item.add_new(0x50022500, "LO", planter.value("LO", f"curve label at depth {depth}"))
+        item.add_new(0x0010FFF3, "LO", planter.value("LO", f"unknown public tag at depth {depth}"))
+        item.add_new(0x7FE00010, "OB", planter.value("OB", f"pixel data at depth {depth}"))
+        code = Dataset()
+        code.CodeValue, code.CodingSchemeDesignator = "1", "99CNRY"
+        code.CodeMeaning = planter.value("LO", f"meaning of a private code at depth {depth}")
+        item.ViewCodeSequence = Sequence([code])
+
+
+def _outside_the_table(planter: Planter, ds: Dataset) -> None:
+    """Every attribute of the data dictionary that the table does not list, of the VRs that have a form of their own."""
+    listed = {tag for tag, _, _ in table()}
+    structure = _STRUCTURE | {0x00080060, 0x00280004, 0x00280301, 0x00280302, 0x00280303, 0x00120062}
+    formed = {"CS", "PN", "UI", "AS", "TM", "DT"}
+    for tag, (vr, *_) in sorted(DicomDictionary.items()):
+        group = tag >> 16
+        if vr in formed and tag not in listed | structure and 8 <= group < 0x5000 and not group & 1 and tag not in ds:
+            planter.put(ds, tag, vr, f"outside the table ({tag:08X})")
+
+
+_VALUES = {
+    "TEXT": ("TextValue", "UT"),
+    "PNAME": ("PersonName", "PN"),
+    "UIDREF": ("UID", "UI"),
+    "DATE": ("Date", "DA"),
+    "TIME": ("Time", "TM"),
+    "DATETIME": ("DateTime", "DT"),
+}
+
+
+def _concepts(planter: Planter, ds: Dataset) -> None:
+    """A content item for every row of Table E.3.4-1, and one that the table does not list for every value type."""
+    rows = [(row["scheme"], row["value"], row["value_type"]) for row in profile_rows("content_items_2026c.csv")]
+    items = []
+    for scheme, value, kind in rows + [("DCM", "111111", kind) for kind in _VALUES]:
+        item, code = Dataset(), Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme[:16], "Concept"
+        item.RelationshipType, item.ValueType = "CONTAINS", kind
+        item.ConceptNameCodeSequence = Sequence([code])
+        where = f"content {scheme} {value} {kind}"
+        if kind in _VALUES:
+            keyword, vr = _VALUES[kind]
+            planter.put(item, tag_for_keyword(keyword), vr, where)
+        elif kind in ("IMAGE", "COMPOSITE", "WAVEFORM"):
+            reference = Dataset()
+            reference.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+            planter.put(reference, tag_for_keyword("ReferencedSOPInstanceUID"), "UI", where)
+            item.ReferencedSOPSequence = Sequence([reference])
+        items.append(item)
+    container = Dataset()
+    container.RelationshipType, container.ValueType = "CONTAINS", "CONTAINER"
+    container.ContentSequence = Sequence(items)
+    ds.ContentSequence = Sequence([*ds.get("ContentSequence", []), container])
+
+
+def _graphics(planter: Planter, ds: Dataset) -> None:
+    """Text drawn on an image, and on a tracing."""
+    text, annotation = Dataset(), Dataset()
+    planter.put(text, tag_for_keyword("UnformattedTextValue"), "ST", "text of a graphic annotation")
+    annotation.TextObjectSequence = Sequence([text])
+    planter.put(annotation, tag_for_keyword("GraphicLayer"), "CS", "graphic layer")
+    ds.GraphicAnnotationSequence = Sequence([annotation])
+    wave = Dataset()
+    planter.put(wave, tag_for_keyword("UnformattedTextValue"), "ST", "text of a waveform annotation")
+    ds.WaveformAnnotationSequence = Sequence([wave])
 
 
 def _planes(planter: Planter, ds: Dataset) -> None:
