@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,21 @@ class Receipt:
             "burned_in_text_possible": self.burned_in_text_possible,
             "burned_in_text_detail": self.burned_in_text_detail,
         }
+
+
+def areas(boxes: Sequence[Box]) -> list[dict[str, Any]]:
+    """Equal rectangles of consecutive frames as one, with `first_frame` and `last_frame`, in the order of the boxes."""
+    frames: dict[tuple[Any, ...], list[int]] = {}
+    for box in boxes:
+        frames.setdefault((box.left, box.top, box.width, box.height, box.reason), []).append(box.frame)
+    found = []
+    for place, numbers in frames.items():
+        named = dict(zip(("left", "top", "width", "height", "reason"), place, strict=True))
+        numbers = sorted(set(numbers))
+        starts = [n for n, number in enumerate(numbers) if not n or numbers[n - 1] != number - 1]
+        for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
+            found.append({"first_frame": numbers[start], "last_frame": numbers[end - 1], **named})
+    return sorted(found, key=lambda area: (area["first_frame"], area["top"], area["left"]))
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import grpc
 
 from services.redaction.pool import Done, Pool
-from services.redaction.receipt import Receipt
+from services.redaction.receipt import Receipt, areas
 from shared import objects
 from shared.audit import Recorder
 from shared.build import software_build
@@ -18,6 +18,8 @@ from stepwedge.common.v1 import common_pb2
 from stepwedge.redaction.v1 import redaction_pb2, redaction_pb2_grpc
 
 SERVICE: Final = "stepwedge.redaction.v1.RedactionService"
+MOST_AREAS: Final = 300
+"""Areas in a record; `blanked_boxes` tells how many rectangles there were."""
 
 
 class RedactionService(redaction_pb2_grpc.RedactionServiceServicer):
@@ -59,6 +61,13 @@ class RedactionService(redaction_pb2_grpc.RedactionServiceServicer):
             burned_in_text_possible=receipt.burned_in_text_possible,
             residual_hits=receipt.residual_hits,
             refusal=done.refusal or ErrorCode.ERROR_CODE_UNSPECIFIED,
+            key_id=receipt.key_id,
+            second_opinion=[
+                audit_pb2.ActionCount(action=code, count=count)
+                for code, count in sorted(receipt.second_opinion.items())
+            ],
+            blanked=[audit_pb2.BlankedArea(**area) for area in areas(receipt.boxes)[:MOST_AREAS]],
+            blanked_boxes=len(receipt.boxes),
         )
         refused = done.refusal is not None
         return await self._recorder.record(
@@ -100,4 +109,9 @@ def _receipt(receipt: Receipt) -> redaction_pb2.Receipt:
         residual_hits=receipt.residual_hits,
         burned_in_text_possible=receipt.burned_in_text_possible,
         burned_in_text_detail=receipt.burned_in_text_detail,
+        profile=receipt.profile,
+        options=receipt.options,
+        key_id=receipt.key_id,
+        boxes=[redaction_pb2.Box(**box.as_json()) for box in receipt.boxes],
+        second_opinion=dict(receipt.second_opinion),
     )
