@@ -16,8 +16,10 @@ import sqlalchemy as sa
 from services.audit import record, store, tiles
 from services.audit.formats import stream
 from services.audit.formats.stream import Format
+from services.audit.pruned import Pruned
 from services.audit.reading import newest, size_within, tree_root
-from services.audit.store import Head, Store
+from services.audit.store import Head, Store, StoredEntry
+from shared.errors import StepwedgeError
 from stepwedge.audit.v1 import audit_pb2
 
 FORMAT = "stepwedge.export/1"
@@ -116,6 +118,8 @@ def _files(the_store: Store, checkpoint: Head, keys: list[store.Key]) -> Iterato
         start = bundle.index * tiles.WIDTH
         with the_store.reading() as connection:
             rows = store.leaves(connection, start, start + bundle.width)
+            if len(rows) < bundle.width:
+                rows = with_holes(connection, rows, start, start + bundle.width)
             wanted = {digest for row in rows for digest in record.attachment_digests(row.leaf)} - exported
             beside = store.attachments(connection, wanted)
         yield bundle.path, tiles.encode_bundle([row.leaf for row in rows])
@@ -126,6 +130,18 @@ def _files(the_store: Store, checkpoint: Head, keys: list[store.Key]) -> Iterato
         with the_store.reading() as connection:
             hashes = store.tile(connection, tile.level, tile.index)
         yield tile.path, hashes[: tile.width * 32]
+
+
+def with_holes(connection: sa.Connection, rows: list[StoredEntry], start: int, end: int) -> list[StoredEntry]:
+    """An empty leaf where one was pruned; one that is gone otherwise stays out, for the verifier to see."""
+    try:
+        pruned = Pruned.of(connection)
+    except StepwedgeError:
+        return rows
+    there = {row.index: row for row in rows}
+    return [
+        there.get(index) or StoredEntry(index, b"") for index in range(start, end) if index in there or index in pruned
+    ]
 
 
 def _text(head: Head) -> str:

@@ -11,12 +11,15 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import sqlalchemy as sa
+
 from services.audit import store
 from services.audit.formats import stream, syslog
+from services.audit.pruned import Pruned
 from services.audit.reading import checkpoint_of, newest
 from services.audit.store import Store
 from shared import logs
@@ -159,23 +162,41 @@ class Forwarder:
             head = newest(connection)
             end = min(position.next + self._section.batch, head.size)
             rows = store.leaves(connection, max(0, position.next - 1), end)
-        hashes = [merkle.leaf_hash(row.leaf) for row in rows]
-        if position.next:
-            if position.next > head.size or not rows or hashes[0].hex() != position.last:
-                raise _inconsistent("the log is not the one that was forwarded so far")
-            del rows[0], hashes[0]
-        if [row.index for row in rows] != list(range(position.next, end)):
-            raise _inconsistent("entries that were signed are absent")
-        if not rows:
-            return 0
+            hashes = {row.index: merkle.leaf_hash(row.leaf) for row in rows}
+            self._hold_to_tree(connection, position, end, hashes)
+            if end == position.next:
+                return 0
+            last = store.node_reader(connection)(0, end - 1).hex()
         origin = checkpoint_of(head).origin
         most = self._section.max_octets or None
         self._take(
-            syslog.frame(stream.event_of(row, leaf_hash, origin), self._host, self._process, most=most)
-            for row, leaf_hash in zip(rows, hashes, strict=True)
+            syslog.frame(stream.event_of(row, hashes[row.index], origin), self._host, self._process, most=most)
+            for row in rows
+            if row.index >= position.next
         )
-        self._cursor.write(Position(end, hashes[-1].hex()))
-        return len(rows)
+        self._cursor.write(Position(end, last))
+        return end - position.next
+
+    def _hold_to_tree(
+        self, connection: sa.Connection, position: Position, end: int, hashes: Mapping[int, bytes]
+    ) -> None:
+        """Raise LOG_INCONSISTENT where this is not the log that was forwarded, or entries are not in its tree."""
+        node = store.node_reader(connection)
+        try:
+            if position.next > end:
+                raise _inconsistent("the log is not the one that was forwarded so far")
+            if position.next:
+                last = position.next - 1
+                if {node(0, last).hex(), hashes.get(last, node(0, last)).hex()} != {position.last}:
+                    raise _inconsistent("the log is not the one that was forwarded so far")
+            if any(node(0, index) != leaf_hash for index, leaf_hash in hashes.items()):
+                raise _inconsistent("an entry is not the one in the tree")
+        except LookupError:
+            raise _inconsistent("tiles of the tree are missing") from None
+        absent = [index for index in range(position.next, end) if index not in hashes]
+        pruned = Pruned.of(connection) if absent else ()
+        if any(index not in pruned for index in absent):
+            raise _inconsistent("entries that were signed are absent")
 
     def run(self, stop: threading.Event) -> None:
         """Forward until `stop`. Raises StepwedgeError for what no waiting mends."""

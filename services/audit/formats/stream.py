@@ -4,9 +4,12 @@ from collections.abc import Callable, Generator, Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
+import sqlalchemy as sa
+
 from services.audit import store, tiles
 from services.audit.formats import comma_separated, dicom, facts, fhir
 from services.audit.formats.facts import Event
+from services.audit.pruned import Pruned
 from services.audit.reading import checkpoint_of
 from services.audit.store import Head, Store, StoredEntry
 from shared.errors import ErrorCode, StepwedgeError
@@ -54,7 +57,10 @@ def export(the_store: Store, checkpoint: Head, form: Format) -> Generator[bytes,
     kept = bytearray(writer.head())
     signed = checkpoint_of(checkpoint)
     tree = merkle.CompactRange()
-    for row in _rows(the_store, checkpoint.size):
+    for row, pruned in _rows(the_store, checkpoint.size):
+        if pruned:
+            tree.append(pruned)
+            continue
         leaf_hash = merkle.leaf_hash(row.leaf)
         tree.append(leaf_hash)
         kept += writer.line(event_of(row, leaf_hash, signed.origin))
@@ -75,14 +81,32 @@ def event_of(row: StoredEntry, leaf_hash: bytes, origin: str) -> Event:
         raise _inconsistent(f"the entry {row.index} cannot be read") from None
 
 
-def _rows(the_store: Store, size: int) -> Iterator[StoredEntry]:
+def _rows(the_store: Store, size: int) -> Iterator[tuple[StoredEntry, bytes]]:
+    """Every entry; of a pruned one, which has no line, the hash of its leaf."""
     for bundle in tiles.bundles_of(size):
         start = bundle.index * tiles.WIDTH
         with the_store.reading() as connection:
             rows = store.leaves(connection, start, start + bundle.width)
-        if len(rows) != bundle.width:
+            if len(rows) == bundle.width:
+                found = [(row, b"") for row in rows]
+            else:
+                found = list(_with_pruned(connection, rows, start, bundle.width))
+        yield from found
+
+
+def _with_pruned(
+    connection: sa.Connection, rows: list[StoredEntry], start: int, width: int
+) -> Iterator[tuple[StoredEntry, bytes]]:
+    there, pruned = {row.index: row for row in rows}, Pruned.of(connection)
+    hashes = store.tile(connection, 0, start // tiles.WIDTH)
+    for index in range(start, start + width):
+        place = (index - start) * merkle.HASH_SIZE
+        if index in there:
+            yield there[index], b""
+        elif index in pruned and len(hashes) >= place + merkle.HASH_SIZE:
+            yield StoredEntry(index, b""), hashes[place : place + merkle.HASH_SIZE]
+        else:
             raise _inconsistent("entries that were signed are absent")
-        yield from rows
 
 
 def _inconsistent(message: str) -> StepwedgeError:
