@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -60,6 +61,8 @@ class Client:
         self.pending: list[audit_pb2.Record] = []
         self.acknowledged: dict[str, int] = {}
         self._chance = chance
+        self._over_stream = number % 2 == 1
+        self._stream: Any = None
 
     async def work(self, stub: audit_pb2_grpc.AuditServiceStub, stop: asyncio.Event) -> None:
         """Go on until the service is gone or `stop`."""
@@ -69,12 +72,27 @@ class Client:
                     self.pending.append(self.producer.received(self.next))
                     self.next += 1
             try:
-                answer = await stub.Append(audit_pb2.AppendRequest(records=self.pending), timeout=20)  # type: ignore[misc]
-            except grpc.RpcError:
+                indexes = await self._append(stub)
+            except (grpc.RpcError, asyncio.InvalidStateError, EOFError):
+                self._stream = None
                 return
-            for one, index in zip(self.pending, answer.indexes, strict=True):
+            for one, index in zip(self.pending, indexes, strict=True):
                 self.acknowledged[one.idempotency_key] = index
             self.pending = []
+
+    async def _append(self, stub: audit_pb2_grpc.AuditServiceStub) -> list[int]:
+        """Hand the pending records in, every other client over one open call."""
+        if not self._over_stream:
+            answer = await stub.Append(audit_pb2.AppendRequest(records=self.pending), timeout=20)  # type: ignore[misc]
+            return list(answer.indexes)
+        if self._stream is None or self._stream.done():
+            self._stream = stub.AppendStream()  # type: ignore[call-arg]
+        async with asyncio.timeout(20):
+            await self._stream.write(audit_pb2.AppendStreamRequest(records=self.pending))
+            response = await self._stream.read()
+        if response is grpc.aio.EOF:  # type: ignore[attr-defined]
+            raise EOFError
+        return list(response.indexes)
 
 
 @dataclass

@@ -190,8 +190,9 @@ def test_a_log_whose_database_becomes_another_s_takes_nothing_more(tmp_path: Pat
     fill(log, 10, producer=producer)
     with sqlite3.connect(tmp_path / "audit.db", isolation_level=None) as other:
         other.execute(
-            'INSERT INTO entries ("index", leaf, key_hash, facet, recorded_us, recorded_max_us, study) SELECT "index" + 1,'
-            ' leaf, zeroblob(32), facet, recorded_us, recorded_max_us, study FROM entries WHERE "index" = 9'
+            'INSERT INTO entries ("index", leaf, key_hash, facet, recorded_us, recorded_max_us, study)'
+            ' SELECT "index" + 1, leaf, zeroblob(32), facet, recorded_us, recorded_max_us, study FROM entries'
+            ' WHERE "index" = 9'
         )
     assert code_of(log, producer, 10) == ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE
     with pytest.raises(StepwedgeError) as raised:
