@@ -27,11 +27,11 @@ class Wording:
 
 @cache
 def languages() -> dict[str, Wording]:
-    """Language code -> its words: English, and one for each file of the folder."""
-    found = {ENGLISH: Wording(ENGLISH, {})}
-    for file in sorted(FOLDER.glob("*.toml")):
-        found[file.stem] = Wording(file.stem, tomllib.loads(file.read_text("utf-8"))["words"])
-    return found
+    """Language code -> its words, one for each file of the folder; of English the file holds what codes are called."""
+    return {
+        file.stem: Wording(file.stem, tomllib.loads(file.read_text("utf-8"))["words"])
+        for file in sorted(FOLDER.glob("*.toml"))
+    }
 
 
 def chosen(cookie: str, accepted: str) -> Wording:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ REVIEW_REASONS: Final[Mapping[str, str]] = {
     "other": "Other",
 }
 """Code of the record -> what a person reads."""
+_UID: Final = re.compile(r"2\.25\.[1-9][0-9]{22,38}")
 _WINDOW: Final = ("center", "width")
 
 
@@ -63,7 +65,7 @@ async def work_list(call: Call) -> Response:
 
 async def study(call: Call) -> Response:
     """One study: the verdict, why, the images with what was found on them, what happened, what people said."""
-    pseudonym = call.path("study")
+    pseudonym = _pseudonym(call)
     await call.viewed("study", study=pseudonym)
     key = ingest_pb2.StudyKey(pseudonym=pseudonym)
     told = await ask(call.house.gateway.ingest.ExplainStudy, ingest_pb2.ExplainStudyRequest(study=key))
@@ -85,6 +87,13 @@ async def study(call: Call) -> Response:
         may_requeue=call.signed_in.role == OPERATOR,
         whole=[Outcome.OUTCOME_FAIL, Outcome.OUTCOME_WARN, Outcome.OUTCOME_NOT_ASSESSABLE, Outcome.OUTCOME_PASS],
     )
+
+
+def _pseudonym(call: Call) -> str:
+    text = call.path("study")
+    if not _UID.fullmatch(text):
+        raise not_found("there is no such study")
+    return text
 
 
 def _boxes(instance: ingest_pb2.Instance) -> Any:
@@ -116,7 +125,7 @@ async def mask(call: Call) -> Response:
 
 
 async def _instance(call: Call) -> ingest_pb2.Instance:
-    pseudonym = call.path("study")
+    pseudonym = _pseudonym(call)
     await call.viewed("study", study=pseudonym)
     key = ingest_pb2.StudyKey(pseudonym=pseudonym)
     found = await ask(call.house.gateway.ingest.GetStudy, ingest_pb2.GetStudyRequest(study=key))
