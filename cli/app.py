@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import exit_codes
+from cli import exit_codes, files
+from cli.guardian_app import guardian
 
 
 class Group(TyperGroup):
@@ -70,6 +71,8 @@ CLUSTER = "The cluster"
 STUDIES = "Studies"
 LOG = "The log"
 FILES = "Files, without a cluster"
+
+app.add_typer(guardian, name="log", rich_help_panel=LOG)
 
 
 @app.command(rich_help_panel=CLUSTER)
@@ -293,8 +296,12 @@ def witness(
 
 @app.command(rich_help_panel=FILES)
 def redact(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A DICOM file, or a folder of them.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file, or the folder, to write.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", parser=files.given, help="A DICOM file, or a folder of them.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", parser=files.given, help="The file, or the folder, to write.")
+    ],
     key: Annotated[
         Path | None,
         typer.Option(
@@ -303,19 +310,78 @@ def redact(
             help="Pseudonym key. Default: that of the settings, else a random one for this run.",
         ),
     ] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", metavar="NAME", help="One of ours, or a file (TOML). Default: basic.")
+    ] = "",
+    project: Annotated[
+        str, typer.Option("--project", metavar="NAME", help="Pseudonyms of this project alone, under the same key.")
+    ] = "",
+    key_id: Annotated[
+        str, typer.Option("--key-id", metavar="ID", help="A key that was rotated out, to go on with an old study.")
+    ] = "",
+    paths: Annotated[
+        bool,
+        typer.Option("--paths/--no-paths", help="Name files by their paths, or by number: a path may name a patient."),
+    ] = True,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Take identity out of DICOM files (PS3.15 Annex E); one receipt a file."""
     from cli.redact import redact
 
-    raise typer.Exit(redact(source, target, key, config, json=json))
+    chosen = {"profile": profile, "project": project, "key_id": key_id}
+    raise typer.Exit(redact(source, target, key, config, json=json, paths=paths, **chosen))
+
+
+keys_app = typer.Typer(no_args_is_help=True, help="The keys of pseudonyms: list, rotate, destroy.")
+app.add_typer(keys_app, name="keys", rich_help_panel=FILES)
+KeyFile = Annotated[
+    Path | None, typer.Option("--key", metavar="FILE", help="The key file. Default: that of the settings.")
+]
+
+
+@keys_app.command("list")
+def keys_list(
+    key: KeyFile = None,
+    project: Annotated[str, typer.Option("--project", metavar="NAME", help="Show the ids that they have there.")] = "",
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Show the keys by their ids: in use, retired, destroyed."""
+    from cli.pseudonym_keys import show
+
+    show(key, project, config, json=json)
+
+
+@keys_app.command("rotate")
+def keys_rotate(key: KeyFile = None, config: Config = None, json: Json = False) -> None:
+    """Put a new key into use; what the old ones issued is still known. Then restart ingest and redaction together."""
+    from cli.pseudonym_keys import rotate
+
+    rotate(key, config, json=json)
+
+
+@keys_app.command("destroy")
+def keys_destroy(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="A retired key, by its id.")],
+    yes: Annotated[bool, typer.Option("--yes", help="It cannot be undone, and this is meant.")] = False,
+    key: KeyFile = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Forget a retired key for good: nothing that it made can be made again or led back."""
+    from cli.pseudonym_keys import destroy
+
+    destroy(key_id, key, config, sure=yes, json=json)
 
 
 @app.command(rich_help_panel=FILES)
 def assess(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="DICOM, PNG, JPEG or TIFF files, or folders of them.")
+        list[Path],
+        typer.Argument(
+            metavar="PATH...", parser=files.given, help="DICOM, PNG, JPEG or TIFF files, or folders of them."
+        ),
     ],
     masks: Annotated[
         Path | None,

@@ -24,12 +24,18 @@ def assess(paths: Sequence[Path], masks: Path | None, config: Path | None, *, js
     from shared.policy import Policy
 
     settings = configuration.load(config)
-    found = files.named(paths)
+    failed = 0
+
+    def skipped(path: Path, why: str) -> None:
+        nonlocal failed
+        failed += 1
+        _tell(_nothing(path, {"error": "FILE", "message": why}), json=json)
+
+    found = files.named(paths, skipped)
     policy = Policy.load(settings.ingest.policy)
     section = settings.inference
     assessor = Assessor(section.model, provider=section.provider, threads=section.threads)
     writer = MaskWriter(masks) if masks is not None else None
-    failed = 0
     with terminal.progress("assessing", len(found)) as advance:
         for path in found:
             answer = _one(path, assessor, policy, writer)
@@ -70,16 +76,20 @@ def _one(path: Path, assessor: Assessor, policy: Policy, writer: MaskWriter | No
     try:
         assessed = assessor.assess_file(path, policy=policy)
     except Exception as error:  # noqa: BLE001 - one file's defect is not the next one's
-        why = _why(error)
-        nothing: dict[str, Any] = {"findings": [], "measurements": [], "confidence": None}
-        return {"file": str(path), "verdict": "NOT_ASSESSABLE", "reasons": [why["error"]], **nothing, **why}
-    answer = {**assessed.as_json(), "confidence": assessed.result.confidence}
+        return _nothing(path, _why(error))
+    answer = {**assessed.as_json(), "file": files.shown(path), "confidence": assessed.result.confidence}
     if writer is None:
         return answer
     try:
         return {**answer, "masks": writer.write(path, assessed.masks)}
     except Exception as error:  # noqa: BLE001 - the verdict stands without the masks
         return {**answer, **_why(error)}
+
+
+def _nothing(path: Path, why: dict[str, str]) -> dict[str, Any]:
+    """The answer for what could not be assessed at all."""
+    nothing: dict[str, Any] = {"findings": [], "measurements": [], "confidence": None}
+    return {"file": files.shown(path), "verdict": "NOT_ASSESSABLE", "reasons": [why["error"]], **nothing, **why}
 
 
 def _why(error: Exception) -> dict[str, str]:

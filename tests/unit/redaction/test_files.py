@@ -1,4 +1,4 @@
-"""Redaction of files and folders without a cluster."""
+"""Redaction of files without a cluster."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from services.redaction.files import redact_file, redact_folder
+from services.redaction.files import redact_file
 from shared.errors import ErrorCode, StepwedgeError
 from shared.pseudonyms import Pseudonyms
 
@@ -32,26 +32,6 @@ def test_a_file_becomes_a_file_and_a_receipt(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["o.dcm"]
 
 
-def test_a_folder_yields_one_object_a_file_and_a_bad_file_stops_nothing(tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    _put(source, "Doe^Jane/a.dcm", "CT_small.dcm")
-    _put(source, "Doe^Jane/b.dcm", "MR_small.dcm")
-    _put(source, "Doe^Jane/c.dcm", "CT_small.dcm")
-    (source / "Doe^Jane" / "b2.txt").write_text("Jane Doe's note")
-    (source / "z.dcm").write_bytes(Path(get_testdata_file("CT_small.dcm")).read_bytes()[:3000])
-    lines = list(redact_folder(source, tmp_path / "out", PSEUDONYMS))
-    assert [line["index"] for line in lines] == [0, 1, 2, 3, 4]
-    assert [line.get("error") for line in lines] == [None, None, "NOT_DICOM", None, "MALFORMED_DICOM"]
-    assert "Jane" not in json.dumps(lines)
-    outputs = {line["output"] for line in lines if "output" in line}
-    assert len(outputs) == 3
-    written = {
-        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()
-    }
-    assert written == outputs
-    assert "Doe" not in " ".join(written)
-
-
 def test_the_original_is_never_replaced(tmp_path: Path) -> None:
     source = _put(tmp_path, "in.dcm", "CT_small.dcm")
     before = source.read_bytes()
@@ -59,8 +39,6 @@ def test_the_original_is_never_replaced(tmp_path: Path) -> None:
         redact_file(source, source, PSEUDONYMS)
     assert caught.value.code == ErrorCode.ERROR_CODE_FILE
     assert source.read_bytes() == before
-    with pytest.raises(StepwedgeError):
-        list(redact_folder(tmp_path, tmp_path / "out", PSEUDONYMS))
 
 
 def test_a_refused_file_leaves_nothing_behind(tmp_path: Path) -> None:
