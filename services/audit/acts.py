@@ -27,6 +27,11 @@ class Own:
 class Act(Protocol):
     """One act. The sequencer performs it; nobody writes meanwhile."""
 
+    @property
+    def makes_facets(self) -> bool:
+        """Whether it writes facets by itself."""
+        ...
+
     def perform(self, connection: sa.Connection, now_us: int, size: int) -> Own | None:
         """Do it; the record of it, or None where nothing is to be recorded. Where it raises, nothing of it is done.
 

@@ -458,7 +458,8 @@ class Log:
         for submission, answer in answers:
             if submission.act is not None and not isinstance(answer, StepwedgeError):
                 submission.act.committed()
-                self._facets = {}  # the act may have made some
+                if submission.act.makes_facets:
+                    self._facets = {}
         for submission, answer in answers:
             if isinstance(answer, StepwedgeError):
                 submission.done.set_exception(answer)
@@ -702,7 +703,8 @@ class Draft:
         """Do it, and record it. Raises what it raises, and then nothing of it is done."""
         with self._connection.begin_nested():
             made = act.perform(self._connection, self._now_us, self._before.head.size)
-        self._facets = store.facets(self._connection)
+        if act.makes_facets:
+            self._facets = store.facets(self._connection)
         return [] if made is None else [self._append_own(made.key, made.outcome, **made.fields)]
 
     def _append_own(self, key: str, outcome: audit_pb2.EventOutcome.ValueType, **event: Any) -> int:
@@ -716,7 +718,8 @@ class Draft:
             outcome=outcome,
             **event,
         )
-        made.occurred_at.FromMicroseconds(self._now_us)
+        if not made.HasField("occurred_at"):
+            made.occurred_at.FromMicroseconds(self._now_us)
         prepared = record.prepare(made, Identity.AUDIT)
         index = self._append(prepared, store.key_hash(prepared.producer, prepared.key), own)
         self._touched[own.producer, own.name] = own

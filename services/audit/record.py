@@ -128,7 +128,11 @@ SHAPES: Mapping[str, str] = {
 }
 """What each string field may hold, as a pattern for the whole value; a field that is not here is refused."""
 
-LONGEST: Mapping[str, int] = {"DecidedEvent.instances": 100_000, "RedactedEvent.blanked": 300, "PrunedEvent.ranges": 500_000}
+LONGEST: Mapping[str, int] = {
+    "DecidedEvent.instances": 100_000,
+    "RedactedEvent.blanked": 300,
+    "PrunedEvent.ranges": 500_000,
+}
 """Most items of a repeated field, where it is not `_MANY`."""
 _MANY = 128
 
@@ -475,7 +479,7 @@ def attachment_digests(leaf: bytes) -> list[str]:
 
 def actor(event: Mapping[str, Any]) -> str | None:
     """Who asked or acted, of the members of an event: an account where there is one, else an identity."""
-    for name in ("person", "reviewer", "actor", "requested_by"):
+    for name in ("person", "reviewer", "reader", "caller", "requested_by"):
         if value := event.get(name):
             return str(value)
     return None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import sqlalchemy as sa
 
@@ -153,6 +153,8 @@ def pruned_ranges(connection: sa.Connection) -> list[tuple[int, int]]:
 class Hold:
     """Set a hold, or release one."""
 
+    makes_facets: ClassVar[bool] = False
+
     def __init__(self, caller: Caller, *, study: str = "", subject: str = "", release: str = "") -> None:
         self._caller = caller
         self._about = {name: value for name, value in (("study", study), ("subject", subject)) if value}
@@ -292,6 +294,8 @@ def ranges(indexes: Iterable[int]) -> list[tuple[int, int]]:
 
 class Prune:
     """Remove entries whose retention is over."""
+
+    makes_facets: ClassVar[bool] = False
 
     def __init__(self, caller: Caller, wish: Wish, forget: Callable[[], None] = lambda: None) -> None:
         """forget: what is remembered of the keys of subjects, of which some may go."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
@@ -268,6 +268,8 @@ class Scrub:
 
 class Reindex:
     """Write the columns of entries anew, out of the leaves."""
+
+    makes_facets: ClassVar[bool] = True
 
     def __init__(self, indexes: Sequence[int]) -> None:
         self._indexes = indexes

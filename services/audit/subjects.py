@@ -18,7 +18,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import sqlalchemy as sa
 from cryptography.exceptions import InvalidTag
@@ -231,6 +231,8 @@ def _bound(subject: str, key: str) -> bytes:
 class Erase:
     """Destroy what ties a subject's records to a person. Raises ENTRY_NOT_FOUND where there is no such subject."""
 
+    makes_facets: ClassVar[bool] = False
+
     def __init__(self, vault: Vault, caller: Caller, *, subject: str = "", token: bytes = b"") -> None:
         self._vault = vault
         self._caller = caller
@@ -314,6 +316,8 @@ def rewrap(connection: sa.Connection, vault: Vault) -> Master:
 
 class LookUp:
     """Take the subject's seal off the identity of an entry; what comes out opens under the identity key only."""
+
+    makes_facets: ClassVar[bool] = False
 
     def __init__(self, vault: Vault, caller: Caller, index: int) -> None:
         self._vault = vault

@@ -97,7 +97,7 @@ def _actor(leaf: bytes) -> str | None:
         return None
     if not isinstance(event, Mapping):
         return None
-    for name in ("person", "reviewer", "actor", "requested_by"):
+    for name in ("person", "reviewer", "reader", "caller", "requested_by"):
         if value := event.get(name):
             return str(value)
     return None
