@@ -296,6 +296,38 @@ class WitnessOfLog(Section):
         return value and str(_absolute(Path(value)))
 
 
+class Publication(Section):
+    """The log as C2SP tlog-tiles over HTTPS, read-only."""
+
+    listen: OptionalEndpoint = ""
+    """Where HTTPS is served, host:port; empty for nowhere."""
+    anyone: bool = False
+    """Let whoever reaches the address read, without a certificate; by default only an auditor's or operator's reads."""
+
+
+class Stamping(Section):
+    """Time stamps on checkpoints (RFC 3161), from an authority that is not the log's."""
+
+    url: Annotated[str, Field(pattern=r"^(https?://[^\s?#@]+)?$")] = ""
+    """URL of the authority; empty for no stamps. Needs the package rfc3161-client (the extra `stamp`)."""
+    certificates: File = _UNSET
+    """PEM file: the authority's root certificate, and those between it and the one that signs where it does not send
+    them."""
+    interval_seconds: Seconds = 3600.0
+    """A checkpoint is stamped so often, where the log has grown."""
+    timeout_seconds: Seconds = 10.0
+    """How long the authority may take to answer."""
+    alert_seconds: Seconds = 86_400.0
+    """When the log has grown and no stamp could be had for so long, an alert is recorded. Records are taken all the
+    while."""
+
+    @model_validator(mode="after")
+    def _is_verified(self) -> Self:
+        if self.url and self.certificates == _UNSET:
+            raise ValueError("certificates must be set where url is")
+        return self
+
+
 class Audit(Service):
     """The log."""
 
@@ -324,6 +356,10 @@ class Audit(Service):
     """Entries a second that are held against the tree in the background, over and over; 0 for none."""
     forward: Forward = Field(default_factory=lambda: Forward())
     """Forwarding to a syslog receiver; off unless it has one."""
+    publication: Publication = Field(default_factory=lambda: Publication())
+    """Publication of the tree and the entries over HTTPS; off unless it has an address."""
+    stamping: Stamping = Field(default_factory=lambda: Stamping())
+    """Time stamps on checkpoints; off unless there is an authority."""
     witnesses: list[WitnessOfLog] = []
     """Who is asked to cosign checkpoints."""
     quorum: Annotated[int, Field(ge=0)] = 0

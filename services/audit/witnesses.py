@@ -15,10 +15,10 @@ from services.audit import meters, store
 from services.audit.log import Log
 from services.audit.store import Head
 from shared import logs
-from shared.errors import StepwedgeError
+from shared.errors import ErrorCode, StepwedgeError
 from shared.settings import Audit
 from shared.transparency import merkle
-from shared.transparency.add_checkpoint import PATH, encode
+from shared.transparency.add_checkpoint import PATH, SIZE_TYPE, encode
 from shared.transparency.cosignature import WitnessKey
 from shared.transparency.note import BadSignatureError, MalformedNoteError, Note, Signature, parse_signature
 from stepwedge.audit.v1 import audit_pb2
@@ -44,6 +44,7 @@ class Refused(Exception):  # noqa: N818
 class _Said(NamedTuple):
     status: int
     body: bytes
+    content_type: str = ""
 
 
 class Client:
@@ -63,12 +64,13 @@ class Client:
     def ask(self, head: Head, prove: Prove) -> Signature:
         """The witness's cosignature on a checkpoint. Raises Away or Refused."""
         said = self._submit(head, prove)
-        if said.status == http.HTTPStatus.CONFLICT:
+        if said.status == http.HTTPStatus.CONFLICT and said.content_type == SIZE_TYPE:
             self._held = self._size(said.body)
             if self._held > head.size:
                 raise Refused(f"it cosigned {self._held} entries, the log has {head.size}")
             said = self._submit(head, prove)
-        if said.status == http.HTTPStatus.UNPROCESSABLE_ENTITY:
+        contradicts = said.status == http.HTTPStatus.CONFLICT and said.content_type != SIZE_TYPE
+        if contradicts or said.status == http.HTTPStatus.UNPROCESSABLE_ENTITY:
             raise Refused(f"what it cosigned at {self._held} entries is not what the log holds")
         if said.status != http.HTTPStatus.OK:
             raise Away(f"status {said.status}")
@@ -107,7 +109,7 @@ class Client:
     def _exchange(self, link: http.client.HTTPConnection, body: bytes) -> _Said:
         link.request("POST", self._path, body=body, headers={"Content-Type": "text/plain; charset=utf-8"})
         answer = link.getresponse()
-        said = _Said(answer.status, answer.read(_MAX_ANSWER + 1))
+        said = _Said(answer.status, answer.read(_MAX_ANSWER + 1), answer.headers.get_content_type())
         if len(said.body) > _MAX_ANSWER:
             raise http.client.HTTPException
         return said
@@ -146,6 +148,9 @@ class Witnesses:
     """Asks all witnesses again and again, and gives the log the checkpoints that enough of them cosigned."""
 
     def __init__(self, log: Log, clients: Sequence[Client], settings: Audit) -> None:
+        if any(client.key.public == log.key.public for client in clients):
+            message = "a witness has the key of the log: tlog-cosignature forbids one key for two signers"
+            raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, message)
         self._log = log
         self._standings = [_Standing(client) for client in clients]
         self._quorum = settings.quorum

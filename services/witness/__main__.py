@@ -23,7 +23,9 @@ from shared import keys, logs
 from shared.errors import ErrorCode, StepwedgeError
 from shared.settings import host_and_port
 from shared.transparency.cosignature import Cosigner
-from shared.transparency.note import MalformedNoteError, VerificationKey
+from shared.transparency.note import BadSignatureError, MalformedNoteError, VerificationKey
+from shared.transparency.rotation import Rotation
+from shared.transparency.tlog_proof import TlogProof
 
 DRAIN_SECONDS = 5.0
 """How long a request in progress may still take at the end."""
@@ -71,13 +73,29 @@ def log_keys(texts: list[str]) -> list[VerificationKey]:
         raise _wrong(f"a log's key: {error}") from None
 
 
+def rotations_of(files: list[Path]) -> list[Rotation]:
+    """The changes of keys that files prove. Raises CONFIGURATION where one does not."""
+    found = []
+    for file in files:
+        try:
+            found.append(Rotation.of(TlogProof.parse(file.read_bytes())))
+        except OSError:
+            raise _wrong(f"the proof of a rotation {file.name} cannot be read") from None
+        except (MalformedNoteError, BadSignatureError) as error:
+            raise _wrong(f"the proof of a rotation {file.name}: {error}") from None
+    return found
+
+
 def serve(settings: WitnessSettings, stop: threading.Event) -> None:
     """Serve until `stop`; says "ready witness HOST:PORT" on stdout. Raises CONFIGURATION, DEPENDENCY_UNAVAILABLE."""
     cosigner = cosigner_of(settings.key)
-    known = log_keys(settings.logs)
+    known, rotations = log_keys(settings.logs), rotations_of(settings.rotations)
     state = State(settings.state, cosigner.key)
     try:
-        witness = Witness(cosigner, known, state)
+        try:
+            witness = Witness(cosigner, known, state, rotations=rotations)
+        except MalformedNoteError as error:
+            raise _wrong(f"the keys of the logs: {error}") from None
         host, port = host_and_port(settings.listen)
         try:
             server = Server(host, port, witness.add_checkpoint, tls=_tls(settings))
@@ -128,6 +146,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--state", type=Path, metavar="FILE")
     parser.add_argument("--key", type=Path, metavar="FILE")
     parser.add_argument("--log", action="append", metavar="VKEY", help="a log's verification key; may be repeated")
+    parser.add_argument(
+        "--rotation", action="append", type=Path, metavar="FILE", help="proof of a change of a log's key"
+    )
     parser.add_argument("--certificate", type=Path, metavar="FILE")
     parser.add_argument("--certificate-key", type=Path, metavar="FILE")
     parser.add_argument("--init", action="store_true", help="make the key and the state, print the verification key")
@@ -149,6 +170,7 @@ def _run() -> int:
             state=given.state,
             key=given.key,
             logs=given.log,
+            rotations=given.rotation,
             certificate=given.certificate,
             certificate_key=given.certificate_key,
         )

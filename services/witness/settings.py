@@ -23,6 +23,8 @@ class WitnessSettings(Section):
     """File of the private key, mode 0600."""
     logs: list[str] = Field(default_factory=list)
     """Verification keys of the logs that are witnessed ("name+hash+key"); the name is the log's origin."""
+    rotations: list[Path] = Field(default_factory=list)
+    """Files that `stepwedge log rotate-key` wrote, each the proof that a log changed its key (C2SP tlog-proof)."""
     certificate: Path | None = None
     """PEM file of the certificate chain for TLS; without it plain HTTP is served."""
     certificate_key: Path | None = None
@@ -46,6 +48,8 @@ def load(file: Path | None, **given: object) -> WitnessSettings:
         for name in ("state", "key", "certificate", "certificate_key"):
             if isinstance(value := values.get(name), str):
                 values[name] = file.resolve().parent / Path(value).expanduser()
+        if isinstance(listed := values.get("rotations"), list):
+            values["rotations"] = [file.resolve().parent / Path(str(one)).expanduser() for one in listed]
     values.update((name, value) for name, value in given.items() if value is not None)
     try:
         return WitnessSettings.model_validate(values)

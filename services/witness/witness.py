@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
-from typing import NamedTuple
 
 from services.witness.state import State
 from shared import logs
@@ -12,18 +11,10 @@ from shared.transparency import merkle
 from shared.transparency.add_checkpoint import SIZE_TYPE, AddCheckpoint
 from shared.transparency.cosignature import Cosigner
 from shared.transparency.note import BadSignatureError, Checkpoint, MalformedNoteError, Note, VerificationKey
-
-TEXT = "text/plain; charset=utf-8"
+from shared.transparency.rotation import Rotation, Term, signers, terms
+from shared.web import Answer
 
 _logger = logs.get_logger(__name__)
-
-
-class Answer(NamedTuple):
-    """What goes back over HTTP."""
-
-    status: HTTPStatus
-    body: str
-    content_type: str = TEXT
 
 
 class Witness:
@@ -35,12 +26,16 @@ class Witness:
         logs_of: Iterable[VerificationKey],
         state: State,
         *,
+        rotations: Sequence[Rotation] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Raises MalformedNoteError where a log has the witness's own key, or a rotation does not follow."""
         self._cosigner = cosigner
-        self._keys: dict[str, list[VerificationKey]] = {}
-        for key in logs_of:
-            self._keys.setdefault(key.name, []).append(key)
+        self._terms: dict[str, list[Term]] = {}
+        for term in terms(logs_of, rotations):
+            if term.key.public == cosigner.key.public:
+                raise MalformedNoteError("a log has the witness's own key")  # tlog-cosignature: one key, one signer
+            self._terms.setdefault(term.key.name, []).append(term)
         self._state = state
         self._clock = clock
         # From the comparison with what is held until the new one is durable: without it a slower request for a
@@ -53,11 +48,11 @@ class Witness:
             asked = AddCheckpoint.parse(body)
         except MalformedNoteError as error:
             return Answer(HTTPStatus.BAD_REQUEST, f"{error}\n")
-        keys = self._keys.get(asked.checkpoint.origin)
-        if keys is None:
+        known = self._terms.get(asked.checkpoint.origin)
+        if known is None:
             return Answer(HTTPStatus.NOT_FOUND, "this witness does not know the log\n")
         try:
-            signed_by = {(key.name, key.id) for key in asked.note.verify(keys)}
+            signed_by = {(key.name, key.id) for key in signers(asked.note, known, asked.checkpoint.size)}
         except BadSignatureError as error:
             return Answer(HTTPStatus.FORBIDDEN, f"{error}\n")
         if asked.old_size > asked.checkpoint.size:
@@ -73,6 +68,11 @@ class Witness:
         held = self._state.newest(following.origin) or Checkpoint(following.origin, 0, merkle.EMPTY_ROOT)
         if asked.old_size != held.size:
             return Answer(HTTPStatus.CONFLICT, f"{held.size}\n", SIZE_TYPE)
+        if following.size == held.size and following.root != held.root:
+            # Two trees of one size: the log signed both. The content type tells it from a mere difference in size.
+            self._state.keep_evidence(following.origin, note)
+            _logger.error("a signed checkpoint contradicts the one before", index=following.size)
+            return Answer(HTTPStatus.CONFLICT, "the checkpoint has another root than the one that is held\n")
         if not merkle.verify_consistency(held.size, following.size, held.root, following.root, asked.proof):
             # The log signed this: with the checkpoint that we hold it may prove that the log forked. Where only the
             # proof is wrong, it proves nothing and harms nobody.

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from services.audit.__main__ import write_export
-from services.audit.witnesses import Away, Client, Witnesses
+from services.audit.witnesses import Away, Client, Refused, Witnesses
 from shared import keys
-from shared.errors import StepwedgeError
+from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import Identity
 from shared.paths import ROOT
 from shared.pki import Credentials
@@ -25,7 +25,7 @@ from shared.settings import Audit, Settings, WitnessOfLog
 from shared.transparency.cosignature import Cosigner, WitnessKey, cosigners
 from shared.transparency.note import Checkpoint, Note
 from stepwedge.audit.v1 import audit_pb2
-from tests.unit.audit.making import Producer, close, fill, open_log
+from tests.unit.audit.making import KEY, Producer, close, fill, open_log
 from tests.unit.witness.making import WITNESS_KEY
 from tests.wire.test_audit import Running, append, export, start
 from tests.wire.witness_house import House, running
@@ -235,6 +235,8 @@ def answering(make: Callable[[bytes], tuple[int, bytes]]) -> Iterator[str]:
             status, body = make(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            if status == 409:
+                self.send_header("Content-Type", "text/plain" if b"root" in body else "text/x.tlog.size")
             self.end_headers()
             self.wfile.write(body)
 
@@ -291,6 +293,31 @@ def test_what_a_witness_says_wrongly_does_not_count(lie: str, tmp_path: Path) ->
             client = Client(url, LIAR.key)
             assert LIAR.key.time_of(Note.parse(head.note.encode()).text, client.ask(head, lambda size: [])) == 5
             client.close()
+    finally:
+        close(log)
+
+
+def test_a_conflict_that_is_not_of_sizes_is_another_history(tmp_path: Path) -> None:
+    log = open_log(f"sqlite:///{tmp_path / 'audit.db'}", tmp_path)
+    try:
+        fill(log, 3)
+        assert log.head is not None
+        with answering(lambda body: (409, b"another root\n")) as url:
+            client = Client(url, LIAR.key)
+            with pytest.raises(Refused):
+                client.ask(log.head, lambda size: [])
+            client.close()
+    finally:
+        close(log)
+
+
+def test_a_witness_with_the_key_of_the_log_is_refused(tmp_path: Path) -> None:
+    log = open_log(f"sqlite:///{tmp_path / 'audit.db'}", tmp_path)
+    try:
+        same = Client("http://127.0.0.1:1", Cosigner("w.example", KEY).key)
+        with pytest.raises(StepwedgeError) as refused:
+            Witnesses(log, [same], Audit(listen="127.0.0.1:0"))
+        assert refused.value.code == ErrorCode.ERROR_CODE_CONFIGURATION
     finally:
         close(log)
 

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 
 from services.witness.state import MAX_EVIDENCE, State
 from services.witness.witness import Witness
+from shared.canonical import canonical_json
 from shared.errors import ErrorCode, StepwedgeError
 from shared.transparency import merkle
 from shared.transparency.add_checkpoint import MAX_BODY, AddCheckpoint, encode
 from shared.transparency.cosignature import Cosigner
 from shared.transparency.note import Checkpoint, MalformedNoteError, Signer, parse_signature
+from shared.transparency.rotation import Rotation
+from shared.transparency.tlog_proof import TlogProof
 from tests.unit.witness.making import (
     FORKED,
     HONEST,
@@ -71,7 +74,7 @@ def test_the_same_checkpoint_is_cosigned_again(witness: Witness) -> None:
 def test_the_empty_tree_is_cosigned_with_its_one_root_only(witness: Witness) -> None:
     assert status(witness, HONEST.asks(0, 0)) == 200
     wrong = Checkpoint(ORIGIN, 0, bytes(32)).sign([HONEST.signer])
-    assert status(witness, encode(0, [], str(wrong))) == 422
+    assert status(witness, encode(0, [], str(wrong))) == 409
     assert status(witness, HONEST.asks(0, 5)) == 200
 
 
@@ -171,7 +174,8 @@ def test_a_fork_is_refused_and_both_sides_of_it_are_kept_as_evidence(
 ) -> None:
     witness, _ = pair
     assert status(witness, HONEST.asks(0, 20)) == 200
-    assert status(witness, FORKED.asks(20, 20)) == 422
+    contradiction = witness.add_checkpoint(FORKED.asks(20, 20))
+    assert (contradiction.status, contradiction.content_type) == (409, "text/plain; charset=utf-8")
     assert status(witness, FORKED.asks(20, 30)) == 422
     kept = [file.read_text() for file in (tmp_path / "state.evidence").iterdir()]
     assert len(kept) == 2
@@ -301,6 +305,60 @@ def test_after_a_change_of_the_logs_key_both_may_sign(tmp_path: Path) -> None:
     state = State(tmp_path / "state", cosigner.key)
     witness = Witness(cosigner, [HONEST.signer.key, newer.signer.key], state)
     assert [status(witness, HONEST.asks(0, 9)), status(witness, newer.asks(9, 12))] == [200, 200]
+    state.close()
+
+
+def rotation(tree: Tree, size: int, new: Signer) -> tuple[Rotation, Tree, str]:
+    """A change of a log's key at a size, the log with the record of it, and its checkpoint, which both keys signed."""
+    event = {"old_key": str(tree.signer.key), "new_key": str(new.key), "from_size": size}
+    leaf = canonical_json({"event": event, "kind": "KEY_ROTATED", "producer": "audit"})
+    changed = Tree([])
+    changed.hashes = [*tree.hashes[: size - 1], merkle.leaf_hash(leaf), *tree.hashes[size:]]
+    note = Checkpoint(ORIGIN, size, changed.root(size)).sign([tree.signer, new])
+    path = merkle.inclusion_proof(size - 1, size, changed._node)
+    return Rotation.of(TlogProof(size - 1, tuple(path), note, leaf)), changed, str(note)
+
+
+def test_with_the_proof_of_a_rotation_each_key_signs_its_own_trees(tmp_path: Path) -> None:
+    cosigner = Cosigner(NAME, WITNESS_KEY)
+    new = Signer(ORIGIN, Ed25519PrivateKey.from_private_bytes(b"\x09" * 32))
+    proved, log, both = rotation(HONEST, 12, new)
+    State.create(tmp_path / "state", cosigner.key)
+    state = State(tmp_path / "state", cosigner.key)
+    plain = Witness(cosigner, [HONEST.signer.key], state)
+    assert status(plain, log.asks(0, 9)) == 200
+    # The old key signed the checkpoint of the change too, so a witness that has not heard of it still cosigns that.
+    assert status(plain, encode(9, log.proof(9, 12), both)) == 200
+    newer = Tree([], key=Ed25519PrivateKey.from_private_bytes(b"\x09" * 32))
+    newer.hashes = log.hashes
+    assert status(plain, newer.asks(12, 20)) == 403
+    told = Witness(cosigner, [HONEST.signer.key], state, rotations=[proved])
+    assert status(told, log.asks(12, 20)) == 403  # the old key, after its time
+    assert status(told, newer.asks(12, 20)) == 200
+    state.close()
+
+
+def test_the_new_key_signs_nothing_before_its_time_and_a_rotation_needs_a_known_key(tmp_path: Path) -> None:
+    cosigner = Cosigner(NAME, WITNESS_KEY)
+    key = Ed25519PrivateKey.from_private_bytes(b"\x09" * 32)
+    proved, log, _ = rotation(HONEST, 12, Signer(ORIGIN, key))
+    State.create(tmp_path / "state", cosigner.key)
+    state = State(tmp_path / "state", cosigner.key)
+    early = Tree([], key=key)
+    early.hashes = log.hashes
+    witness = Witness(cosigner, [HONEST.signer.key], state, rotations=[proved])
+    assert status(witness, early.asks(0, 9)) == 403
+    with pytest.raises(MalformedNoteError):
+        Witness(cosigner, [], state, rotations=[proved])
+    state.close()
+
+
+def test_a_log_with_the_witnesss_own_key_is_refused(tmp_path: Path) -> None:
+    cosigner = Cosigner(NAME, WITNESS_KEY)
+    State.create(tmp_path / "state", cosigner.key)
+    state = State(tmp_path / "state", cosigner.key)
+    with pytest.raises(MalformedNoteError):
+        Witness(cosigner, [Signer(ORIGIN, WITNESS_KEY).key], state)
     state.close()
 
 
