@@ -14,13 +14,14 @@ import sys
 import threading
 from pathlib import Path
 
-from services.audit import export, meters, retention, signing, store, witnesses
+from services.audit import export, meters, publication, retention, signing, store, witnesses
 from services.audit.formats.stream import Format
 from services.audit.forward import Cursor, Forwarder, Receiver
 from services.audit.high_water import HighWater
 from services.audit.log import Log
 from services.audit.proofs import Rotator
 from services.audit.reading import newest
+from services.audit.refused import OwnRecorder
 from services.audit.scrub import Scrub
 from services.audit.service import AuditService
 from services.audit.store import Store
@@ -32,7 +33,7 @@ from shared.health import Health
 from shared.identity import Identity
 from shared.pki import Credentials
 from shared.rpc import EXIT_CONFIGURATION, EXIT_FAILURE, Hooks, Server, main
-from shared.settings import Settings
+from shared.settings import Settings, host_and_port
 from stepwedge.audit.v1 import audit_pb2_grpc
 
 SERVICE = "stepwedge.audit.v1.AuditService"
@@ -72,11 +73,14 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     asking = Witnesses(log, ask, settings.audit) if ask else None
     if asking is not None:
         await asyncio.to_thread(asking.start)
+    published = await asyncio.to_thread(publish, settings, log)
     scrub = Scrub(log, settings.audit.check_per_second)
     await asyncio.to_thread(scrub.start)
     of_kind = retention.classes(settings.audit.retention_default, settings.audit.retention)
     service = AuditService(log, asking, Rotator(log, settings.cluster.keys), scrub, of_kind)
     server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, service, SERVICE)
+
+    server.refusals.record_with(OwnRecorder(log))
 
     async def writes() -> None:
         meters.WRITER.set(log.writes)
@@ -88,6 +92,8 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     async def close() -> None:
         if asking is not None:
             await asyncio.to_thread(asking.close)
+        if published is not None:
+            await asyncio.to_thread(published.stop)
         await asyncio.to_thread(scrub.close)
         await asyncio.to_thread(log.close)
         await asyncio.to_thread(log.store.close)
@@ -95,6 +101,25 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     health.dependency("database", database)
     health.dependency("log", writes)
     return Hooks(on_stopped=close)
+
+
+def publish(settings: Settings, log: Log) -> publication.Server | None:
+    """Serve the log as tiles over HTTPS, where the settings say where. Raises CONFIGURATION, DEPENDENCY_UNAVAILABLE."""
+    section = settings.audit.publication
+    if not section.listen:
+        return None
+    host, port = host_and_port(section.listen)
+    credentials = Credentials.load(settings.cluster.pki, Identity.AUDIT)
+    tls = publication.context(credentials, open_to_anyone=section.anyone)
+    resources = publication.Publication(log.store, cosigned=settings.audit.quorum > 0)
+    reads = publication.Reads(log)
+    try:
+        server = publication.Server(host, port, resources, tls, open_to_anyone=section.anyone, on_read=reads.count)
+    except OSError:
+        message = "the tiles cannot be served at audit.publication.listen"
+        raise StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, message) from None
+    server.start()
+    return server
 
 
 def write_export(url: str, out: Path, form: Format | None = None) -> int:
