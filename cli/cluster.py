@@ -91,8 +91,9 @@ class Child:
 class Cluster:
     """The four services as child processes.
 
-    `console` starts the window for people too. `say` is told, in a sentence, of everything that a person should know (a child that died and starts again).
-    Not to be shared between threads, but for `say`, which is called from a thread for each child.
+    `console` starts the window for people too. `say` is told, in a sentence, of everything that a person should know
+    (a child that died and starts again). Not to be shared between threads, but for `say`, which is called from a
+    thread for each child.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class ConsoleHouse:
         """Send two radiographs, and make an account for each role."""
         for number, drawn in enumerate((phantom.chest(1), phantom.chest(2, margins_mm={"top": -25})), 1):
             file = self.folder / f"{number}.dcm"
-            uids = {
+            uids: dict[str, Any] = {
                 "study_uid": f"1.2.826.0.1.{number}",
                 "series_uid": f"1.2.826.0.2.{number}",
                 "sop_instance_uid": f"1.2.826.0.3.{number}",

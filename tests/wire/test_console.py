@@ -1,0 +1,316 @@
+"""The console over a real cluster: who may see what, what is recorded, and what bad requests get."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urljoin
+
+import httpx
+import pytest
+
+from cli.configuration import free_ports
+from services.console.web import COOKIE, HEADERS
+from shared import phantom
+from stepwedge.audit.v1 import audit_pb2
+from tests.wire.cluster import eventually
+from tests.wire.console_house import ACCESSION, PASSWORD, PATIENT, Browser, ConsoleHouse, console_house
+
+ROLES = ("radiographer", "operator", "auditor", "administrator")
+PAGES = {
+    "/studies": {"radiographer", "operator"},
+    "/studies/{study}": {"radiographer", "operator"},
+    "/studies/{study}/images/1.png": {"radiographer", "operator"},
+    "/studies/{study}/images/1/STRUCTURE_HEART.png": {"radiographer", "operator"},
+    "/operator": {"operator", "administrator"},
+    "/quality": {"radiographer", "operator", "auditor"},
+    "/quality.csv": {"radiographer", "operator", "auditor"},
+    "/audit": {"auditor"},
+    "/audit/entries/1": {"auditor"},
+    "/audit/entries/1/proof": {"auditor"},
+    "/audit/dossiers/{study}": {"auditor"},
+    "/audit/dossiers/{study}.pdf": {"auditor"},
+    "/audit/export?format=csv": {"auditor"},
+    "/people": {"administrator"},
+    "/help": set(ROLES),
+    "/password": set(ROLES),
+}
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[str]:
+    """A real OpenID Connect provider as a process of its own."""
+    (port,) = free_ports(1)
+    people = [
+        {"sub": "1", "preferred_username": "Anna.Berg@hospital.example", "groups": ["xray"]},
+        {"sub": "2", "preferred_username": "nobody", "groups": ["canteen"]},
+    ]
+    claims = [word for person in people for word in ("--user-claims", json.dumps(person))]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "oidc_provider_mock", "--port", str(port), *claims],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{address}/.well-known/openid-configuration", trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    eventually(answers, what="the provider")
+    yield address
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Iterator[ConsoleHouse]:
+    folder = tmp_path_factory.mktemp("console")
+    credential = folder / "credential"
+    credential.write_text("of the client\n")
+    oidc = {
+        "issuer": provider,
+        "client_id": "stepwedge",
+        "client_credential": str(credential),
+        "roles": {"xray": "radiographer"},
+    }
+    with console_house(folder, console={"oidc": oidc}) as made:
+        yield made
+
+
+def records(house: ConsoleHouse, kind: str, **wanted: str) -> list[audit_pb2.Record]:
+    """Records of a kind whose event has these members."""
+    number = audit_pb2.RecordKind.Value(f"RECORD_KIND_{kind.upper()}")
+    found = [entry.record for entry in house.cluster.entries(kind=number)]
+    return [one for one in found if all(getattr(getattr(one, kind), name) == value for name, value in wanted.items())]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_sees_its_own_pages_and_no_others(house: ConsoleHouse, role: str):
+    person = house.browser(role)
+    for page, roles in PAGES.items():
+        answer = person.get(page.format(study=house.studies[1]))
+        assert answer.status_code == (200 if role in roles else 403), page
+        for name, value in HEADERS.items():
+            if name != "Cache-Control":
+                assert answer.headers[name] == value, page
+
+
+def test_without_a_session_every_page_leads_to_the_sign_in(house: ConsoleHouse):
+    for page in PAGES:
+        stranger = Browser(house)
+        assert stranger.get(page.format(study=house.studies[1])).url.path == "/sign-in", page
+
+
+def test_a_forged_or_ended_session_is_none(house: ConsoleHouse):
+    forged = Browser(house)
+    for token in ("x" * 43, "", "../../etc/passwd", "x" * 5000):
+        forged.http.cookies.set(COOKIE, token)
+        assert forged.get("/help").url.path == "/sign-in"
+    person = house.browser("radiographer")
+    token = person.http.cookies[COOKIE]
+    assert person.post("/sign-out", page="/help").url.path == "/sign-in"
+    forged.http.cookies.clear()
+    forged.http.cookies.set(COOKIE, token)
+    assert forged.get("/help").url.path == "/sign-in"
+    assert records(house, "authenticated", person="radiographer", act="sign_out")
+
+
+def test_a_form_without_its_token_or_from_another_site_is_refused(house: ConsoleHouse):
+    person = house.browser("radiographer")
+    page = f"/studies/{house.studies[0]}"
+    fields = {"verdict": "ACCEPT", "reason": "agreed", "revision": "1"}
+    assert person.http.post(f"{page}/review", data=fields).status_code == 403
+    assert person.http.post(f"{page}/review", data={**fields, "csrf": "x" * 43}).status_code == 403
+    right = {**fields, "csrf": person.csrf(page)}
+    elsewhere = {"Origin": "https://elsewhere.example"}
+    assert person.http.post(f"{page}/review", data=right, headers=elsewhere).status_code == 403
+    assert person.http.post(f"{page}/review", data=right, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert not records(house, "reviewed")
+    assert person.http.get(f"{page}/review").status_code == 405
+
+
+def test_a_review_is_recorded_and_the_decision_stands(house: ConsoleHouse):
+    person = house.browser("radiographer")
+    page = f"/studies/{house.studies[1]}"
+    note = "<script>alert(1)</script> & more"
+    answer = person.post(
+        f"{page}/review", page=page, verdict="ACCEPT", reason="clinically_sufficient", revision="1", note=note
+    )
+    assert answer.status_code == 200
+    assert "<script>alert" not in answer.text
+    assert "&lt;script&gt;alert(1)" in answer.text
+    (review,) = records(house, "reviewed", reviewer="radiographer")
+    assert review.study == house.studies[1]
+    assert len(review.reviewed.note_commitment) == 64
+    study = house.cluster.study("1.2.826.0.1.2")
+    assert study is not None
+    assert len(study.decisions) == 1
+    assert study.decisions[0].verdict != study.reviews[0].verdict
+    assert person.post(f"{page}/review", page=page, verdict="ACCEPT", reason="agreed", revision="7").status_code == 409
+    assert person.post(f"{page}/review", page=page, verdict="MAYBE", reason="agreed", revision="1").status_code == 400
+
+
+def test_every_view_of_a_study_is_a_record(house: ConsoleHouse):
+    person = house.browser("radiographer")
+    before = len(records(house, "viewed", person="radiographer", what="study"))
+    person.get(f"/studies/{house.studies[0]}/images/1.png")
+    person.get(f"/studies/{house.studies[0]}")
+    found = records(house, "viewed", person="radiographer", what="study")
+    assert len(found) == before + 1, "an image without the page, then the page: one look"
+    assert found[-1].study == house.studies[0]
+
+
+def test_wrong_passwords_lock_an_account_and_say_nothing_of_it(house: ConsoleHouse):
+    admin = house.browser("administrator")
+    made = admin.post("/people", page="/people", action="create", name="lock.me", role="auditor")
+    assert "lock.me" in made.text
+    stranger = Browser(house)
+    answers = [stranger.sign_in("lock.me", "wrong").text for _ in range(5)]
+    unknown = stranger.sign_in("nobody.here", "wrong")
+    assert unknown.status_code == 403
+    assert answers[0].count("wrong") == unknown.text.count("wrong")
+    assert stranger.sign_in("lock.me", "wrong").status_code == 403
+    assert records(house, "authenticated", person="lock.me", act="locked")
+    assert records(house, "authenticated", person="unknown", act="refused")
+    assert not any("nobody.here" in str(one) for one in records(house, "authenticated"))
+
+
+def test_the_last_administrator_stays(house: ConsoleHouse):
+    admin = house.browser("administrator")
+    assert "last administrator" in admin.post("/people", page="/people", action="disable", name="admin").text
+    assert (
+        "last administrator" in admin.post("/people", page="/people", action="role", name="admin", role="auditor").text
+    )
+
+
+@pytest.mark.parametrize(("field", "number"), [("accession", ACCESSION), ("patient", PATIENT)])
+def test_a_number_finds_its_records_and_stays_out_of_them(house: ConsoleHouse, field: str, number: str):
+    auditor = house.browser("auditor")
+    page = auditor.get("/audit", params={field: number.lower()})
+    assert page.text.count("/audit/dossiers/") >= 8
+    assert number not in page.text
+    assert "Nothing in the log" in auditor.get("/audit", params={field: "another"}).text
+    assert not any(number in str(entry) for entry in house.cluster.entries())
+    assert not any(number in line for name in ("console", "audit") for line in house.cluster.log_lines(name))
+
+
+def test_a_dossier_proves_every_step_and_prints(house: ConsoleHouse):
+    auditor = house.browser("auditor")
+    page = auditor.get(f"/audit/dossiers/{house.studies[1]}")
+    for kind in ("Received", "De-identified", "Assessed", "Decided", "Looked at by a person"):
+        assert kind in page.text
+    assert "Not proved" not in page.text
+    assert "1.2.826.0.1.2" not in page.text
+    assert "1.2.826.0.1.2" in auditor.get(f"/audit/dossiers/{house.studies[1]}?identity=1").text
+    assert records(house, "viewed", what="dossier_with_identity")
+    pdf = auditor.get(f"/audit/dossiers/{house.studies[1]}.pdf")
+    assert pdf.content.startswith(b"%PDF-")
+    assert auditor.get("/audit/dossiers/2.25.1").status_code in (400, 404)
+
+
+def test_what_is_taken_away_proves_itself(house: ConsoleHouse, tmp_path: Path):
+    auditor = house.browser("auditor")
+    verifier = Path(__file__).parents[2] / "verifier" / "verify.py"
+    key = (house.cluster.settings.cluster.keys / "audit.vkey").read_text().strip()
+    bundle = tmp_path / "log.zip"
+    bundle.write_bytes(auditor.get("/audit/export?format=bundle").content)
+    done = subprocess.run([sys.executable, "-I", verifier, bundle, "--key", key], capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../web.py",
+        "/static/%2e%2e/web.py",
+        "/static/..%2f..%2faccounts.py",
+        "/studies/..%2f..%2faudit",
+        "/studies/2.25.1/images/1.png",
+        "/studies/{study}/images/99.png",
+        "/studies/{study}/images/0.png",
+        "/studies/{study}/images/1/STRUCTURE_NOTHING.png",
+        "/studies?state=NOTHING",
+        "/studies?page=-1",
+        "/studies?page=" + "9" * 40,
+        "/studies?verdict=" + "x" * 300,
+        "/studies/{study}/images/1.png?center=nan&width=1",
+        "/studies/{study}/images/1.png?center=9&width=1",
+        "/studies/{study}?image=x",
+        "/quality?days=1000000",
+        "/nothing",
+        "/people/../audit",
+    ],
+)
+def test_a_crooked_address_gets_a_plain_refusal(house: ConsoleHouse, path: str):
+    answer = house.browser("radiographer").get(path.format(study=house.studies[0]))
+    assert answer.status_code in (400, 403, 404), answer.status_code
+    for leak in ("Traceback", "File ", ".py", "site-packages", "grpc", "sqlite"):
+        assert leak not in answer.text.partition("<main")[2]
+
+
+def test_script_in_a_dicom_string_stays_text(house: ConsoleHouse, tmp_path: Path):
+    file = tmp_path / "script.dcm"
+    dataset = phantom.to_dicom(
+        phantom.chest(3),
+        patient_name="<script>alert(1)</script>",
+        patient_id="<img src=x onerror=alert(1)>",
+        accession_number='"><script>',
+        station_name="<b>X</b>",
+        study_uid="1.2.826.0.1.9",
+        series_uid="1.2.826.0.2.9",
+        sop_instance_uid="1.2.826.0.3.9",
+    )
+    dataset.save_as(file, enforce_file_format=True)
+    assert all(sent.ok for sent in house.cluster.store([file]))
+    pseudonym = house.cluster.decided("1.2.826.0.1.9").pseudonym
+    text = house.browser("radiographer").get(f"/studies/{pseudonym}").text
+    assert "<script>alert" not in text
+    assert "onerror" not in text
+
+
+def test_the_hospitals_own_sign_in_lets_in_whom_the_settings_name(house: ConsoleHouse):
+    person = Browser(house)
+    form = person.get("/oidc/start")
+    back = person.http.post(str(form.url), data={"sub": "1"})
+    assert back.url.path == "/studies", back.text
+    assert "anna.berg" in back.text
+    assert records(house, "authenticated", person="anna.berg", act="sign_in", method="oidc", role="radiographer")
+    other = Browser(house)
+    refused = other.http.post(str(other.get("/oidc/start").url), data={"sub": "2"})
+    assert refused.status_code == 403
+    assert other.get("/studies").url.path == "/sign-in"
+
+
+def test_a_sign_in_that_was_not_begun_here_is_refused(house: ConsoleHouse):
+    person = Browser(house)
+    assert person.get("/oidc/callback?code=x&state=y").status_code == 403
+    form = person.get("/oidc/start")
+    answer = person.http.post(str(form.url), data={"sub": "1"}, follow_redirects=False)
+    target = urljoin(str(form.url), answer.headers["location"])
+    assert Browser(house).get(target).status_code == 403, "another browser has not begun it"
+    assert person.get(target + "x").status_code == 403, "another state"
+    assert person.get(target).url.path == "/studies"
+    assert person.get(target).status_code == 403, "a code works once"
+
+
+def test_nothing_is_shown_that_cannot_be_recorded(house: ConsoleHouse):
+    person, auditor = house.browser("radiographer"), house.browser("auditor")
+    study = house.studies[0]
+    house.cluster.kill("audit", hold=True)
+    try:
+        answer = person.get(f"/studies/{study}")
+        assert answer.status_code == 503
+        assert "AUDIT_UNAVAILABLE" in answer.text
+        assert person.get(f"/studies/{study}/images/1.png").status_code == 503
+        assert auditor.get(f"/audit/dossiers/{study}").status_code == 503
+        assert Browser(house).sign_in("radiographer", PASSWORD).status_code == 503
+    finally:
+        house.cluster.release("audit")
+        house.cluster.wait_ready()
+    assert person.get(f"/studies/{study}").status_code == 200
