@@ -350,6 +350,8 @@ class _Looking:
             return
         text = decode(element.value, encoding, person=vr == "PN")
         if vr in _NUMERIC:
+            if vr in _TEMPORAL and not self.options.isdisjoint((_DATES_STAY, _DATES_MOVE)):
+                return  # a newborn is examined on the day of its birth
             if any(part.strip() in self.numbers for part in text.split("\\")):
                 self.hit("NUMBER")
         elif vr == "CS":
