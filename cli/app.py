@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import exit_codes, files
-from cli.guardian_app import guardian
+from cli import exit_codes, files, proof_app
 
 
 class Group(TyperGroup):
@@ -72,7 +71,7 @@ STUDIES = "Studies"
 LOG = "The log"
 FILES = "Files, without a cluster"
 
-app.add_typer(guardian, name="log", rich_help_panel=LOG)
+app.add_typer(proof_app.commands, name="log", rich_help_panel=LOG)
 
 
 @app.command(rich_help_panel=CLUSTER)
@@ -270,6 +269,10 @@ def witness(
     log: Annotated[
         list[str] | None, typer.Option("--log", metavar="VKEY", help="Verification key of a log; may be repeated.")
     ] = None,
+    rotation: Annotated[
+        list[Path] | None,
+        typer.Option("--rotation", metavar="FILE", help="The proof that a log changed its key; may be repeated."),
+    ] = None,
     certificate: Annotated[
         Path | None, typer.Option("--certificate", metavar="FILE", help="PEM certificate; without it, plain HTTP.")
     ] = None,
@@ -289,7 +292,7 @@ def witness(
     """
     from cli.witness import witness
 
-    given = {"listen": listen, "state": state, "key": key, "logs": log}
+    given = {"listen": listen, "state": state, "key": key, "logs": log, "rotations": rotation}
     tls = {"certificate": certificate, "certificate_key": certificate_key}
     witness(config, name, init=init, **given, **tls)
 

@@ -24,6 +24,7 @@ from services.audit.reading import newest
 from services.audit.refused import OwnRecorder
 from services.audit.scrub import Scrub
 from services.audit.service import AuditService
+from services.audit.stamping import Stamper
 from services.audit.store import Store
 from services.audit.subjects import Vault
 from services.audit.witnesses import Witnesses
@@ -74,6 +75,9 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     if asking is not None:
         await asyncio.to_thread(asking.start)
     published = await asyncio.to_thread(publish, settings, log)
+    stamper = Stamper(log, settings.audit.stamping) if settings.audit.stamping.url else None
+    if stamper is not None:
+        await asyncio.to_thread(stamper.start)
     scrub = Scrub(log, settings.audit.check_per_second)
     await asyncio.to_thread(scrub.start)
     of_kind = retention.classes(settings.audit.retention_default, settings.audit.retention)
@@ -94,6 +98,8 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
             await asyncio.to_thread(asking.close)
         if published is not None:
             await asyncio.to_thread(published.stop)
+        if stamper is not None:
+            await asyncio.to_thread(stamper.close)
         await asyncio.to_thread(scrub.close)
         await asyncio.to_thread(log.close)
         await asyncio.to_thread(log.store.close)
