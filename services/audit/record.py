@@ -515,7 +515,10 @@ def leaf(
 
 def parse(data: bytes) -> dict[str, Any]:
     """The members of a leaf. Raises ValueError for what is not canonical or not of this schema."""
-    members = json.loads(data, parse_float=_no_float, parse_constant=_no_float)
+    try:
+        members = json.loads(data, parse_float=_no_float, parse_constant=_no_float)
+    except RecursionError:
+        raise ValueError("nested beyond measure") from None
     if not isinstance(members, dict) or members.get("schema") != SCHEMA or encode(members) != data:
         raise ValueError("not a canonical record")
     return members
