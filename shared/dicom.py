@@ -171,12 +171,18 @@ NAMING_TAGS: Final = frozenset(
 """The elements that `uids` reads, and the character set that they are in."""
 
 
-_NAMING: Final = frozenset({0x00080005, 0x00100020, 0x00100021})
+_PATIENT_ID: Final = 0x00100020
+_ISSUER: Final = 0x00100021
+_NAMING: Final = frozenset({0x00080005, _PATIENT_ID, _ISSUER})
 
 
 def patient(encoded: Encoded) -> tuple[str, str]:
     """Patient ID and its issuer, of a walked object; the same text as `uids` gives, empty where there is none."""
     naming = [element for element in encoded.data_set if element.tag in _NAMING and element.items is None]
+    plain = {element.tag: bytes(element.value) for element in naming}
+    if all(value.isascii() and b"\x1b" not in value and b"\\" not in value for value in plain.values()):
+        patient_id, issuer = (plain.get(tag, b"").decode().strip("\0 ") for tag in (_PATIENT_ID, _ISSUER))
+        return patient_id, issuer
     dataset = _dataset(naming, implicit=encoded.implicit, little=encoded.little, pixels=False, into=Dataset())
     return _text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID")
 

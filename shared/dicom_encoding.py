@@ -21,8 +21,13 @@ from shared.errors import ErrorCode, StepwedgeError
 
 MAX_DEPTH: Final = 64
 """Sequences inside sequences; structured reports stay below 30."""
-MAX_ELEMENTS: Final = 2_000_000
-"""Elements in one object, items included."""
+MAX_ELEMENTS: Final = 750_000
+"""Elements in one object, at any depth."""
+MAX_ITEMS: Final = 250_000
+"""Items of sequences in one object: ten for each of 25,000 frames. An empty one takes 8 bytes, and 30 times the
+memory."""
+MAX_FRAGMENTS: Final = 1_000_000
+"""Fragments of encapsulated pixel data."""
 MAX_INFLATED_BYTES: Final = 1 << 30
 """Length of a deflated data set once inflated."""
 
@@ -58,6 +63,12 @@ _SHORT: Final = frozenset(vr.encode() for vr in SHORT_VRS)
 _AMBIGUOUS: Final = {"US or SS": "US", "OB or OW": "OW", "US or OW": "OW", "US or SS or OW": "OW", "NONE": "UN"}
 _LARGE: Final = 1 << 16  # above this a value is a view on the object, not a copy
 _UID: Final = re.compile(rb"[0-9.]{1,64}")
+
+_UNPACK: Final = {
+    little: tuple(struct.Struct(order + form).unpack_from for form in ("HH", "H", "I"))
+    for little, order in ((True, "<"), (False, ">"))
+}
+_UNPACK_ITEM: Final = {True: struct.Struct("<HHI").unpack_from, False: struct.Struct(">HHI").unpack_from}
 
 Bytes: TypeAlias = bytes | memoryview
 Unpack: TypeAlias = Callable[[bytes, int], tuple[int, ...]]
@@ -160,6 +171,7 @@ class _Walk:
         self.data = data
         self.view = memoryview(data)
         self.left = MAX_ELEMENTS
+        self.items_left = MAX_ITEMS
         self.swap = swap  # whether the object itself is big endian, so that little-endian parts must be turned
 
     def _slice(self, start: int, end: int) -> Bytes:
@@ -178,10 +190,7 @@ class _Walk:
     ) -> tuple[Elements, int]:
         """The elements from `pos` up to `end`, the item's delimiter, or (meta) where group 0002 ends."""
         data = self.data
-        order = "<" if little else ">"
-        header = struct.Struct(order + "HH").unpack_from
-        u16 = struct.Struct(order + "H").unpack_from
-        u32 = struct.Struct(order + "I").unpack_from
+        header, u16, u32 = _UNPACK[little]
         turn = self.swap and little
         result: Elements = []
         while pos < end:
@@ -297,8 +306,7 @@ class _Walk:
     ) -> tuple[list[Elements], int]:
         if depth >= MAX_DEPTH:
             raise malformed(f"more than {MAX_DEPTH} sequences inside each other")
-        order = "<" if little else ">"
-        header = struct.Struct(order + "HHI").unpack_from
+        header = _UNPACK_ITEM[little]
         items: list[Elements] = []
         while pos < end:
             if end - pos < 8:
@@ -312,9 +320,9 @@ class _Walk:
                 raise malformed("a sequence is delimited before its length is used up")
             if tag != ITEM:
                 raise malformed("a sequence holds something that is no item")
-            self.left -= 1
-            if self.left < 0:
-                raise malformed(f"more than {MAX_ELEMENTS} elements")
+            self.items_left -= 1
+            if self.items_left < 0:
+                raise malformed(f"more than {MAX_ITEMS} items")
             stop = end if length == UNDEFINED else pos + length
             if stop > end:
                 raise malformed("an item is longer than the sequence that holds it")
@@ -329,7 +337,7 @@ class _Walk:
 
     def _fragments(self, pos: int, end: int, *, little: bool) -> tuple[list[Bytes], int]:
         """Fragments of encapsulated pixel data (PS3.5 A.4) and the position after the delimiter."""
-        header = struct.Struct(("<" if little else ">") + "HHI").unpack_from
+        header = _UNPACK_ITEM[little]
         fragments: list[Bytes] = []
         while end - pos >= 8:
             group, number, length = header(self.data, pos)
@@ -339,9 +347,8 @@ class _Walk:
                 return fragments, pos
             if tag != ITEM or length == UNDEFINED or length > end - pos:
                 raise malformed("encapsulated pixel data is not made of items that fit")
-            self.left -= 1
-            if self.left < 0:
-                raise malformed(f"more than {MAX_ELEMENTS} elements")
+            if len(fragments) >= MAX_FRAGMENTS:
+                raise malformed(f"more than {MAX_FRAGMENTS} fragments")
             fragments.append(self._slice(pos, pos + length))
             pos += length
         raise malformed("encapsulated pixel data has no delimiter")

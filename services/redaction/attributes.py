@@ -15,14 +15,16 @@ from services.redaction.profile import Action, Option, Profile, unlisted
 from services.redaction.receipt import Counts
 from services.redaction.terms import STRUCTURAL, checked_terms
 from services.redaction.text import DEFAULT, decode, encodings
-from shared.date_shift import capped_age
-from shared.dicom import is_uid, patient
+from shared.date_shift import DateShift, capped_age
+from shared.dicom import is_uid
 from shared.dicom_encoding import PIXEL_TAGS, TEXT_VRS, Element, Elements, Encoded, dictionary_vr
 from shared.pseudonyms import Pseudonyms
 
 _PATIENT_NAME: Final = 0x00100010
 _PATIENT_ID: Final = 0x00100020
-_REMOVED: Final = frozenset({Action.REMOVE, Action.UNKNOWN, Action.CURVE, Action.OVERLAY, Action.SILENT})
+_REMOVED: Final = {
+    action: action.value for action in (Action.REMOVE, Action.UNKNOWN, Action.CURVE, Action.OVERLAY, Action.SILENT)
+}
 _FREE_TEXT: Final = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"})
 _WORDY: Final = frozenset({"LO", "LT", "SH", "ST", "UC", "UT"})
 _SEVERAL: Final = frozenset({"LO", "SH", "UC"})
@@ -30,6 +32,7 @@ _LENGTHS: Final = {"AE": 16, "CS": 16, "LO": 64, "SH": 16}
 """Most characters of one value (PS3.5 6.2)."""
 _CLEANED_TEXT: Final = frozenset({0x0040A160, 0x00700006})
 """Text Value and Unformatted Text Value: cleaned wherever what holds them is."""
+_UNMOVED: Final = DateShift(0, None)
 _NOTHING: Final[Mapping[int, Action]] = {}
 _SAID: Final = dict.fromkeys(content.VALUES, Action.KEEP)
 _SAID_MOVED: Final = dict.fromkeys(content.VALUES, Action.SHIFT)
@@ -59,8 +62,7 @@ class Cleaner:
         self._keep_uids = Option.RETAIN_UIDS in options
         self._keep_dates = Option.RETAIN_FULL_DATES in options
         self._move_dates = Option.RETAIN_MODIFIED_DATES in options
-        patient_id, _ = patient(original)
-        self._shift = dates.shift(original.data_set, pseudonyms, patient_id, subject)
+        self._shift = dates.shift(original, pseudonyms, subject) if self._move_dates else _UNMOVED
         self._keep_private = Option.RETAIN_SAFE_PRIVATE in options
         self._said: frozenset[private.Key] = frozenset()
         if self._keep_private and profile.trust_private_characteristics:
@@ -68,8 +70,7 @@ class Cleaner:
         self._rules = content.rules(options)
         clean_content = Option.CLEAN_STRUCTURED_CONTENT in options
         self._in_place = clean_content and content.has_references(original.data_set)
-        self.retained = frozenset(tag for tag in kinds() if plan.root.get(tag) is Action.KEEP)
-        self._echoes = Echoes(_identifiers(original.data_set, DEFAULT, self.retained))
+        self._echoes = Echoes(_identifiers(original.data_set, DEFAULT, profile.retained))
         self.blocks: set[tuple[int, str]] = set()
         """Private groups and creators of which something is left."""
 
@@ -90,6 +91,7 @@ class Cleaner:
         actions = self._actions[depth > 0]
         kept: dict[int, Element] = {}
         privates: Elements = []
+        public: bool | None = None
         for element in elements:
             tag = element.tag
             action = actions.get(tag)
@@ -101,22 +103,27 @@ class Cleaner:
                 privates.append(element)
                 continue
             if action in _REMOVED or (depth and tag in PIXEL_TAGS):
-                self._counts.add(action.value if action in _REMOVED else "X")
+                self._counts.add(_REMOVED.get(action, "X"))
                 continue
             if mode is Mode.CLEAN and tag in _CLEANED_TEXT and tag not in over:
                 action = Action.TEXT
             done = _HANDLERS[action](self, element, encoding, mode, depth)
             if done is None:
                 continue
-            if action is Action.KEEP and done.items is None and tag not in over:
-                if mode is not Mode.PLAIN:
-                    done = coded(done, values.is_public_code(elements), mode) or self._softened(done, mode)
-                elif tag == MEANING and not values.is_public_code(elements):
-                    done = coded(done, False, Mode.CLEAN) or done
+            soften = mode is not Mode.PLAIN or tag == MEANING
+            if soften and action is Action.KEEP and done.items is None and tag not in over:
+                public = values.is_public_code(elements) if public is None else public
+                done = self._in_item(done, public, mode)
             kept[tag] = done
         if privates:
             self._private(privates, elements, kept, encoding, depth)
         return [kept[tag] for tag in sorted(kept)]
+
+    def _in_item(self, element: Element, public: bool, mode: Mode) -> Element:
+        """A kept value by what it stands in; the meaning of a private code is free text everywhere."""
+        if mode is Mode.PLAIN:
+            return element if public else coded(element, public, Mode.CLEAN) or element
+        return coded(element, public, mode) or self._softened(element, mode)
 
     def _empty(self, element: Element, encoding: Sequence[str], mode: Mode, depth: int) -> Element | None:
         if element.tag in (_PATIENT_NAME, _PATIENT_ID) and mode is Mode.PLAIN:
@@ -326,12 +333,8 @@ class Cleaner:
         if vr not in ("AE", "LO", "SH") or not text:
             return self._plainly(element, encoding, mode, depth)
         self._counts.add("C")
-        labels = [self._named("device", part.strip()) if part.strip() else "" for part in text.split("\\")]
+        labels = [self._pseudonyms.label("device", part.strip()) if part.strip() else "" for part in text.split("\\")]
         return Element(element.tag, vr, "\\".join(labels).encode())
-
-    def _named(self, kind: str, text: str) -> str:
-        label = getattr(self._pseudonyms, "label", None)
-        return str(label(kind, text)) if label else WORD.decode()
 
     def _content(self, element: Element, encoding: Sequence[str], mode: Mode, depth: int) -> Element | None:
         """Content items, each by its concept."""
@@ -442,15 +445,3 @@ def _identifiers(elements: Elements, inherited: Sequence[str], retained: frozens
         kind = kinds().get(element.tag) or ("person" if element.vr == "PN" else None)
         if kind and 0 < len(element.value) <= 1024 and element.tag not in retained:
             yield kind, decode(element.value, encoding, person=kind == "person")
-
-
-def without(elements: Elements, tags: frozenset[int]) -> Elements:
-    """The elements without those of some tags, at any depth."""
-    kept = []
-    for element in elements:
-        if element.items is not None:
-            items = [without(item, tags) for item in element.items]
-            kept.append(Element(element.tag, element.vr, b"", items))
-        elif element.tag not in tags:
-            kept.append(element)
-    return kept

@@ -11,7 +11,8 @@ from pydicom.datadict import keyword_for_tag
 from services.redaction import values
 from services.redaction.profile import rows
 from shared.date_shift import DUMMY, DateShift, anchor
-from shared.dicom_encoding import Elements
+from shared.dicom import patient
+from shared.dicom_encoding import Encoded
 from shared.pseudonyms import Pseudonyms
 
 TEMPORAL: Final = frozenset({"DA", "DT", "TM"})
@@ -31,8 +32,10 @@ _FORMS: Final = {
 }
 ZONE: Final = re.compile(_ZONE)
 _MODIFIED: Final = 0x00280303
-_EXAMINATION: Final = (0x00080020, 0x00080021, 0x00080022, 0x0008002A, 0x00080023)
-"""Study, Series, Acquisition Date, Acquisition DateTime, Content Date."""
+_STUDY: Final = 0x0020000D
+_IDENTITY_REMOVED: Final = 0x00120062
+_EXAMINATION: Final = (0x00080020, 0x00080021, 0x00080022, 0x0008002A, 0x00080023, 0x00080012)
+"""Study, Series, Acquisition Date, Acquisition DateTime, Content Date, Instance Creation Date."""
 
 
 def is_moment(vr: str, text: str) -> bool:
@@ -48,11 +51,19 @@ def constants() -> frozenset[int]:
     return frozenset(int(row["tag"], 16) for row in rows("constant_dates.csv"))
 
 
-def shift(elements: Elements, pseudonyms: Pseudonyms, patient_id: str, subject: str) -> DateShift:
-    """How the dates of an object move; not again where the object is one of ours whose dates were moved already."""
-    moved = values.first(elements, _MODIFIED) == "MODIFIED" and pseudonyms.is_subject(patient_id)
-    days_of_examination = (values.first(elements, tag) for tag in _EXAMINATION)
-    return pseudonyms.date_shift(subject, anchor(days_of_examination), done=moved)
+def shift(original: Encoded, pseudonyms: Pseudonyms, subject: str) -> DateShift:
+    """How the dates of an object move; not again where the object is one of ours whose dates were moved already.
+
+    People without a Patient ID do not share one shift: each of their studies has its own.
+    """
+    elements = original.data_set
+    patient_id, _ = patient(original)
+    study = values.first(elements, _STUDY)
+    moved = values.first(elements, _IDENTITY_REMOVED) == "YES" and values.first(elements, _MODIFIED) == "MODIFIED"
+    ours = pseudonyms.is_subject(patient_id) or pseudonyms.is_ours(study)
+    whose = subject if patient_id else pseudonyms.uid(study)
+    day = anchor(values.first(elements, tag) for tag in _EXAMINATION)
+    return pseudonyms.date_shift(whose, day, done=moved and ours)
 
 
 def moved(how: DateShift, tag: int, vr: str, text: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Final
 from pydicom._uid_dict import UID_dictionary
 
 from services.redaction import burned_in, faces, pixels, private, residual, values
-from services.redaction.attributes import Cleaner, without
+from services.redaction.attributes import Cleaner
 from services.redaction.profile import Option, Profile, objects
 from services.redaction.receipt import Counts, Receipt
 from shared.dicom import STORAGE_SOP_CLASSES, patient
@@ -80,7 +80,16 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
     counts = Counts()
     commitment = pseudonyms.commitment(hashlib.sha256(data).hexdigest())
     codes = tuple(code for code, _ in profile.methods)
-    receipt = Receipt(profile.name, profile.digest, profile.edition, counts.by_action, codes, commitment)
+    receipt = Receipt(
+        profile.name,
+        profile.digest,
+        profile.edition,
+        counts.by_action,
+        codes,
+        commitment,
+        options=tuple(map(str, profile.options)),
+        key_id=pseudonyms.key_id,
+    )
     names = Names()
     try:
         original = parse(data)
@@ -88,15 +97,13 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
         sop_class = _accepted(original, profile)
         run = _Run(profile, pseudonyms, counts, original, sop_class, names.subject)
         result = run.result()
-        retained = profile.retained
-        sought = without(original.data_set, retained) if retained else original.data_set
-        found = residual.check(sought, result, pseudonyms, *([profile.options] if profile.options else []))
-        receipt = replace(receipt, residual_hits=found)
-        if found:
+        written = _written(original, result, run.meta(result))
+        opinion = residual.second_opinion(original, written, pseudonyms, profile.options, profile.retained)
+        receipt = replace(receipt, residual_hits=opinion.total, second_opinion=opinion.hits)
+        if opinion.total:
             raise StepwedgeError(
                 ErrorCode.ERROR_CODE_RESIDUAL_IDENTITY, "identity is left after redaction; nothing is released"
             )
-        written = _written(original, result, run.meta(result))
     except StepwedgeError as error:
         raise RefusedError(error, receipt, names) from None
     risk = burned_in.risk(original)
@@ -169,7 +176,6 @@ class _Run:
         self._original = original
         self._sop_class = sop_class
         self._cleaner = Cleaner(profile, pseudonyms, counts, original, sop_class, subject)
-        self.retained = self._cleaner.retained
 
     def result(self) -> Elements:
         """The redacted data set, sorted by tag."""

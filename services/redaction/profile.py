@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ ENGINE: Final = "3"
 
 class Action(Enum):
     """What happens to one attribute."""
+
+    __hash__ = object.__hash__  # asked for every element; a member is itself and nothing else
 
     KEEP = "K"
     """Kept where its VR allows; sequences are descended into."""
@@ -237,10 +239,10 @@ class Profile:
         names = ", ".join(f'"{option}"' for option in sorted(options))
         return cls.parse(f'name = "composed"\nedition = "{EDITION}"\noptions = [{names}]\n'.encode())
 
-    @property
+    @cached_property
     def retained(self) -> frozenset[int]:
-        """Attributes of the table that stay as they are, by an option or an override."""
-        return frozenset(tag for tag, action in self.listed.items() if action is Action.KEEP)
+        """Attributes of the table that may stand as they did, by an option or an override; a label of ours stays one."""
+        return frozenset(tag for tag, action in self.listed.items() if action in (Action.KEEP, Action.LABEL))
 
     def action(self, tag: int) -> Action:
         """What happens to the attribute where its IOD is not known, sequence or not."""
