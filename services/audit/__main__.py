@@ -81,7 +81,7 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     scrub = Scrub(log, settings.audit.check_per_second)
     await asyncio.to_thread(scrub.start)
     of_kind = retention.classes(settings.audit.retention_default, settings.audit.retention)
-    service = AuditService(log, asking, Rotator(log, settings.cluster.keys), scrub, of_kind)
+    service = AuditService(log, asking, Rotator(log, settings.cluster.keys), scrub, of_kind, server.refusals)
     server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, service, SERVICE)
 
     server.refusals.record_with(OwnRecorder(log))

@@ -14,11 +14,13 @@ from services.audit.log import Log, Receipt
 from services.audit.proof_calls import ProofCalls
 from services.audit.proofs import Rotator
 from services.audit.reading import Reader, checkpoint_of
+from services.audit.reads import Reads
 from services.audit.scrub import Scrub
 from services.audit.store import Filter
 from services.audit.witnesses import Witnesses
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import Identity, caller
+from shared.refusals import Refusals
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 
 MAX_RECORDS = 256
@@ -35,6 +37,7 @@ class AuditService(ProofCalls, GuardianCalls, audit_pb2_grpc.AuditServiceService
         rotator: Rotator | None = None,
         scrub: Scrub | None = None,
         retention: Mapping[str, str] | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         scrub = scrub or Scrub(log, 0)
         ProofCalls.__init__(self, log.store, rotator)
@@ -43,10 +46,12 @@ class AuditService(ProofCalls, GuardianCalls, audit_pb2_grpc.AuditServiceService
         self._witnesses = witnesses
         self._reader = Reader(log.store, scrub.raise_if_refused)
         self._answers = Answers()
+        self._reads = Reads(log)
+        self._refusals = refusals
 
     async def Append(self, request: audit_pb2.AppendRequest, context: Any) -> audit_pb2.AppendResponse:
         """Take a batch; answer when it is durable and under a signed checkpoint."""
-        receipt = await self._taken(request.records, caller())
+        receipt = await self._taken(request.records, caller(), context)
         return audit_pb2.AppendResponse(indexes=receipt.indexes, checkpoint=receipt.checkpoint)
 
     async def AppendStream(
@@ -55,36 +60,79 @@ class AuditService(ProofCalls, GuardianCalls, audit_pb2_grpc.AuditServiceService
         """Take batches one after the other; the next is not read before the last is durable."""
         producer = caller()
         async for request in requests:
-            receipt = await self._taken(request.records, producer)
+            receipt = await self._taken(request.records, producer, context)
             yield audit_pb2.AppendStreamResponse(indexes=receipt.indexes, checkpoint=receipt.checkpoint)
 
-    async def _taken(self, records: Sequence[audit_pb2.Record], producer: Identity) -> Receipt:
+    async def _taken(self, records: Sequence[audit_pb2.Record], producer: Identity, context: Any) -> Receipt:
         if not 1 <= len(records) <= MAX_RECORDS:
             raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, f"a batch has 1 to {MAX_RECORDS} records")
-        prepared = [record.prepare(one, producer) for one in records]
+        try:
+            prepared = [record.prepare(one, producer) for one in records]
+        except StepwedgeError as error:
+            self._refused(error.code, context)  # a record of another's act is refused because of who called
+            raise
         return await self._answers.of(self._log.submit(prepared))
+
+    def _refused(self, code: ErrorCode.ValueType, context: Any) -> None:
+        if self._refusals is not None:
+            self._refusals.note(caller(), context, "/stepwedge.audit.v1.AuditService/Append", code)
 
     async def GetEntry(self, request: audit_pb2.GetEntryRequest, context: Any) -> audit_pb2.GetEntryResponse:
         """One entry."""
-        return audit_pb2.GetEntryResponse(entry=await asyncio.to_thread(self._reader.entry, request.index))
+        async with self._read("GetEntry", request):
+            entry = await asyncio.to_thread(self._reader.entry, request.index)
+        await self._reads.record(caller(), "GetEntry", request, entries=1, about=entry.record)
+        return audit_pb2.GetEntryResponse(entry=entry)
+
+    async def GetProof(self, request: audit_pb2.GetProofRequest, context: Any) -> audit_pb2.GetProofResponse:
+        """A proof that carries its entry."""
+        async with self._read("GetProof", request):
+            proof = await super().GetProof(request, context)
+        await self._reads.record(caller(), "GetProof", request, entries=1)
+        return proof
+
+    @contextlib.asynccontextmanager
+    async def _read(self, method: str, request: Any) -> AsyncIterator[None]:
+        """Record the read where what is inside is refused; where it succeeds, that is for who knows what was read."""
+        try:
+            yield
+        except StepwedgeError as error:
+            await self._reads.refused(caller(), method, request, error)
+            raise
 
     async def QueryEntries(
         self, request: audit_pb2.QueryEntriesRequest, context: Any
     ) -> audit_pb2.QueryEntriesResponse:
         """A page of the entries that match."""
-        wanted = to_filter(request)
-        entries, token = await asyncio.to_thread(self._reader.query, wanted, request.page_size, request.page_token)
-        return audit_pb2.QueryEntriesResponse(entries=entries, next_page_token=token)
+        reader = caller()
+        after, recorded = self._reads.opened(request.page_token, reader)
+        async with self._read("QueryEntries", request):
+            wanted = to_filter(request)
+            entries, token = await asyncio.to_thread(self._reader.query, wanted, request.page_size, after)
+        if recorded is None:
+            await self._reads.record(reader, "QueryEntries", request, entries=len(entries), more=bool(token))
+        return audit_pb2.QueryEntriesResponse(
+            entries=entries, next_page_token=self._reads.sealed(token, reader, recorded)
+        )
 
     async def StreamEntries(
         self, request: audit_pb2.StreamEntriesRequest, context: Any
     ) -> AsyncIterator[audit_pb2.StreamEntriesResponse]:
         """Every entry that matches and is in the log now, page after page."""
-        wanted = to_filter(request.query)
-        end = (await asyncio.to_thread(self._reader.head)).size
-        token = request.query.page_token
+        reader, size = caller(), request.query.page_size
+        token, _ = self._reads.opened(request.query.page_token, reader)
+        recorded = False
         while True:
-            entries, token = await asyncio.to_thread(self._reader.query, wanted, request.query.page_size, token, end)
+            async with self._read("StreamEntries", request):
+                if not recorded:
+                    wanted = to_filter(request.query)
+                    end = (await asyncio.to_thread(self._reader.head)).size
+                entries, token = await asyncio.to_thread(self._reader.query, wanted, size, token, end)
+            if not recorded:
+                await self._reads.record(
+                    reader, "StreamEntries", request, entries=len(entries), more=bool(token), about=request.query
+                )
+                recorded = True
             if entries:
                 yield audit_pb2.StreamEntriesResponse(entries=entries)
             if not token:
@@ -128,12 +176,14 @@ class AuditService(ProofCalls, GuardianCalls, audit_pb2_grpc.AuditServiceService
 
     async def Export(self, request: audit_pb2.ExportRequest, context: Any) -> AsyncIterator[audit_pb2.ExportResponse]:
         """The log as an archive, or its records in a format of auditors' tools, in pieces."""
-        if request.format not in export.FORMATS:
-            raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "no such format of an export")
-        checkpoint, keys = await asyncio.to_thread(self._export_head, request.size)
+        async with self._read("Export", request):
+            if request.format not in export.FORMATS:
+                raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "no such format of an export")
+            checkpoint, keys = await asyncio.to_thread(self._export_head, request.size)
         # What is there now shall be under cosignatures; where witnesses are away, it is exported without.
         if export.FORMATS[request.format] is None and request.size == 0 and await self._cosigned(checkpoint.size):
             checkpoint, keys = await asyncio.to_thread(self._export_head, 0, checkpoint.size)
+        await self._reads.record(caller(), "Export", request, entries=checkpoint.size)
         pieces = export.pieces(self._log.store, checkpoint, keys, export.FORMATS[request.format])
         try:
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:

@@ -38,6 +38,7 @@ def build_with(*, confined: bool) -> Build:
         credentials = Credentials.load(settings.cluster.pki, Identity.INFERENCE)
         audit = channel(settings.audit.address, credentials, server=Identity.AUDIT)
         recorder = Recorder(audit)
+        server.refusals.record_with(recorder)
         workers = ThreadPoolExecutor(section.workers, thread_name_prefix="assess")
         model = assessor.model
         _log.info("model loaded", model=f"{model.name}/{model.version}", sha256=model.sha256, state=model.self_test)

@@ -93,6 +93,7 @@ class Ingest:
             max_uploads=self._max_uploads,
         )
         server.add(ingest_pb2_grpc.add_IngestServiceServicer_to_server, servicer, SERVICE)
+        server.refusals.record_with(self._recorder)
 
         async def objects() -> None:
             await asyncio.to_thread(self._objects.check, Zone.ORIGINAL)

@@ -3,7 +3,7 @@
 import asyncio
 
 from services.redaction.pool import Pool, Task
-from services.redaction.profile import PROFILES
+from services.redaction.profile import Profile
 from services.redaction.service import SERVICE, RedactionService
 from shared import keys
 from shared.audit import Recorder
@@ -22,13 +22,16 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     key = settings.cluster.keys / keys.PSEUDONYMS
     Pseudonyms.load(key)  # a key that is none is a refusal to start, not one to each call
     store = open_store(settings.objects, {Zone.ORIGINAL, Zone.DEIDENTIFIED})
-    task = Task(settings.objects, key, PROFILES / "basic.toml", log_level=settings.telemetry.log_level)
+    profile = Profile.file(settings.redaction.profile)
+    Profile.load(profile, settings.redaction.profile_sha256)  # as with the key
+    task = Task(settings.objects, key, profile, log_level=settings.telemetry.log_level)
     pool = Pool(task, settings.redaction.workers)
     await pool.warm()
     to_audit = channel(
         settings.audit.address, Credentials.load(settings.cluster.pki, Identity.REDACTION), server=Identity.AUDIT
     )
     recorder = Recorder(to_audit)
+    server.refusals.record_with(recorder)
     server.add(redaction_pb2_grpc.add_RedactionServiceServicer_to_server, RedactionService(pool, recorder), SERVICE)
 
     async def objects() -> None:
