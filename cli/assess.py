@@ -34,7 +34,8 @@ def assess(paths: Sequence[Path], masks: Path | None, config: Path | None, *, js
     found = files.named(paths, skipped)
     policy = Policy.load(settings.ingest.policy)
     section = settings.inference
-    assessor = Assessor(section.model, provider=section.provider, threads=section.threads)
+    signers = section.model_signers.by_role
+    assessor = Assessor(section.model, provider=section.provider, threads=section.threads, signers=signers)
     writer = MaskWriter(masks) if masks is not None else None
     with terminal.progress("assessing", len(found)) as advance:
         for path in found:

@@ -303,7 +303,8 @@ def _model(settings: Settings) -> Iterator[Line]:
         words = f"{settings.inference.provider} is not there; there is {', '.join(available)}"
         yield Line(Level.FAIL, "model", words, "install the onnxruntime for it, or set inference.provider")
         return
-    Assessor(folder, provider=settings.inference.provider, threads=settings.inference.threads)
+    section = settings.inference
+    Assessor(folder, provider=section.provider, threads=section.threads, signers=section.model_signers.by_role)
     yield Line(
         Level.OK, "model", f"{folder.parent.name}/{folder.name} is what its manifest says and passes its self-test"
     )

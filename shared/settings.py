@@ -33,6 +33,7 @@ from pydantic_settings import (
 from shared import paths
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import Identity
+from shared.model_signatures import DEVELOPMENT_SIGNERS
 from shared.transparency.cosignature import WitnessKey
 
 PREFIX = "STEPWEDGE_"
@@ -233,6 +234,24 @@ class Redaction(Service):
 
     listen: Endpoint = "127.0.0.1:7102"
     metrics: OptionalEndpoint = "127.0.0.1:9102"
+    profile: str = "basic"
+    """What is taken out: the name of a profile that ships (`services/redaction/profiles`), or the file of one."""
+    profile_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """Digest that the compiled profile must have, as receipts state it; the service refuses to start with another."""
+
+
+class ModelSigners(Section):
+    """Ed25519 public keys, base64, whose signatures release a model (`python -m distillation keys` makes a pair)."""
+
+    trained_by: list[str] = list(DEVELOPMENT_SIGNERS["trained_by"])
+    """Of those who train."""
+    approved_by: list[str] = list(DEVELOPMENT_SIGNERS["approved_by"])
+    """Of those who approve; a key that stands in both lists counts in neither."""
+
+    @property
+    def by_role(self) -> dict[str, list[str]]:
+        """The keys by role, as `shared.model_signatures.lacking` takes them."""
+        return {"trained_by": self.trained_by, "approved_by": self.approved_by}
 
 
 class Inference(Service):
@@ -242,6 +261,8 @@ class Inference(Service):
     metrics: OptionalEndpoint = "127.0.0.1:9103"
     model: File = paths.MODEL
     """Folder of the released model."""
+    model_signers: ModelSigners = ModelSigners()
+    """Whose releases are loaded; by default the development keys of the shipped model."""
     provider: str = "CPUExecutionProvider"
     """Execution provider of ONNX Runtime; where it is absent the service refuses to start."""
     threads: Positive = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from services.inference.pixels import Frame, frame_of, has_pixels, picture, pict
 from services.inference.preprocessing import Preprocessed, preprocess
 from shared import dicom, paths
 from shared.errors import ErrorCode, StepwedgeError
+from shared.model_signatures import DEVELOPMENT_SIGNERS
 from shared.policy import Policy
 from stepwedge.common.v1.common_pb2 import Finding, Measurement, Reason, Verdict
 
@@ -118,6 +119,8 @@ class Assessor:
         Execution provider of ONNX Runtime.
     threads
         Threads in one inference.
+    signers
+        Public keys trusted in each role of a release (`inference.model_signers`).
 
     Raises
     ------
@@ -125,8 +128,15 @@ class Assessor:
         As `registry.load`.
     """
 
-    def __init__(self, model_folder: Path, *, provider: str = "CPUExecutionProvider", threads: int = 1) -> None:
-        self.model = registry.load(model_folder, provider=provider, threads=threads)
+    def __init__(
+        self,
+        model_folder: Path,
+        *,
+        provider: str = "CPUExecutionProvider",
+        threads: int = 1,
+        signers: Mapping[str, Collection[str]] = DEVELOPMENT_SIGNERS,
+    ) -> None:
+        self.model = registry.load(model_folder, provider=provider, threads=threads, signers=signers)
 
     def assess_dicom(self, data: bytes) -> AssessmentResult:
         """Assess a DICOM object. Raises NOT_DICOM, MALFORMED_DICOM; pixels that do not decode are a finding."""

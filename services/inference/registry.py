@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from services.inference.preprocessing import GRID, PREPROCESSING_VERSION, to_tensor
 from shared.errors import ErrorCode, StepwedgeError
+from shared.model_signatures import DEVELOPMENT_SIGNERS, SIGNATURES, lacking
 from stepwedge.common.v1.common_pb2 import Structure
 
 CHANNELS: Final[Mapping[str, Structure.ValueType]] = {
@@ -115,17 +116,24 @@ class Model:
             raise _failed("a golden input is no longer answered as at the start")
 
 
-def load(folder: Path, *, provider: str = "CPUExecutionProvider", threads: int = 1) -> Model:
-    """Load the release in `folder` and put it to its test.
+def load(
+    folder: Path,
+    *,
+    provider: str = "CPUExecutionProvider",
+    threads: int = 1,
+    signers: Mapping[str, Collection[str]] = DEVELOPMENT_SIGNERS,
+) -> Model:
+    """Load the release in `folder` and put it to its test; `signers`: the public keys trusted in each role.
 
     Raises
     ------
     StepwedgeError
-        MODEL_NOT_FOUND where there is no manifest; MODEL_DIGEST_MISMATCH where manifest and files are not of one
-        piece; PROVIDER_UNAVAILABLE where `provider` is absent or does not take the model; MODEL_SELF_TEST_FAILED where
-        the golden inputs are answered otherwise than when the model was released.
+        MODEL_NOT_FOUND where there is no manifest; MODEL_DIGEST_MISMATCH where the manifest is not signed in both
+        roles by keys of `signers`, or manifest and files are not of one piece; PROVIDER_UNAVAILABLE where `provider`
+        is absent or does not take the model; MODEL_SELF_TEST_FAILED where the golden inputs are answered otherwise
+        than when the model was released.
     """
-    manifest = _manifest(folder)
+    manifest = _manifest(folder, signers)
     served = served_file(manifest, provider, platform.machine(), instructions())
     golden = manifest["golden"]["file" if served == manifest["served"] else "file_without_vnni"]
     files = _verified_files(folder, manifest, {served, golden, "calibration.json"})
@@ -149,11 +157,18 @@ def served_file(manifest: Mapping[str, Any], provider: str, machine: str, availa
     return str(manifest["served"])
 
 
-def _manifest(folder: Path) -> Mapping[str, Any]:
+def _manifest(folder: Path, signers: Mapping[str, Collection[str]]) -> Mapping[str, Any]:
+    """The manifest, read only once it is known whose it is."""
     try:
         data = (folder / MANIFEST).read_bytes()
     except OSError:
         raise StepwedgeError(ErrorCode.ERROR_CODE_MODEL_NOT_FOUND, "the model's folder has no manifest") from None
+    try:
+        reason = lacking(data, (folder / SIGNATURES).read_bytes(), signers)
+    except OSError:
+        reason = "the release is not signed"
+    if reason:
+        raise _mismatch(reason)
     try:
         manifest = json.loads(data)
         wanted = {manifest["served"], "calibration.json", manifest["golden"]["file"]}

@@ -33,7 +33,13 @@ def build_with(*, confined: bool) -> Build:
     async def build(settings: Settings, health: Health, server: Server) -> Hooks:
         refuse_originals(settings, confined=confined)
         section = settings.inference
-        assessor = await asyncio.to_thread(Assessor, section.model, provider=section.provider, threads=section.threads)
+        assessor = await asyncio.to_thread(
+            Assessor,
+            section.model,
+            provider=section.provider,
+            threads=section.threads,
+            signers=section.model_signers.by_role,
+        )
         store = await asyncio.to_thread(open_store, settings.objects, {Zone.DEIDENTIFIED})
         credentials = Credentials.load(settings.cluster.pki, Identity.INFERENCE)
         audit = channel(settings.audit.address, credentials, server=Identity.AUDIT)

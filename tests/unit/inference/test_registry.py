@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -14,16 +15,20 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper
 
 from services.inference import registry
 from services.inference.preprocessing import PREPROCESSING_VERSION
 from shared.errors import ErrorCode, StepwedgeError
+from shared.model_signatures import DEVELOPMENT_SIGNERS, ROLES, SIGNATURES, public, sign, signed_bytes
 from shared.paths import MODEL
 
 MISMATCH = ErrorCode.ERROR_CODE_MODEL_DIGEST_MISMATCH
 SELF_TEST = ErrorCode.ERROR_CODE_MODEL_SELF_TEST_FAILED
 PROVIDER = ErrorCode.ERROR_CODE_PROVIDER_UNAVAILABLE
+KEYS = {role: Ed25519PrivateKey.generate() for role in ROLES}
+SIGNERS = {role: [public(key)] for role, key in KEYS.items()}
 
 
 def _tiny() -> bytes:
@@ -100,12 +105,20 @@ class Release:
             name: {"sha256": hashlib.sha256((self.folder / name).read_bytes()).hexdigest()}
             for name in ("tiny.onnx", "calibration.json", "golden.npz")
         }
-        (self.folder / "manifest.json").write_text(json.dumps(self.manifest))
+        self.write(json.dumps(self.manifest).encode())
+
+    def write(self, manifest: bytes) -> None:
+        """Write the manifest and sign it, as one who holds both keys could."""
+        (self.folder / "manifest.json").write_bytes(manifest)
+        (self.folder / SIGNATURES).write_bytes(sign(manifest, KEYS))
+
+    def load(self, **options: Any) -> registry.Model:
+        return registry.load(self.folder, **{"signers": SIGNERS, **options})
 
     def refused(self, **options: Any) -> int:
         """The code with which the release is refused."""
         with pytest.raises(StepwedgeError) as caught:
-            registry.load(self.folder, **options)
+            self.load(**options)
         return caught.value.code
 
 
@@ -116,7 +129,7 @@ def release(tmp_path: Path) -> Release:
 
 
 def test_a_whole_release_loads_and_says_what_it_is(release: Release) -> None:
-    model = registry.load(release.folder)
+    model = release.load()
     assert (model.name, model.version, model.provider) == ("tiny", "1.2.3", "CPUExecutionProvider")
     assert model.sha256 == hashlib.sha256(_tiny()).hexdigest()
     assert model.self_test == "exact"
@@ -210,13 +223,70 @@ SPOILERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("what", SPOILERS)
 def test_a_poisoned_manifest_is_refused(release: Release, what: str) -> None:
     SPOILERS[what](release.manifest)
-    (release.folder / "manifest.json").write_text(json.dumps(release.manifest))
+    release.write(json.dumps(release.manifest).encode())
+    assert release.refused() == MISMATCH
+
+
+def test_a_manifest_changed_after_it_was_signed_is_refused(release: Release) -> None:
+    manifest = release.folder / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes() + b" ")
+    assert release.refused() == MISMATCH
+
+
+def test_a_release_that_nobody_signed_is_refused(release: Release) -> None:
+    (release.folder / SIGNATURES).unlink()
+    assert release.refused() == MISMATCH
+
+
+def test_a_release_signed_by_strangers_is_refused(release: Release) -> None:
+    assert release.refused(signers=DEVELOPMENT_SIGNERS) == MISMATCH
+    assert release.refused(signers={}) == MISMATCH
+    for role in ROLES:
+        assert release.refused(signers={**SIGNERS, role: []}) == MISMATCH
+
+
+def test_one_person_cannot_both_train_and_approve(release: Release) -> None:
+    manifest = (release.folder / "manifest.json").read_bytes()
+    both = [key for keys in SIGNERS.values() for key in keys]
+    assert release.refused(signers=dict.fromkeys(ROLES, both)) == MISMATCH
+    one = KEYS["trained_by"]
+    with pytest.raises(ValueError, match="two different keys"):
+        sign(manifest, dict.fromkeys(ROLES, one))
+    rows = json.loads((release.folder / SIGNATURES).read_text())
+    signature = base64.b64encode(one.sign(signed_bytes("approved_by", manifest))).decode()
+    rows["signatures"][1] |= {"key": public(one), "signature": signature}
+    (release.folder / SIGNATURES).write_text(json.dumps(rows))
+    assert release.refused(signers={role: [public(one)] for role in ROLES}) == MISMATCH
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda rows: rows.reverse(),
+        lambda rows: rows.pop(),
+        lambda rows: rows[0].update(rows[1], role="trained_by"),
+        lambda rows: rows[1].update(signature=rows[0]["signature"]),
+        lambda rows: rows[1].update(signature="AAAA"),
+        lambda rows: rows[1].update(signature=None),
+        lambda rows: rows[1].update(key="not base64"),
+    ],
+)
+def test_signatures_that_are_not_both_roles_own_are_refused(release: Release, spoil: Callable[[Any], Any]) -> None:
+    content = json.loads((release.folder / SIGNATURES).read_text())
+    spoil(content["signatures"])
+    (release.folder / SIGNATURES).write_text(json.dumps(content))
+    assert release.refused() == MISMATCH
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"schema": 1, "signatures": 5}'])
+def test_signatures_that_do_not_read_are_refused(release: Release, content: bytes) -> None:
+    (release.folder / SIGNATURES).write_bytes(content)
     assert release.refused() == MISMATCH
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema": 1}'])
 def test_a_manifest_that_is_none_is_refused(release: Release, content: bytes) -> None:
-    (release.folder / "manifest.json").write_bytes(content)
+    release.write(content)
     assert release.refused() == MISMATCH
 
 
@@ -236,7 +306,7 @@ def test_another_class_of_machine_must_come_to_the_same_decisions(release: Relea
     release.manifest["golden"]["instructions"] = "another"
     release.golden["logits"] += np.float32(1e-4)
     release.seal()
-    assert registry.load(release.folder).self_test == "decisions"
+    assert release.load().self_test == "decisions"
     release.golden["flags"] = -release.golden["flags"]
     release.seal()
     assert release.refused() == SELF_TEST
