@@ -34,9 +34,13 @@ def view(
     maps: list[NDArray[np.uint8]],
     rng: Generator,
     labelled_turns: bool = True,
+    gentle: bool = False,
 ) -> View:
     """A fresh look at one image. The first two maps are target and weight: what leaves the picture or goes behind a
-    collimator is certainly no lung (target 0, weight 1)."""
+    collimator is certainly no lung (target 0, weight 1). A gentle look is moved but little and otherwise untouched:
+    the end of a training on harsh looks alone leaves whole images less sharply outlined than they could be."""
+    if gentle:
+        return _gentle(grid, box, maps, rng)
     flags = np.zeros(len(FLAGS), np.float32)
     turn = int(rng.choice(4, p=(0.79, 0.07, 0.07, 0.07))) if labelled_turns else 0
     mirror = labelled_turns and rng.random() < 0.15
@@ -45,15 +49,7 @@ def view(
     pixels = cv2.warpAffine(
         grid, matrix, (GRID, GRID), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
     )
-    half = matrix * np.array([[1, 1, 0.5], [1, 1, 0.5]])
-    half[:, 2] += 0.25 * (matrix[:, :2].sum(1) - 1)  # centres of cells twice as wide
-    outside = ((0, 0, 0, 0), (255, 255, 255, 255), (0, 0, 0, 0))
-    moved: list[NDArray[np.uint8]] = [
-        np.asarray(
-            cv2.warpAffine(m, half, (MAP, MAP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=b)
-        )
-        for m, b in zip(maps, outside, strict=False)
-    ]
+    moved = _moved(maps, matrix)
     if mirror:  # the channels name the side in the picture; the flag says that the picture is a mirror
         moved = [np.ascontiguousarray(m[..., (1, 0, 2, 3)]) for m in moved]
         flags[FLAGS.index("mirrored")] = 1
@@ -74,6 +70,27 @@ def view(
     return View(final, moved, flags)
 
 
+def _gentle(grid: NDArray[np.uint8], box: Letterbox, maps: list[NDArray[np.uint8]], rng: Generator) -> View:
+    matrix = _linear(box, np.deg2rad(rng.normal(0, 3)), rng.uniform(-0.1, 0.1), rng.uniform(-0.04, 0.04, 2), rng, 0.03)
+    image = cv2.warpAffine(grid, matrix, (GRID, GRID), flags=cv2.INTER_LINEAR).astype(np.float32) / 255
+    if rng.random() < 0.5:
+        image = np.asarray(cv2.pow(image, float(np.exp(rng.uniform(-0.25, 0.25)))))
+    grid = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return View(grid, _moved(maps, matrix), np.zeros(len(FLAGS), np.float32))
+
+
+def _moved(maps: list[NDArray[np.uint8]], matrix: NDArray[np.float64]) -> list[NDArray[np.uint8]]:
+    half = matrix * np.array([[1, 1, 0.5], [1, 1, 0.5]])
+    half[:, 2] += 0.25 * (matrix[:, :2].sum(1) - 1)  # centres of cells twice as wide
+    outside = ((0, 0, 0, 0), (255, 255, 255, 255), (0, 0, 0, 0))
+    return [
+        np.asarray(
+            cv2.warpAffine(m, half, (MAP, MAP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=b)
+        )
+        for m, b in zip(maps, outside, strict=False)
+    ]
+
+
 def finish(image: Image, frame: Box, rng: Generator) -> NDArray[np.uint8]:
     """As serving would see it: stretched between the percentiles of what lies inside the letterbox, black outside."""
     top, bottom, left, right = frame
@@ -91,14 +108,21 @@ def finish(image: Image, frame: Box, rng: Generator) -> NDArray[np.uint8]:
 def _motion(box: Letterbox, turn: int, mirror: bool, rng: Generator) -> NDArray[np.float64]:
     """The affine map from grid to grid: turned, mirrored, tilted, scaled, sheared, shifted about the image's centre."""
     angle = np.deg2rad(90 * turn + np.clip(rng.normal(0, 6), -20, 20))
-    scale = np.exp(rng.uniform(-0.3, 0.28))
-    stretch, shear = np.exp(rng.uniform(-0.13, 0.13)), rng.uniform(-0.1, 0.1)
-    # On the screen y points down: a positive `turn` turns clockwise.
+    scale, shift = rng.uniform(-0.3, 0.28), rng.uniform(-0.1, 0.1, 2)
+    return _linear(box, angle, scale, shift, rng, 0.13, mirror)
+
+
+def _linear(
+    box: Letterbox, angle: float, scale: float, shift: Any, rng: Generator, stretch: float, mirror: bool = False
+) -> NDArray[np.float64]:
+    """`scale` and `stretch` as logarithms, `shift` in widths of the grid. On the screen y points down: a positive
+    angle turns clockwise."""
+    ratio, shear = np.exp(rng.uniform(-stretch, stretch)), rng.uniform(-stretch, stretch) * 0.77
     rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    form = np.array([[scale * stretch, shear], [0, scale / stretch]]) @ np.diag([-1.0 if mirror else 1.0, 1.0])
-    linear = rotate @ form
+    form = np.array([[ratio, shear], [0, 1 / ratio]]) @ np.diag([-1.0 if mirror else 1.0, 1.0])
+    linear = np.exp(scale) * (rotate @ form)
     centre = np.array([box.left + (box.width - 1) / 2, box.top + (box.height - 1) / 2])
-    target = (GRID - 1) / 2 + rng.uniform(-0.1, 0.1, 2) * GRID
+    target = (GRID - 1) / 2 + shift * GRID
     return np.column_stack((linear, target - linear @ centre))
 
 

@@ -44,8 +44,10 @@ Sample = tuple[NDArray[np.uint8], Maps, Maps, Maps, NDArray[np.bool_], bool, NDA
 class Mixture:
     """Draws batches without end: the n-th batch of a seed is always the same."""
 
-    def __init__(self, pool: Pool, mix: dict[str, int], seed: int, labelled_turns: bool = True) -> None:
-        self.pool, self.mix, self.seed, self.labelled_turns = pool, mix, seed, labelled_turns
+    def __init__(
+        self, pool: Pool, mix: dict[str, int], seed: int, labelled_turns: bool = True, gentle: float = 0.0
+    ) -> None:
+        self.pool, self.mix, self.seed, self.labelled_turns, self.gentle = pool, mix, seed, labelled_turns, gentle
         self.rows = {source: pool.rows_of(source) for source in mix if source != NOT_A_CHEST}
         self.all_rows = np.arange(len(pool.radiographs))
 
@@ -76,7 +78,8 @@ class Mixture:
         maps = [pool.targets[row], pool.weights[row]]
         if pool.soft is not None:
             maps.append(pool.soft[row])
-        seen = view(pool.grids[row], pool.boxes[row], maps, rng, self.labelled_turns)
+        gentle = bool(rng.random() < self.gentle)
+        seen = view(pool.grids[row], pool.boxes[row], maps, rng, self.labelled_turns, gentle)
         taught = pool.taught is not None and bool(pool.taught[row])
         soft = seen.maps[2] if pool.soft is not None else seen.maps[0]
         one = np.ones(len(FLAGS), np.float32)
