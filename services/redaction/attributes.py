@@ -62,7 +62,9 @@ class Cleaner:
         self._keep_uids = Option.RETAIN_UIDS in options
         self._keep_dates = Option.RETAIN_FULL_DATES in options
         self._move_dates = Option.RETAIN_MODIFIED_DATES in options
-        self._shift = dates.shift(original, pseudonyms, subject) if self._move_dates else _UNMOVED
+        self._shift = _UNMOVED
+        if self._move_dates:
+            self._shift = dates.shift(original, pseudonyms, subject, uids_stay=self._keep_uids)
         self._keep_private = Option.RETAIN_SAFE_PRIVATE in options
         self._said: frozenset[private.Key] = frozenset()
         if self._keep_private and profile.trust_private_characteristics:

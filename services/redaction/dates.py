@@ -32,6 +32,7 @@ _FORMS: Final = {
 }
 ZONE: Final = re.compile(_ZONE)
 _MODIFIED: Final = 0x00280303
+_INSTANCE: Final = 0x00080018
 _STUDY: Final = 0x0020000D
 _IDENTITY_REMOVED: Final = 0x00120062
 _EXAMINATION: Final = (0x00080020, 0x00080021, 0x00080022, 0x0008002A, 0x00080023, 0x00080012)
@@ -51,18 +52,19 @@ def constants() -> frozenset[int]:
     return frozenset(int(row["tag"], 16) for row in rows("constant_dates.csv"))
 
 
-def shift(original: Encoded, pseudonyms: Pseudonyms, subject: str) -> DateShift:
+def shift(original: Encoded, pseudonyms: Pseudonyms, subject: str, *, uids_stay: bool) -> DateShift:
     """How the dates of an object move; not again where the object is one of ours whose dates were moved already.
 
-    People without a Patient ID do not share one shift: each of their studies has its own.
+    People without a Patient ID do not share one shift: each of their studies has its own. Where besides the UIDs stay,
+    nothing would tell that the dates were moved, and none is kept.
     """
     elements = original.data_set
     patient_id, _ = patient(original)
-    study = values.first(elements, _STUDY)
+    study = values.first(elements, _STUDY) or values.first(elements, _INSTANCE)
     moved = values.first(elements, _IDENTITY_REMOVED) == "YES" and values.first(elements, _MODIFIED) == "MODIFIED"
-    ours = pseudonyms.is_subject(patient_id) or pseudonyms.is_ours(study)
+    ours = pseudonyms.is_subject(patient_id) or any(map(pseudonyms.is_ours, (study, values.first(elements, _INSTANCE))))
     whose = subject if patient_id else pseudonyms.uid(study)
-    day = anchor(values.first(elements, tag) for tag in _EXAMINATION)
+    day = None if uids_stay and not patient_id else anchor(values.first(elements, tag) for tag in _EXAMINATION)
     return pseudonyms.date_shift(whose, day, done=moved and ours)
 
 

@@ -206,6 +206,16 @@ class Profile:
         return profile
 
     @classmethod
+    def file(cls, name: str) -> Path:
+        """The file of a profile that is named: one that ships, or any. Raises CONFIGURATION where there is none."""
+        shipped = PROFILES / f"{name}.toml"
+        path = shipped if re.fullmatch(r"[a-z0-9-]+", name) and shipped.is_file() else Path(name)
+        if not path.is_file():
+            known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.toml")))
+            raise _configuration(f"there is neither a profile of that name ({known}) nor such a file")
+        return path
+
+    @classmethod
     def parse(cls, source: bytes, name: str = "profile") -> Profile:
         """Compile the text of a profile's file; as `load`."""
         try:
