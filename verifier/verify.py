@@ -261,9 +261,9 @@ def _same(one: Key, other: Key) -> bool:
     return (one.name, one.public) == (other.name, other.public)
 
 
-def open_checkpoint(data: bytes, keys: Iterable[Key]) -> Checkpoint:
-    """Read a checkpoint note and verify that one of the keys signed it; a wrong signature by any of them ends it."""
-    text, signatures = _parse_note(data)
+def read_checkpoint(data: bytes) -> Checkpoint:
+    """Read a checkpoint note; nobody's signature is verified."""
+    text, _ = _parse_note(data)
     lines = text.split("\n")
     if len(lines) < 4 or lines.pop() or not all(lines):
         raise VerificationError(MALFORMED, "the checkpoint does not have three lines or more, none of them empty")
@@ -272,6 +272,13 @@ def open_checkpoint(data: bytes, keys: Iterable[Key]) -> Checkpoint:
     root = _base64(lines[2])
     if len(root) != _HASH:
         raise VerificationError(MALFORMED, "the root in the checkpoint is not 32 bytes")
+    return Checkpoint(lines[0], int(lines[1]), root, ())
+
+
+def open_checkpoint(data: bytes, keys: Iterable[Key]) -> Checkpoint:
+    """Read a checkpoint note and verify that one of the keys signed it; a wrong signature by any of them ends it."""
+    checkpoint = read_checkpoint(data)
+    text, signatures = _parse_note(data)
     signers: list[Key] = []
     for key in keys:
         signature = signatures.get((key.name, key.id))
@@ -282,7 +289,7 @@ def open_checkpoint(data: bytes, keys: Iterable[Key]) -> Checkpoint:
         signers.append(key)
     if not signers:
         raise VerificationError(BAD_SIGNATURE, "the checkpoint is not signed by the trusted key")
-    return Checkpoint(lines[0], int(lines[1]), root, tuple(signers))
+    return Checkpoint(checkpoint.origin, checkpoint.size, checkpoint.root, tuple(signers))
 
 
 @dataclass(frozen=True)
