@@ -31,6 +31,9 @@ MAX_FRAGMENTS: Final = 1_000_000
 MAX_INFLATED_BYTES: Final = 1 << 30
 """Length of a deflated data set once inflated."""
 
+_HARMLESS_BYTES: Final = 1 << 26
+_HARMLESS_RATIO: Final = 100
+
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 DEFLATED: Final = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1"})
@@ -380,7 +383,12 @@ def swapped(value: Bytes, width: int) -> bytes:
 
 
 def inflate(data: Bytes, limit: int = MAX_INFLATED_BYTES) -> bytes:
-    """A deflated data set (PS3.5 A.5), at most `limit` bytes of it; MALFORMED_DICOM beyond, or where it is cut off."""
+    """A deflated data set (PS3.5 A.5); MALFORMED_DICOM where it is cut off or does not inflate.
+
+    Also where it inflates to more than `limit` bytes, or to more than a hundred times its length beyond 64 MiB: a data
+    set does so only where somebody means harm.
+    """
+    limit = min(limit, max(_HARMLESS_BYTES, _HARMLESS_RATIO * len(data)))
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         result = engine.decompress(data, limit + 1)
