@@ -57,18 +57,8 @@ class ConsoleHouse:
 
     def begin(self) -> None:
         """Send two radiographs, and make an account for each role."""
-        for number, drawn in enumerate((phantom.chest(1), phantom.chest(2, margins_mm={"top": -25})), 1):
-            file = self.folder / f"{number}.dcm"
-            uids: dict[str, Any] = {
-                "study_uid": f"1.2.826.0.1.{number}",
-                "series_uid": f"1.2.826.0.2.{number}",
-                "sop_instance_uid": f"1.2.826.0.3.{number}",
-            }
-            dataset: Any = phantom.to_dicom(
-                drawn, patient_name="Canary^Conny", patient_id=PATIENT, accession_number=ACCESSION, **uids
-            )
-            dataset.save_as(file, enforce_file_format=True)
-            assert all(sent.ok for sent in self.cluster.store([file]))
+        self.send(1)
+        self.send(2, margins_mm={"top": -25})
         for number in (1, 2):
             self.studies.append(self.cluster.decided(f"1.2.826.0.1.{number}").pseudonym)
         self.first = self.cluster.settings.console.first_password.read_text().strip()
@@ -83,6 +73,24 @@ class ConsoleHouse:
             person = Browser(self)
             person.sign_in(role, found[1])
             person.post("/password", page="/password", old=found[1], new=PASSWORD, again=PASSWORD)
+
+    def send(self, number: int, **drawn: Any) -> None:
+        """Send one more radiograph, as a study of its own."""
+        file = self.folder / f"{number}.dcm"
+        uids: dict[str, Any] = {
+            "study_uid": f"1.2.826.0.1.{number}",
+            "series_uid": f"1.2.826.0.2.{number}",
+            "sop_instance_uid": f"1.2.826.0.3.{number}",
+        }
+        dataset: Any = phantom.to_dicom(
+            phantom.chest(number, **drawn),
+            patient_name="Canary^Conny",
+            patient_id=PATIENT,
+            accession_number=ACCESSION,
+            **uids,
+        )
+        dataset.save_as(file, enforce_file_format=True)
+        assert all(sent.ok for sent in self.cluster.store([file]))
 
     def browser(self, role: str, language: str = "en") -> Browser:
         """Somebody of this role, signed in."""
