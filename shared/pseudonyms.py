@@ -160,12 +160,16 @@ class Pseudonyms:
 
     def label(self, kind: str, value: str) -> str:
         """As `text`, but a label that this key issued is returned as it is; fits an AE title."""
-        if self._is_label(value) or any(one._is_label(value) for one in self._older):
+        if self.is_label(value):
             return value
         body = self._mac("label", _frame(kind, value))[:_LABEL_BODY]
         return base64.b32encode(body + self._mac("label-check", body)[:_LABEL_CHECK]).decode()
 
-    def _is_label(self, text: str) -> bool:
+    def is_label(self, text: str) -> bool:
+        """Whether this key, or an older one of its file, issued the label."""
+        return self._issued_label(text) or any(one._issued_label(text) for one in self._older)
+
+    def _issued_label(self, text: str) -> bool:
         if not _LABEL.fullmatch(text):
             return False
         raw = base64.b32decode(text)

@@ -362,8 +362,8 @@ class _Looking:
 
     def _ours(self, element: Element, encoding: Sequence[str]) -> bool:
         """Whether each of the values is a pseudonym that we issued: an object that was redacted before."""
-        parts = decode(element.value, encoding).split("\\")
-        return all(self.pseudonyms.is_subject(part.strip()) for part in parts)
+        parts = [part.strip() for part in decode(element.value, encoding).split("\\")]
+        return all(self.pseudonyms.is_subject(part) or self.pseudonyms.is_label(part) for part in parts)
 
     def at_pieces(self) -> None:
         """All that is no text at once; piece by piece only where something is there."""

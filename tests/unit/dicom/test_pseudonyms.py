@@ -98,3 +98,13 @@ def test_a_key_that_everybody_may_read_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == ErrorCode.ERROR_CODE_CONFIGURATION
     file.chmod(0o600)
     assert Pseudonyms.load(file).uid("1.2") == Pseudonyms(bytes(32)).uid("1.2")
+
+
+def test_a_label_fits_an_ae_title_and_is_a_fixed_point() -> None:
+    pseudonyms, other = Pseudonyms(KEY), Pseudonyms(OTHER)
+    for number in range(200):
+        label = pseudonyms.label("station", f"ROOM{number}")
+        assert re.fullmatch(r"[A-Z2-7]{16}", label)
+        assert pseudonyms.label("station", label) == label
+        assert other.label("station", label) != label
+    assert not pseudonyms.is_label("ROOM1")
