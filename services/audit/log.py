@@ -427,8 +427,9 @@ class Log:
         assert lease is not None
         assert state is not None
         began = time.monotonic()
-        now_us = time.time_ns() // 1000
-        if not batch and not self._has_news(now_us):
+        # Of one moment: a commit that takes long must not look like a clock that was set.
+        now_us, monotonic_us = time.time_ns() // 1000, time.monotonic_ns() // 1000
+        if not batch and not self._has_news(now_us, monotonic_us):
             return
         answers: list[tuple[Submission, list[int] | StepwedgeError]] = []
         with lease.writing() as connection:
@@ -449,12 +450,12 @@ class Log:
                         answers.append((submission, draft.take(submission.records)))
                 except StepwedgeError as error:
                     answers.append((submission, error))
-            draft.report(self._clock_step(now_us))
+            draft.report(self._clock_step(now_us, monotonic_us))
             self._successor = draft.hand_over(self.key)
             following = draft.finish(self.sign)
             with bulk.one_round_trip(connection):
                 store.write(connection, following.batch)
-        self._after(following, now_us)
+        self._after(following, now_us, monotonic_us)
         for submission, answer in answers:
             if submission.act is not None and not isinstance(answer, StepwedgeError):
                 submission.act.committed()
@@ -467,7 +468,7 @@ class Log:
                 submission.done.set_result(Receipt(answer, following.state.head.note))
         self._on_commit(len(following.batch.entries), time.monotonic() - began)
 
-    def _after(self, following: "Following", now_us: int) -> None:
+    def _after(self, following: "Following", now_us: int, monotonic_us: int) -> None:
         """The batch is committed: make the mark outside the database, then go on from there."""
         if self._successor is not None:
             self._signer, self._signs_from, self._successor = self._successor, following.state.head.size, None
@@ -478,22 +479,24 @@ class Log:
         self._facets = {**self._facets, **following.batch.facets}
         if self._vault is not None:
             self._vault.committed(following.batch)
-        self._clock = (now_us, time.monotonic_ns() // 1000)
+        self._clock = (now_us, monotonic_us)
         for incarnation in following.incarnations:
             self._incarnations.pop((incarnation.producer, incarnation.name), None)
             self._remember(incarnation)
         for alert in following.alerts:
             self._on_alert(alert)
 
-    def _has_news(self, now_us: int) -> bool:
+    def _has_news(self, now_us: int, monotonic_us: int) -> bool:
         """Whether something is to be recorded though nobody submitted anything."""
-        return any(one.overdue(now_us) for one in self._incarnations.values()) or self._clock_step(now_us) != 0
+        if any(one.overdue(now_us) for one in self._incarnations.values()):
+            return True
+        return self._clock_step(now_us, monotonic_us) != 0
 
-    def _clock_step(self, now_us: int) -> int:
+    def _clock_step(self, now_us: int, monotonic_us: int) -> int:
         """How far the clock was set since the last commit, microseconds; 0 where it was not."""
         if self._clock is not None:
             wall, monotonic = self._clock
-            step = now_us - wall - (time.monotonic_ns() // 1000 - monotonic)
+            step = now_us - wall - (monotonic_us - monotonic)
         elif self._state is not None:
             step = min(0, now_us - self._state.recorded_max_us)
         else:

@@ -2,12 +2,14 @@
 
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from services.audit import store
-from services.audit.acts import Caller
+from services.audit.acts import Caller, Own
 from services.audit.high_water import HighWater
 from services.audit.log import Log
 from services.audit.reading import Reader
@@ -261,6 +263,25 @@ def test_a_start_after_a_crash_finds_the_master_key_that_counts(tmp_path: Path) 
     assert not staged.exists()
     assert master.read_bytes() != old
     assert look_up(log, 1) == identity(BERT, 2)
+    close(log)
+
+
+class Slow(LookUp):
+    """A look-up on a machine that is busy."""
+
+    def perform(self, connection: sa.Connection, now_us: int, size: int) -> Own:
+        made = super().perform(connection, now_us, size)
+        time.sleep(1.3)
+        return made
+
+
+def test_an_act_that_takes_long_is_no_step_of_the_clock(tmp_path: Path) -> None:
+    log = open_log(f"sqlite:///{tmp_path / 'audit.db'}", tmp_path)
+    producer = Producer()
+    append(log, received(producer, 1, ANNA))
+    log.perform(Slow(log.vault, CALLER, 0)).result(20)  # type: ignore[arg-type]
+    append(log, received(producer, 2, ANNA))
+    assert Reader(log.store).query(Filter(kind=audit_pb2.RECORD_KIND_ALERT), 10, "") == ([], "")
     close(log)
 
 
