@@ -56,15 +56,18 @@ def shift(original: Encoded, pseudonyms: Pseudonyms, subject: str, *, uids_stay:
     """How the dates of an object move; not again where the object is one of ours whose dates were moved already.
 
     People without a Patient ID do not share one shift: each of their studies has its own. Where besides the UIDs stay,
-    nothing would tell that the dates were moved, and none is kept.
+    or there are none but public ones, nothing would tell that the dates were moved, and none is kept.
     """
     elements = original.data_set
     patient_id, _ = patient(original)
-    study = values.first(elements, _STUDY) or values.first(elements, _INSTANCE)
+    uids = [values.first(elements, tag) for tag in (_STUDY, _INSTANCE)]
+    names = [uid for uid in uids if uid and not values.is_public_uid(uid)]
+    study = names[0] if names else ""
     moved = values.first(elements, _IDENTITY_REMOVED) == "YES" and values.first(elements, _MODIFIED) == "MODIFIED"
-    ours = pseudonyms.is_subject(patient_id) or any(map(pseudonyms.is_ours, (study, values.first(elements, _INSTANCE))))
+    ours = pseudonyms.is_subject(patient_id) or any(map(pseudonyms.is_ours, names))
     whose = subject if patient_id else pseudonyms.uid(study)
-    day = None if uids_stay and not patient_id else anchor(values.first(elements, tag) for tag in _EXAMINATION)
+    marked = bool(patient_id) or bool(names and not uids_stay)
+    day = anchor(values.first(elements, tag) for tag in _EXAMINATION) if marked else None
     return pseudonyms.date_shift(whose, day, done=moved and ours)
 
 
