@@ -4,7 +4,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -17,6 +17,7 @@ from services.audit.scrub import Findings, Scrub
 from services.audit.subjects import Erase, LookUp, Vault
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import caller
+from shared.transparency.cosignature import WitnessKey
 from stepwedge.audit.v1 import audit_pb2
 
 _SECONDS = 60.0
@@ -54,7 +55,10 @@ def moment_us(moment: Timestamp) -> int:
 class GuardianCalls:
     """EraseSubject, SetHold, ListHolds, Prune, OpenIdentity and CheckLog of stepwedge.audit.v1.AuditService."""
 
-    def __init__(self, log: Log, scrub: Scrub, of_kind: Mapping[str, str]) -> None:
+    def __init__(
+        self, log: Log, scrub: Scrub, of_kind: Mapping[str, str], witnesses: Sequence[WitnessKey] = ()
+    ) -> None:
+        self._witness_keys = witnesses
         self._guarded = log
         self._scrub = scrub
         self._of_kind = of_kind
@@ -121,7 +125,7 @@ class GuardianCalls:
         asked = self._caller(request.cause, purpose_needed=False)
         if request.dry_run:
             return await asyncio.to_thread(self._would_prune, wish)
-        act = Prune(asked, wish, self._guarded.forget_subjects)
+        act = Prune(asked, wish, self._guarded.forget_subjects, self._witness_keys)
         index = await self._performed(act)
         if act.refused:
             message = f"what was named must still be kept; recorded as entry {index}"
@@ -129,10 +133,10 @@ class GuardianCalls:
         return audit_pb2.PruneResponse(index=index, removed=act.removed, held=act.held, more=act.more)
 
     def _would_prune(self, wish: Wish) -> audit_pb2.PruneResponse:
-        now_us = time.time_ns() // 1000
-        if wish.too_early(now_us):
-            raise StepwedgeError(ErrorCode.ERROR_CODE_RETAINED, "what was named must still be kept")
         with self._guarded.store.reading() as connection:
+            now_us = retention.agreed_us(connection, time.time_ns() // 1000, self._witness_keys)
+            if wish.too_early(now_us):
+                raise StepwedgeError(ErrorCode.ERROR_CODE_RETAINED, "what was named must still be kept")
             size = retention.size_of(connection)
             found = retention.expired(connection, wish, now_us, size, most=10_000_000)
         return audit_pb2.PruneResponse(removed=len(found.indexes), held=found.held, more=found.more)

@@ -19,6 +19,8 @@ from services.audit import record, store, tiles
 from services.audit.acts import Caller, Own, trusted
 from services.audit.store import ATTACHMENTS, BLIND_INDEX, ENTRIES, IDENTITIES, SUBJECT_KEYS
 from shared.errors import ErrorCode, StepwedgeError
+from shared.transparency.cosignature import WitnessKey, cosigners
+from shared.transparency.note import Note
 from stepwedge.audit.v1 import audit_pb2
 
 LASTING = "LOG"
@@ -70,6 +72,19 @@ def over_before(retention: str, now_us: int) -> int:
             return int(now.replace(year=year, month=month + 1, day=day).timestamp()) * 1_000_000
         except ValueError:
             day -= 1
+
+
+def agreed_us(connection: sa.Connection, now_us: int, witnesses: Sequence[WitnessKey]) -> int:
+    """The time by which retention is over: the log's clock, and where it has witnesses no later than theirs.
+
+    Whoever rules the log's machine rules its clock, and could have everything pruned by setting it forward. The newest
+    cosignature bears the time of another machine; before there is one, nothing is over.
+    """
+    if not witnesses:
+        return now_us
+    found = store.cosigned(connection)
+    times = {} if found is None else cosigners(Note.parse(found.note.encode()), witnesses)
+    return min(now_us, max(times.values(), default=0) * 1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,8 +312,15 @@ class Prune:
 
     makes_facets: ClassVar[bool] = False
 
-    def __init__(self, caller: Caller, wish: Wish, forget: Callable[[], None] = lambda: None) -> None:
-        """forget: what is remembered of the keys of subjects, of which some may go."""
+    def __init__(
+        self,
+        caller: Caller,
+        wish: Wish,
+        forget: Callable[[], None] = lambda: None,
+        witnesses: Sequence[WitnessKey] = (),
+    ) -> None:
+        """forget: what is remembered of the keys of subjects, of which some may go. witnesses: see `agreed_us`."""
+        self._witnesses = witnesses
         self._caller = caller
         self._forget = forget
         self._wish = wish
@@ -309,6 +331,7 @@ class Prune:
 
     def perform(self, connection: sa.Connection, now_us: int, size: int) -> Own | None:
         """See `Act`."""
+        now_us = agreed_us(connection, now_us, self._witnesses)
         before_us = now_us if self._wish.before_us is None else self._wish.before_us
         event = audit_pb2.PrunedEvent(
             requested_by=self._caller.identity.value,

@@ -41,7 +41,7 @@ class AuditService(ProofCalls, GuardianCalls, audit_pb2_grpc.AuditServiceService
     ) -> None:
         scrub = scrub or Scrub(log, 0)
         ProofCalls.__init__(self, log.store, rotator)
-        GuardianCalls.__init__(self, log, scrub, retention or {})
+        GuardianCalls.__init__(self, log, scrub, retention or {}, witnesses.keys if witnesses else ())
         self._log = log
         self._witnesses = witnesses
         self._reader = Reader(log.store, scrub.raise_if_refused)

@@ -165,6 +165,11 @@ class Witnesses:
         self._alerted = False
         self._thread = threading.Thread(target=self._run, name="witnesses", daemon=True)
 
+    @property
+    def keys(self) -> list[WitnessKey]:
+        """The witnesses' verification keys."""
+        return [standing.client.key for standing in self._standings]
+
     def start(self) -> None:
         """Begin to ask."""
         with self._log.store.reading() as connection:

@@ -341,8 +341,14 @@ class Scene:
     @contextmanager
     def new_witness(self) -> Iterator[House]:
         """A witness that knows the log and has cosigned nothing; it runs."""
+        with self.witness_of(self.place) as house:
+            yield house
+
+    @contextmanager
+    def witness_of(self, place: Place) -> Iterator[House]:
+        """The same, of another log."""
         name = secrets.token_hex(4)
-        with running(House(self.folder / f"new-{name}", f"witness.example/{name}", [self.vkey])) as house:
+        with running(House(self.folder / f"new-{name}", f"witness.example/{name}", [place.vkey])) as house:
             yield house
 
     def judge(self, export: Path, **more: Any) -> Judgement:

@@ -32,10 +32,8 @@ class Moved:
         return Service(child, until_ready(child), town.pki, town.nursery)
 
     def set(self, seconds: float) -> None:
-        """Set the clock, at once as `date -s` does."""
-        new = self.file.with_suffix(".new")
-        new.write_text(str(seconds))
-        new.replace(self.file)
+        """Set the clock."""
+        clock.set_to(self.file, seconds)
 
     def steps(self) -> list[float]:
         """The steps that the log recorded, hours."""

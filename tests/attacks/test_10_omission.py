@@ -44,7 +44,7 @@ def test_10_the_log_itself_raises_an_alert_when_the_numbers_do_not_come(scene: S
     service.fill(producer, 2, first=61_000)
     producer.sequence += 1
     service.fill(producer, 1, first=61_010)
-    file.write_text(str(GRACE_SECONDS + 1))  # half a minute later
+    clock.set_to(file, GRACE_SECONDS + 1)  # half a minute later
     (alert,) = until(lambda: service.alerts(audit_pb2.ALERT_CODE_SEQUENCE_GAP))
     assert (alert.about, alert.first_sequence, alert.last_sequence) == ("ingest", 3, 3)
     assert service.stop() == 0

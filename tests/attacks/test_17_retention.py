@@ -13,8 +13,9 @@ from stepwedge.audit.v1 import audit_pb2
 from tests.attacks import clock, insider
 from tests.attacks.calling import code_of
 from tests.attacks.insider import VICTIM
-from tests.attacks.scene import ALTERED, ORIGIN, PROVED, Place, Scene, Service, until_ready
+from tests.attacks.scene import ALTERED, ORIGIN, PROVED, Place, Scene, Service, until, until_ready
 from tests.unit.audit.making import Producer, uid
+from tests.wire.witness_house import House
 
 YEAR = 365.25 * 86400
 OLD = 300
@@ -23,12 +24,12 @@ WHY = audit_pb2.Cause(purpose=audit_pb2.PURPOSE_OF_USE_HLEGAL)
 
 
 @contextmanager
-def serving_at(scene: Scene, place: Place, years: float) -> Iterator[Service]:
+def serving_at(scene: Scene, place: Place, years: float, *witnesses: House) -> Iterator[Service]:
     """The service under a clock that is so many years ahead."""
     town = scene.town
     file = place.folder / "clock"
     file.write_text(str(years * YEAR))
-    environment = {**town.environment(place), clock.VARIABLE: str(file)}
+    environment = {**town.environment(place, witnesses), clock.VARIABLE: str(file)}
     out = place.folder / f"out.{time.monotonic_ns()}"
     child = town.nursery.spawn("tests.attacks.clock:serve", out, environment=environment)
     service = Service(child, until_ready(child), town.pki, town.nursery)
@@ -144,17 +145,31 @@ def test_17_a_clock_set_forward_to_prune_is_an_alert_before_the_record_of_the_pr
     """Who rules the clock rules what is over. The log says that the clock was set, by how much, and before what."""
     with serving_at(scene, copy, 0) as service:
         service.fill(Producer(), 1, first=120_000)
-        (copy.folder / "clock").write_text(str(11 * YEAR))
+        clock.set_to(copy.folder / "clock", 11 * YEAR)
         service.fill(Producer(), 1, first=120_001)
         assert prune(service).removed == 512
         (alert,) = service.alerts(audit_pb2.ALERT_CODE_CLOCK_STEP)
         assert alert.clock_step_ms > 10 * YEAR * 1000
 
 
-def test_17_a_clock_set_forward_while_the_log_was_stopped_is_told_by_the_witness_s_clock_only(
+def test_17_with_a_witness_what_is_over_is_over_by_its_clock_too(scene: Scene, aged: Place, copy: Place) -> None:
+    with scene.witness_twin() as witness:
+        with serving_at(scene, copy, 11, witness) as service:
+            service.fill(Producer(), 1, first=122_000)
+            assert prune(service).removed == 0
+            tomorrow = {"seconds": int(time.time()) + 86400}
+            assert code_of(lambda: prune(service, before=tomorrow)) == "RETAINED"
+        assert scene.judge(copy.export(), older=scene.export).code == PROVED
+    old = aged.copy(scene.folder / f"aged-{time.monotonic_ns()}")
+    with scene.witness_of(old) as witness, serving_at(scene, old, 0, witness) as service:
+        until(lambda: service.checkpoint().cosigned_checkpoint)
+        assert prune(service).removed == 256, "what is over by both clocks goes"
+
+
+def test_17_without_a_witness_a_clock_set_forward_while_the_log_was_stopped_is_told_by_nothing_in_the_log(
     scene: Scene, copy: Place
 ) -> None:
-    """The log takes it for a long rest. The cosignatures of before and after, by another clock, show what it was."""
+    """The log takes it for a long rest. Only what was kept outside shows what time it was."""
     with serving_at(scene, copy, 11) as service:
         service.fill(Producer(), 1, first=121_000)
         assert prune(service).removed == 512
