@@ -92,7 +92,7 @@ class Option(StrEnum):
     """E.3.11: the institution stays."""
 
 
-_COLUMNS: Final[Mapping[Option, tuple[str, Action]]] = {
+COLUMNS: Final[Mapping[Option, tuple[str, Action]]] = {
     Option.RETAIN_UIDS: ("uids", Action.KEEP),
     Option.RETAIN_DEVICE_IDENTITY: ("device", Action.LABEL),
     Option.RETAIN_INSTITUTION_IDENTITY: ("institution", Action.KEEP),
@@ -251,7 +251,7 @@ class Profile:
 
     @cached_property
     def retained(self) -> frozenset[int]:
-        """Attributes of the table that may stand as they did, by an option or an override; a label of ours stays one."""
+        """Attributes that may stand as they did, by an option or an override; a label of ours stays one."""
         return frozenset(tag for tag, action in self.listed.items() if action in (Action.KEEP, Action.LABEL))
 
     def action(self, tag: int) -> Action:
@@ -304,7 +304,7 @@ def _overrides(entries: Any) -> Iterator[Override]:
         if not isinstance(entry, dict) or entry.keys() != {"attribute", "action", "reason"}:
             raise _configuration("an override has other keys than attribute, action and reason")
         attribute, action, reason = (str(entry[key]).strip() for key in ("attribute", "action", "reason"))
-        tag = _tag(attribute)
+        tag = tag_of(attribute)
         if action not in ("X", "Z", "D", "U", "K", "C"):
             raise _configuration(f"the override of {attribute} has an action other than X, Z, D, U, K, C")
         if not reason:
@@ -327,12 +327,12 @@ def _names_somebody(tag: int) -> bool:
     return any(tag_for_keyword(row["keyword"]) == tag and row["kind"] in _NEVER_KEPT for row in rows("identifiers.csv"))
 
 
-def _tag(attribute: str) -> int:
+def tag_of(attribute: str) -> int:
     """Tag of a keyword, or of "(0008,103E)"."""
     match = re.fullmatch(r"\(?([0-9A-Fa-f]{4}),?\s*([0-9A-Fa-f]{4})\)?", attribute)
     tag = int(match[1] + match[2], 16) if match else tag_for_keyword(attribute)
     if tag is None or not in_dictionary(tag):
-        raise _configuration("an override is of an attribute that the data dictionary does not have")
+        raise _configuration("the data dictionary does not have such an attribute")
     return tag
 
 
@@ -387,7 +387,7 @@ def _of_options(tag: int, row: Mapping[str, str], options: Sequence[Option]) -> 
     """What the options make of an attribute; to keep goes before to clean."""
     found: list[Action] = []
     for option in options:
-        column, clean = _COLUMNS.get(option, ("", Action.KEEP))
+        column, clean = COLUMNS.get(option, ("", Action.KEEP))
         cell = row[column] if column else ""
         if cell:
             found.append(Action.KEEP if cell == "K" else clean)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydicom.datadict import tag_for_keyword
 
+from services.redaction.conformance import main, markdown
 from services.redaction.profile import PROFILES, Action, Option, Profile, attributes
 from shared.errors import ErrorCode, StepwedgeError
 
@@ -47,7 +48,7 @@ OVERRIDE = '[[override]]\nattribute = "{}"\naction = "{}"\nreason = "{}"\n'
         (HEAD + OVERRIDE.format("KVP", "X", ""), "no reason"),
         (HEAD + OVERRIDE.format("KVP", "Q", "r"), "action other than"),
         (HEAD + OVERRIDE.format("KVP", "U", "r"), "no UID"),
-        (HEAD + OVERRIDE.format("NoSuchThing", "X", "r"), "data dictionary"),
+        (HEAD + OVERRIDE.format("NoSuchThing", "X", "r"), "data dictionary does not have"),
         (HEAD + OVERRIDE.format("PatientIdentityRemoved", "X", "r"), "not open"),
         (HEAD + OVERRIDE.format("KVP", "X", "r") * 2, "two overrides of KVP"),
         (HEAD + '[[override]]\nattribute = "KVP"\n', "other keys"),
@@ -140,3 +141,27 @@ def test_every_cell_of_the_table_is_honoured_by_its_option() -> None:
             else:
                 assert action is basic.action(number), (option, row["name"])
     assert cells > 600
+
+
+def test_the_conformance_table_tells_every_option_from_the_tables() -> None:
+    text = markdown()
+    for option in Option:
+        assert f"| `{option}` | 1131" in text
+    assert "| `retain-full-dates` | 113106 | 169 | 0 |" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["basic", "StudyDate"], "(0008,0020) StudyDate: empty"),
+        (["research", "(0008,0020)"], "StudyDate: shift"),
+        (["basic", "ContentDate"], "dummy"),
+        (["quality", "StationName"], "StationName: keep"),
+    ],
+)
+def test_what_a_profile_does_to_an_attribute_can_be_asked(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    assert words in capsys.readouterr().out
+    assert main(["no-such-profile"]) == 2
