@@ -1,6 +1,7 @@
 """Whoever reads the log is in the log: a real server, both databases, every call that reveals entries."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,13 @@ async def test_what_a_person_typed_into_a_filter_is_never_in_the_log(audit: Runn
     the_store.close()
     assert b"doe" not in leaves
     assert b"0012345678" not in leaves
+
+
+async def test_a_token_of_the_blind_index_is_recorded_by_its_digest(audit: Running) -> None:
+    token = bytes(range(16))
+    assert not (await first_page(audit, token=token)).entries
+    (entry,) = await recorded(audit)
+    assert [(one.name, one.value) for one in entry.record.read.filters] == [("token", sha256(token).hexdigest())]
 
 
 async def test_a_read_that_found_nothing_to_hand_out_is_recorded_with_its_reason(audit: Running) -> None:
