@@ -351,7 +351,10 @@ class Cleaner:
                 continue
             how = Mode.STRICT if action in (Action.REMOVE, Action.DUMMY) else Mode.CLEAN
             over = {Action.KEEP: _SAID, Action.SHIFT: _SAID_MOVED}.get(action, _NOTHING)
-            items.append(self._data_set(item, encoding, how, depth + 1, over))
+            done = self._data_set(item, encoding, how, depth + 1, over)
+            if action is Action.KEEP and content.cap_age(done):
+                self._counts.add("AGE")
+            items.append(done)
         return Element(element.tag, "SQ", b"", items)
 
     def _graphics(self, element: Element, encoding: Sequence[str], mode: Mode, depth: int) -> Element | None:

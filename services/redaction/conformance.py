@@ -54,8 +54,8 @@ _HERE: Final = {
     "same for the same.",
     Option.RETAIN_UIDS: "UIDs stay where they are UIDs.",
     Option.RETAIN_SAFE_PRIVATE: "Private elements of Table E.3.10-1 stay, found by group, creator and element, and "
-    "those that the object itself calls safe in (0008,0300) unless the profile says otherwise. Values are judged like public "
-    "ones. What is left is described in (0008,0300).",
+    "those that the object itself calls safe in (0008,0300) unless the profile says otherwise. Values are judged like "
+    "public ones. What is left is described in (0008,0300).",
     Option.RETAIN_INSTITUTION_IDENTITY: "The institution stays.",
 }
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from math import inf
 from typing import Final
 
 from services.redaction import values
 from services.redaction.profile import Action, Option, rows
-from shared.dicom_encoding import Elements
+from shared.date_shift import capped_years
+from shared.dicom_encoding import Element, Elements
 
 _CONCEPT_NAME: Final = 0x0040A043
 _VALUE_TYPE: Final = 0x0040A040
 _BY_REFERENCE: Final = 0x0040DB73
 _CODE_VALUE: Final = 0x00080100
 _SCHEME: Final = 0x00080102
+_MEASURED: Final = 0x0040A300
+_NUMERIC_VALUE: Final = 0x0040A30A
+_UNITS: Final = 0x004008EA
+_SUBJECT_AGE: Final = "121033"
+_PER_YEAR: Final = {"a": 1.0, "mo": 12.0, "wk": 52.1775, "d": 365.2425}
 _COLUMNS: Final[Mapping[Option, tuple[str, Action]]] = {
     Option.RETAIN_UIDS: ("uids", Action.KEEP),
     Option.RETAIN_DEVICE_IDENTITY: ("device", Action.KEEP),
@@ -54,6 +61,26 @@ def action(item: Elements, table: Rules) -> Action:
             key = values.first(concept, _SCHEME), values.first(concept, _CODE_VALUE), value_type
             return table.get(key, Action.TEXT)
     return Action.TEXT
+
+
+def cap_age(item: Elements) -> bool:
+    """Whether the content item is an age of the subject over 89 years; then it is 90 years now."""
+    children = {element.tag: element.items for element in item if element.items}
+    concept, measured = children.get(_CONCEPT_NAME), children.get(_MEASURED)
+    if not concept or not measured or values.first(concept[0], _CODE_VALUE) != _SUBJECT_AGE:
+        return False
+    unit = next((e.items[0] for e in measured[0] if e.tag == _UNITS and e.items), [])
+    per_year = _PER_YEAR.get(values.first(unit, _CODE_VALUE), 1.0)
+    for at, element in enumerate(measured[0]):
+        if element.tag == _NUMERIC_VALUE:
+            try:
+                years = float(bytes(element.value)) / per_year
+            except ValueError:
+                years = inf
+            if capped_years(years) != years:
+                measured[0][at] = Element(_NUMERIC_VALUE, "DS", f"{capped_years(years) * per_year:.0f}".encode())
+                return True
+    return False
 
 
 def has_references(elements: Elements) -> bool:

@@ -102,6 +102,23 @@ def test_ages_over_89_are_capped(age: str, kept: str) -> None:
     assert "PatientAge" not in basic
 
 
+@pytest.mark.parametrize(
+    ("age", "unit", "kept"), [("95", "a", 90), ("61", "a", 61), ("1200", "mo", 1080), ("7", "mo", 7)]
+)
+def test_the_age_of_a_subject_in_a_report_is_capped(age: str, unit: str, kept: int) -> None:
+    ds, item, concept, measured, units = minimal("1.2.840.10008.5.1.4.1.1.88.33"), *(Dataset() for _ in range(4))
+    concept.CodeValue, concept.CodingSchemeDesignator, concept.CodeMeaning = "121033", "DCM", "Subject Age"
+    units.CodeValue, units.CodingSchemeDesignator, units.CodeMeaning = unit, "UCUM", "time"
+    measured.NumericValue, measured.MeasurementUnitsCodeSequence = age, Sequence([units])
+    item.RelationshipType, item.ValueType = "HAS OBS CONTEXT", "NUM"
+    item.ConceptNameCodeSequence, item.MeasuredValueSequence = Sequence([concept]), Sequence([measured])
+    ds.ContentSequence = Sequence([item])
+    after, _ = redacted(ds, Option.CLEAN_STRUCTURED_CONTENT, Option.RETAIN_PATIENT_CHARACTERISTICS)
+    assert after.ContentSequence[0].MeasuredValueSequence[0].NumericValue == kept
+    after, _ = redacted(ds, Option.CLEAN_STRUCTURED_CONTENT)
+    assert not after.ContentSequence
+
+
 def test_dates_of_one_person_move_alike_and_intervals_stay() -> None:
     first, second, other = minimal(), minimal(), minimal()
     first.StudyDate, second.StudyDate, other.StudyDate = "20210310", "20210317", "20210310"
