@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -87,15 +87,19 @@ def second_opinion(
     pseudonyms: Pseudonyms,
     options: Collection[str] = (),
     retained: Collection[int] = (),
+    pixels: Callable[[Encoded], int] | None = None,
 ) -> Opinion:
     """What of the original is left in the file that was written.
 
     options: names of the options of the profile (`services.redaction.profile.Option`): what they keep is not looked
-    for. retained: tags that the profile lets stand as they were. Raises as `parse` where the file cannot be read.
+    for. retained: tags that the profile lets stand as they were. pixels: counts the texts that are still in the pixels
+    of a parsed object. Raises as `parse` where the file cannot be read.
     """
     result = parse(written)
     looking = _Looking(original.data_set, pseudonyms, frozenset(map(str, options)), frozenset(retained))
     looking.at_meta(result)
+    if pixels is not None and (left := pixels(result)):
+        looking.hits["PIXELS"] = left
     return looking.opinion(result.data_set)
 
 

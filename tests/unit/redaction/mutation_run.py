@@ -33,7 +33,7 @@ from tests.unit.redaction.mutations import mutated
 SECONDS = 10.0
 MEMORY_BYTES = 2 << 30
 """Address space that a child may have; an object here has at most 300 kB."""
-BLOCK = 250
+BLOCK = 1000
 FAILURES = ("crash", "died", "hang", "unsaveable", "second pass differs", "memory")
 SLACK = 60.0  # a machine that others use too
 
@@ -87,6 +87,7 @@ def run(seeds: range, profile: str = "basic") -> tuple[Counter[str], list[tuple[
     while todo:
         block = todo.pop(0)
         done, at, memory = _child(block, profile)
+        sys.stderr.write(f"{profile}: {sum(counts.values()) + len(done)} of {len(seeds)}, {len(failed)} failed\n")
         for seed, what in done:
             counts[what] += 1
             if what.startswith(FAILURES):
