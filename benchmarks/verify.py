@@ -246,7 +246,8 @@ def main() -> None:
     print(
         f"{result['records']} records ({result['bytes'] >> 20} MiB): verified in {result['verify_seconds']} s "
         f"({result['verify_cpu_seconds']} s of processor, {result['verify_records_per_second']} records/s, "
-        f"{result['verify_peak_bytes_of_a_process'] >> 20} MiB a process at most); {result["processors"]} processors; "
+        f"{result['verify_peak_bytes_of_a_process'] >> 20} MiB a process at most); "
+        f"{result['processors']} processors; "
         f"sha256sum of the archive {result['sha256sum_seconds']} s; load {result['load']}"
     )
 
