@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 CLUSTER = ROOT / "deploy" / "cluster.toml"
-NAMES = [service.value for service in SERVICES]
+NAMES = [*(service.value for service in SERVICES), "console"]
 
 
 def stage(target: str) -> str:
@@ -82,10 +82,10 @@ def test_the_image_exposes_what_its_settings_listen_on_and_runs_without_root(ser
     assert "no-new-privileges:true" in container["security_opt"]
 
 
-def test_compose_publishes_only_ingest_and_only_what_it_listens_on() -> None:
+def test_compose_publishes_only_ingest_and_the_console_and_only_what_it_listens_on() -> None:
     for name, service in COMPOSE["services"].items():
         published = {int(entry.rpartition(":")[2]) for entry in service.get("ports", [])}
-        assert published <= (ports("ingest") if name == "ingest" else set()), name
+        assert published <= (ports(name) if name in ("ingest", "console") else set()), name
 
 
 def test_the_database_and_the_services_are_on_networks_of_their_own() -> None:
@@ -93,7 +93,7 @@ def test_the_database_and_the_services_are_on_networks_of_their_own() -> None:
     assert COMPOSE["networks"]["services"] == {"internal": True}
     members = {name: set(service.get("networks", [])) for name, service in COMPOSE["services"].items()}
     assert {name for name, networks in members.items() if "store" in networks} == {"postgres", "ingest", "audit"}
-    assert {name for name, networks in members.items() if "doors" in networks} == {"ingest"}
+    assert {name for name, networks in members.items() if "doors" in networks} == {"ingest", "console"}
 
 
 def test_only_ingest_and_redaction_can_reach_original_objects_and_every_volume_is_declared() -> None:
@@ -259,7 +259,7 @@ def test_each_container_command_starts_as_a_process_over_postgresql_and_its_heal
 ) -> None:
     containers.provision()
     containers.make_roles()
-    order = ["audit", "redaction", "inference", "ingest"]
+    order = ["audit", "redaction", "inference", "ingest", "console"]
     for service in order:
         for needed in COMPOSE["services"][service]["depends_on"]:
             assert needed in {"provision", "postgres", *order[: order.index(service)]}
