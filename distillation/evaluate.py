@@ -1,35 +1,60 @@
-"""The report: a released file against people's masks, turned and foreign pictures, and the clock."""
+"""The report: a released file against people's masks, faults, turned and foreign pictures, itself, and the clock."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import resource
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from distillation import not_a_chest
 from distillation.calibrate import STRUCTURES, confidence, distance
+from distillation.corruptions import FAMILIES, OCCLUSION, SEVERITIES, corrupted
 from distillation.data import (
     CHANNELS,
     CONVENTION_CHANNELS,
     FLAGS,
+    MAP,
     Radiograph,
+    draws_the_heart_border,
     on_grid,
     read_image,
     read_index,
     read_truth,
 )
-from distillation.measures import Mask, cardiothoracic_ratio, dice, hausdorff95, interval
+from distillation.measures import (
+    Mask,
+    auroc,
+    cardiothoracic_ratio,
+    dice,
+    hausdorff95,
+    interval,
+    iou,
+    outline_band,
+    reliability,
+    risk_coverage,
+    surface_dice,
+)
 from distillation.runtime import Answer, answer, session, upsampled
 from distillation.runtime import sigmoid as probability
-from services.inference.preprocessing import GRID, preprocess
+from services.inference.preprocessing import GRID, Letterbox, preprocess
 
+POOR = 0.90
+"""Dice under which a mask that was not abstained from is a silent failure."""
+WATTS_PER_CORE = 5.0
+"""For joules, which are modelled: CPU-seconds times this."""
+BAND = 4  # cells of the map of 128
+FAULTY_OF_A_GROUP = 40  # images of a source and split that the faults are tried on
 TURNS = {"rotated_90": -1, "rotated_180": 2, "rotated_270": 1}  # np.rot90 turns against the clock
 
 
@@ -37,11 +62,13 @@ def report(folder: Path, data: Path, splits: tuple[str, ...], objects: Path | No
     """The served file measured in full, the fp32 file's masks beside it."""
     calibration = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
     served, reference = folder / "student.int8.onnx", folder / "student.fp32.onnx"
-    whole = evaluate(session(reference), calibration, data, splits, None)
+    whole = evaluate(session(reference), calibration, data, splits, None, faults=False)
     return {
+        "schema": 2,
         "served": {
             "sha256": hashlib.sha256(served.read_bytes()).hexdigest(),
             **evaluate(session(served), calibration, data, splits, objects),
+            "bytes": served.stat().st_size,
             "speed": speed(served),
         },
         "reference": {
@@ -53,69 +80,249 @@ def report(folder: Path, data: Path, splits: tuple[str, ...], objects: Path | No
 
 
 def evaluate(
-    model: ort.InferenceSession, calibration: dict[str, Any], data: Path, splits: tuple[str, ...], objects: Path | None
+    model: ort.InferenceSession,
+    calibration: dict[str, Any],
+    data: Path,
+    splits: tuple[str, ...],
+    objects: Path | None,
+    faults: bool = True,
 ) -> dict[str, Any]:
     """Everything that is measured on the images of `splits`, each with its number of images and interval."""
     items = [item for item in read_index(data) if item.split in splits]
     prepared = [preprocess(read_image(data, item)) for item in items]
     grids = np.stack([one.grid for one in prepared])
     answers = answer(model, grids)
+    people = [_people(data, item, one.geometry) for item, one in zip(items, prepared, strict=True)]
     rows: list[dict[str, Any]] = []
-    for i, (item, one) in enumerate(zip(items, prepared, strict=True)):
-        masks = upsampled(answers.logits[i]) > 0
-        values = _against_people(data, item, one, masks)
-        for name, channels in STRUCTURES.items():
-            if name in values:
-                values[f"confidence_{name}"] = confidence(answers.logits[i], channels, calibration["mask_temperature"])
-        rows.append({"group": f"{item.source}/{item.split}", **values})
-    return {
+    for i, item in enumerate(items):
+        values = _against_people(item, people[i], upsampled(answers.logits[i]) > 0)
+        rows.append({"item": item, **values, **_confidences(answers.logits[i], values, calibration)})
+    report = {
         "splits": list(splits),
-        "masks": _tabulate(rows),
+        "masks": _tabulate(rows, _group),
+        "subgroups": _subgroups(rows),
+        "labels_of_the_convention": _tabulate(
+            [row for row, truth in zip(rows, people, strict=True) if _keeps_the_convention(truth)], _group
+        ),
+        "calibration": _calibration(answers, items, people, calibration),
         "selective": _selective(rows, calibration),
-        "flags": _flags(model, calibration, items, grids, answers),
-        "not_a_chest": _foreign(model, calibration, answers, objects),
+        "cardiothoracic_ratio": _ratios(rows),
     }
+    if faults:
+        report |= {
+            "flags": _flags(model, calibration, items, grids, answers),
+            "not_a_chest": _foreign(model, calibration, answers, objects),
+            "faults": _faults(model, calibration, [(i, p, t) for i, p, t in zip(items, prepared, people, strict=True)]),
+        }
+    return report
 
 
-def _against_people(data: Path, item: Radiograph, one: Any, masks: NDArray[np.bool_]) -> dict[str, float]:
+@dataclass
+class People:
+    """Human masks bool [256, 256] by channel, and where they speak at all."""
+
+    masks: dict[int, Mask]
+    inside: Mask
+
+
+def _people(data: Path, item: Radiograph, box: Letterbox) -> People:
     channels = CONVENTION_CHANNELS[item.convention]
     if not channels:
-        return {}
+        return People({}, np.zeros((GRID, GRID), bool))
     truth, known = read_truth(data, item)
-    box = one.geometry
     inside = on_grid(known, box, GRID) > 0.999
-    people = {c: (on_grid(t, box, GRID) > 0.5) & inside for c, t in zip(channels, truth, strict=True)}
-    ours = {c: masks[c] & inside for c in channels}
-    values = {CHANNELS[c]: dice(ours[c], people[c]) for c in channels}
-    values |= {f"hd95_{CHANNELS[c]}": hausdorff95(ours[c], people[c]) for c in channels}
+    return People({c: (on_grid(t, box, GRID) > 0.5) & inside for c, t in zip(channels, truth, strict=True)}, inside)
+
+
+def _group(item: Radiograph) -> str:
+    return f"{item.source}/{item.split}"
+
+
+def _keeps_the_convention(truth: People) -> bool:
+    return 1 not in truth.masks or draws_the_heart_border(truth.masks[1], truth.masks[2])
+
+
+def _confidences(
+    logits: NDArray[np.float32], values: dict[str, float], calibration: dict[str, Any]
+) -> dict[str, float]:
+    heat = calibration["mask_temperature"]
+    return {f"confidence_{name}": confidence(logits, c, heat) for name, c in STRUCTURES.items() if name in values}
+
+
+def _against_people(item: Radiograph, truth: People, masks: NDArray[np.bool_]) -> dict[str, float]:
+    people, inside = truth.masks, truth.inside
+    ours = {c: masks[c] & inside for c in people}
+    values: dict[str, float] = {}
+    for c in people:
+        values |= {
+            CHANNELS[c]: dice(ours[c], people[c]),
+            f"iou_{CHANNELS[c]}": iou(ours[c], people[c]),
+            f"surface_dice_{CHANNELS[c]}": surface_dice(ours[c], people[c]),
+            f"hd95_{CHANNELS[c]}": hausdorff95(ours[c], people[c]),
+        }
     if item.convention == "field":
         values["lung_fields"] = dice(ours[0] | ours[1], people[0] | people[1])
         if item.row["ctr"]:
-            values["ctr_error"] = abs(cardiothoracic_ratio(ours[0], ours[1], ours[2]) - float(item.row["ctr"]))
+            values["ctr_difference"] = cardiothoracic_ratio(ours[0], ours[1], ours[2]) - float(item.row["ctr"])
+            values["ctr_error"] = abs(values["ctr_difference"])
             human = cardiothoracic_ratio(people[0], people[1], people[2])
             values["ctr_error_of_human_masks"] = abs(human - float(item.row["ctr"]))
     return values
 
 
-def _tabulate(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _tabulate(rows: list[dict[str, Any]], group_of: Callable[[Radiograph], str]) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = {}
-    for group in sorted({row["group"] for row in rows}):
-        mine = [row for row in rows if row["group"] == group]
-        names = sorted({name for row in mine for name in row if name != "group" and not name.startswith("confidence")})
+    for group in sorted({group_of(row["item"]) for row in rows}):
+        mine = [row for row in rows if group_of(row["item"]) == group]
+        names = sorted({name for row in mine for name in row if name != "item" and not name.startswith("confidence")})
         table[group] = {n: interval(np.array([row[n] for row in mine if n in row], float)) for n in names}
     return table
 
 
+SUBGROUPS: dict[str, Callable[[Radiograph], str]] = {
+    "sex": lambda item: item.row["sex"],
+    "view": lambda item: item.row["view"],
+    "finding": lambda item: item.row["finding"],
+    "vendor": lambda item: item.row["site"],
+    "age": lambda item: _age_band(item.row["age_years"]),
+}
+
+
+def _age_band(years: str) -> str:
+    try:
+        age = float(years)
+    except ValueError:
+        return ""
+    return next(name for top, name in ((18, "under 18"), (50, "18-49"), (65, "50-64"), (1e9, "65+")) if age < top)
+
+
+def _subgroups(rows: list[dict[str, Any]], least: int = 8) -> dict[str, Any]:
+    """Dice of every structure in every subgroup of a source with at least `least` images."""
+    report: dict[str, Any] = {}
+    for kind, name_of in SUBGROUPS.items():
+        for (source, name), mine in _grouped(rows, name_of).items():
+            for structure in STRUCTURES:
+                values = np.array([row[structure] for row in mine if structure in row], float)
+                if len(values) >= least:
+                    report.setdefault(kind, {}).setdefault(f"{source}: {name}", {})[structure] = interval(values)
+    return report
+
+
+def _grouped(rows: list[dict[str, Any]], name_of: Callable[[Radiograph], str]) -> dict[tuple[str, str], list[Any]]:
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for row in rows:
+        if name := name_of(row["item"]):
+            groups.setdefault((row["item"].source, name), []).append(row)
+    return groups
+
+
+def _calibration(
+    answers: Answer, items: list[Radiograph], people: list[People], calibration: dict[str, Any]
+) -> dict[str, Any]:
+    """Expected calibration error by source: of whole images (which the easy background flatters) and of the band of
+    `BAND` cells about the human outlines, before and after the temperature; reliability curve of the band, after."""
+    heat, report = calibration["mask_temperature"], {}
+    for group in sorted({_group(item) for item in items}):
+        pairs: dict[str, list[NDArray[Any]]] = {"z": [], "y": [], "band": []}
+        for i, (item, truth) in enumerate(zip(items, people, strict=True)):
+            if _group(item) == group:
+                for c, mask in truth.masks.items():
+                    small = cv2.resize(mask.astype(np.float32), (MAP, MAP), interpolation=cv2.INTER_AREA) > 0.5
+                    known = cv2.resize(truth.inside.astype(np.uint8), (MAP, MAP), interpolation=cv2.INTER_NEAREST) > 0
+                    pairs["z"].append(answers.logits[i, c][known])
+                    pairs["y"].append(small[known])
+                    pairs["band"].append(outline_band(small, BAND)[known])
+        if pairs["z"]:
+            z, y, band = (np.concatenate(pairs[name]) for name in ("z", "y", "band"))
+            p = probability(z / heat)
+            report[group] = {
+                "temperature": heat,
+                "ece_whole": reliability(p, y)["ece"],
+                "ece_band_before": reliability(probability(z[band]), y[band])["ece"],
+                "band": reliability(p[band], y[band]),
+            }
+    return report
+
+
 def _selective(rows: list[dict[str, Any]], calibration: dict[str, Any]) -> dict[str, Any]:
-    """How often a mask with Dice under 0.90 passes its confidence threshold, and how many masks pass."""
+    """How often a mask with Dice under 0.90 passes its confidence threshold, how many masks pass, and how well the
+    confidence orders the masks."""
     report: dict[str, Any] = {}
     for name in STRUCTURES:
         pairs = np.array([(row[f"confidence_{name}"], row[name]) for row in rows if name in row])
         if len(pairs):
-            passed = pairs[:, 0] >= calibration["soft_dice_confidence"][name]["threshold"]
-            silent = passed & (pairs[:, 1] < 0.90)
-            report[name] = {"n": len(pairs), "coverage": _share(passed), "silent_failures": _share(silent)}
+            passed, poor = pairs[:, 0] >= calibration["soft_dice_confidence"][name]["threshold"], pairs[:, 1] < POOR
+            report[name] = {
+                "n": len(pairs),
+                "coverage": _share(passed),
+                "silent_failures": _share(passed & poor),
+                "auroc_of_poor": auroc(-pairs[poor, 0], -pairs[~poor, 0]),
+                **risk_coverage(pairs[:, 0], 1 - pairs[:, 1]),
+            }
     return report
+
+
+def _ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The cardiothoracic ratio against the references of these splits: error, bias and limits of agreement."""
+    found = np.array([row["ctr_difference"] for row in rows if "ctr_difference" in row], float)
+    found = found[np.isfinite(found)]
+    if not len(found):
+        return {"n": 0}
+    spread = 1.96 * found.std()
+    limits = [round(float(found.mean() + sign * spread), 4) for sign in (-1, 1)]
+    return {"absolute_error": interval(np.abs(found)), "bias": round(float(found.mean()), 4), "limits": limits}
+
+
+def _faults(
+    model: ort.InferenceSession, calibration: dict[str, Any], images: list[tuple[Radiograph, Any, People]]
+) -> dict[str, Any]:
+    """Mean Dice lost, and silent failures, by family of faults and severity, over the same images without the fault;
+    at most `FAULTY_OF_A_GROUP` of a source and split."""
+    counts: dict[str, int] = {}
+    chosen = []
+    for image in images:
+        group = _group(image[0])
+        counts[group] = counts.get(group, 0) + 1
+        if image[2].masks and counts[group] <= FAULTY_OF_A_GROUP:
+            chosen.append(image)
+    clean = _dice_and_confidence(model, calibration, chosen, np.stack([one.grid for _, one, _ in chosen]))
+    report: dict[str, Any] = {}
+    for family in (*FAMILIES, *OCCLUSION):
+        for severity in SEVERITIES:
+            rng = np.random.default_rng((7, severity))
+            grids = [corrupted(one.grid, one.geometry, family, severity, rng) for _, one, _ in chosen]
+            faulty = _dice_and_confidence(model, calibration, chosen, np.stack(grids))
+            lost = np.array([a - b for (a, _), (b, _) in zip(clean, faulty, strict=True)])
+            poor = np.array([value < POOR for value, _ in faulty])
+            kept = np.array([passed for _, passed in faulty])
+            report.setdefault(family, []).append(
+                {
+                    "severity": severity,
+                    "n": len(chosen),
+                    "dice_lost": round(float(lost.mean()), 4),
+                    "coverage": _share(kept),
+                    "silent_failures": _share(kept & poor),
+                }
+            )
+    return report
+
+
+def _dice_and_confidence(
+    model: ort.InferenceSession,
+    calibration: dict[str, Any],
+    images: list[tuple[Radiograph, Any, People]],
+    grids: NDArray[np.uint8],
+) -> list[tuple[float, bool]]:
+    """Dice of the lungs, in the convention of the image, and whether their mask passes its confidence threshold."""
+    found, answers = [], answer(model, grids)
+    for (_, _, truth), logits in zip(images, answers.logits, strict=True):
+        name = "lungs_full" if 3 in truth.masks else "lung_fields"
+        channels = list(STRUCTURES[name])
+        ours = (upsampled(logits[channels]) > 0).any(0) & truth.inside
+        people = np.any([truth.masks[c] for c in channels], axis=0)
+        score = confidence(logits, STRUCTURES[name], calibration["mask_temperature"])
+        found.append((dice(ours, people), score >= calibration["soft_dice_confidence"][name]["threshold"]))
+    return found
 
 
 def _share(values: NDArray[np.bool_]) -> float:
@@ -176,12 +383,15 @@ def _foreign(
     report: dict[str, Any] = {"distance_false_alarms": _share(distance(upright.features, statistics) > limit)}
     for name, found in families.items():
         answers = answer(model, np.stack(found))
-        flag, far = _raised(answers, calibration)["not_a_chest"], distance(answers.features, statistics) > limit
+        away = distance(answers.features, statistics)
+        flag, far = _raised(answers, calibration)["not_a_chest"], away > limit
         report[name] = {
             "n": len(found),
             "by_flag": _share(flag),
             "by_distance": _share(far),
             "by_either": _share(flag | far),
+            "auroc_flag": auroc(answers.flags[:, -1], upright.flags[:, -1]),
+            "auroc_distance": auroc(away, distance(upright.features, statistics)),
         }
     return report
 
@@ -190,15 +400,23 @@ def speed(path: Path, seconds: float = 4.0) -> dict[str, Any]:
     """Latency of single images on one thread, in milliseconds; `load` says how quiet the machine was."""
     model, image = session(path), np.random.default_rng(1).random((1, 1, GRID, GRID), np.float32)
     times: list[float] = []
+    began = time.process_time()
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(times) < 20:
         start = time.perf_counter()
         model.run(None, {"image": image})
         times.append((time.perf_counter() - start) * 1000)
+    cpu = (time.process_time() - began) / len(times)
     p50, p99 = np.percentile(times[5:], (50, 99))
     rates = {"best_ms": min(times), "p50_ms": p50, "p99_ms": p99, "images_per_second": 1000 / np.mean(times)}
     machine = {"load": round(os.getloadavg()[0], 1), "cores": os.cpu_count(), "vnni": _has_vnni(), "threads": 1}
-    return {**{k: round(float(v), 3) for k, v in rates.items()}, **machine}
+    spent = {
+        "cpu_seconds_an_image": round(cpu, 6),
+        "joules_an_image_modelled": round(cpu * WATTS_PER_CORE, 5),
+        "watts_a_core_assumed": WATTS_PER_CORE,
+        "peak_memory_of_this_process_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    return {**{k: round(float(v), 3) for k, v in rates.items()}, **spent, **machine}
 
 
 def _has_vnni() -> bool:
