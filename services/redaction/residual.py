@@ -284,6 +284,7 @@ class _Looking:
         self.raw = _Finder(sought.raw)
         # One word of a name may well be one of the standard's terms; two words, or a number, may not.
         self.terms = {word for word in sought.words if " " in word or any(c.isdigit() for c in word)}
+        self.digits = _Finder(run.encode() for run in sought.runs | sought.words if len(run) >= 8 and run.isdigit())
         self.numbers = {word for word in sought.words if len(word) >= 6}
 
     def hit(self, code: str) -> None:
@@ -386,8 +387,7 @@ class _Looking:
                 continue
             if uid in self.sought.uids or not self.numbers.isdisjoint(uid.split(".")):
                 return True
-            digits = uid.replace(".", "")
-            if any(len(run) >= 8 and run in digits for run in self.sought.runs | self.numbers):
+            if self.digits.found(uid.replace(".", "").encode("utf-8", "replace")):
                 return True
         return False
 

@@ -144,6 +144,9 @@ def test_an_object_is_redacted_stored_recorded_and_answered(house: House) -> Non
     record = house.records()[answer.record_index]
     assert record.pins.deidentified_sha256 == answer.object.sha256 == answer.receipt.output_sha256
     assert record.pins.profile_edition == "2026c"
+    assert record.redacted.key_id == answer.receipt.key_id == Pseudonyms.load(key).key_id
+    assert not record.redacted.second_opinion
+    assert answer.receipt.profile == "basic"
     assert record.study == dicom.uids(dicom.read_header(expected.data)).study
     assert record.outcome == audit_pb2.EVENT_OUTCOME_SUCCESS
 

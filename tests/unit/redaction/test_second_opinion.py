@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,3 +189,22 @@ def test_no_clean_object_of_the_real_ones_raises_an_alarm() -> None:
     alarms, judged = _false_alarms([file for file in files if file.stat().st_size < 8_000_000])
     assert alarms == []
     assert judged > 15
+
+
+def test_thousands_of_identifiers_and_megabytes_of_bytes_take_seconds_at_most() -> None:
+    """Whoever sends the object chooses both; the time must not be their product."""
+    names = b"\\".join(b"Surname%05d^Given%05d" % (n, n) for n in range(25))
+    items = [[Element(0x00101001, "PN", names.replace(b"0", b"%d" % (n % 7))), *_numbered(n)] for n in range(200)]
+    original = [Element(0x00101002, "SQ", b"", items)]
+    left = [
+        Element(0x00282000, "OB", bytes(range(256)) * 8192),
+        *(Element(0x00181020, "LO", b"1.2.%d.4.5 version " % n * 3) for n in range(300)),
+        *(Element(0x00081155, "UI", b"1.3.12.2.%d.77" % n) for n in range(2000)),
+    ]
+    begun = time.process_time()
+    assert check(original, left, PSEUDONYMS) == 0
+    assert time.process_time() - begun < 10
+
+
+def _numbered(n: int) -> list[Element]:
+    return [Element(0x00100020, "LO", b"MRN%07d" % (n * 7919)), Element(0x00101040, "LO", b"%d Some Street, Town" % n)]
