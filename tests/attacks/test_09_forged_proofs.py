@@ -5,19 +5,25 @@ The parsers themselves are fuzzed in tests/unit/verifier, tests/unit/witness and
 
 import base64
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
 from services.audit import tiles
+from shared.paths import ROOT
 from shared.transparency import merkle
 from shared.transparency.note import Checkpoint
+from stepwedge.audit.v1 import audit_pb2
 from tests.attacks import insider
 from tests.attacks.keys_of_others import STRANGER
-from tests.attacks.scene import ALTERED, BAD_SIGNATURE, MALFORMED, TRUNCATED, Scene
+from tests.attacks.scene import ALTERED, BAD_SIGNATURE, MALFORMED, PROVED, TRUNCATED, Scene
 from tests.unit.verifier import forging
 from tests.unit.verifier.forging import Files
+from tests.unit.witness.making import Tree
 
 NOTES: dict[str, tuple[Callable[[str], str], int]] = {
     "base64 that is not canonical": (lambda note: _loosened(note), MALFORMED),
@@ -120,8 +126,6 @@ def _more_hashes(body: bytes, count: int) -> bytes:
 
 
 def test_09_a_request_that_is_bent_gets_its_status_from_the_witness_and_is_not_cosigned(scene: Scene) -> None:
-    from tests.unit.witness.making import Tree
-
     tree = Tree(insider.leaves_of(scene.place), origin=scene.vkey.split("+")[0], key=scene.place.signing)
     with scene.new_witness() as witness:
         for name, (bend, status) in REQUESTS.items():
@@ -130,3 +134,73 @@ def test_09_a_request_that_is_bent_gets_its_status_from_the_witness_and_is_not_c
         assert witness.ask(_more_hashes(tree.asks(0, 41), 3)).status == 409
         bent = tree.asks(40, 60).replace(b"\n\n", b"\n" + base64.b64encode(bytes(32)) + b"\n\n", 1)
         assert witness.ask(bent).status == 422, "a surplus hash"
+
+
+# The proof of one record (C2SP tlog-proof), as the service hands it out.
+
+PROOFS: dict[str, tuple[Callable[[str], str], int]] = {
+    "the next index": (lambda proof: proof.replace("index 123\n", "index 124\n"), ALTERED),
+    "an index beyond the tree": (lambda proof: proof.replace("index 123\n", "index 999999\n"), MALFORMED),
+    "an index with a leading zero": (lambda proof: proof.replace("index 123\n", "index 0123\n"), MALFORMED),
+    "a hash more": (lambda proof: proof.replace("index 123\n", f"index 123\n{HASH}\n"), MALFORMED),
+    "a hash less": (lambda proof: _without(proof, 3), MALFORMED),
+    "two hashes exchanged": (lambda proof: _exchanged(proof, 3, 4), ALTERED),
+    "sixty-four hashes": (lambda proof: proof.replace("index 123\n", "index 123\n" + f"{HASH}\n" * 64), MALFORMED),
+    "a hash in loose base64": (lambda proof: proof.replace("index 123\n", f"index 123\n{HASH[:-2]}B=\n"), MALFORMED),
+    "another record": (lambda proof: _with_record(proof, insider.flipped), ALTERED),
+    "no record": (lambda proof: _with_record(proof, lambda _: b""), MALFORMED),
+    "an inner node as the record": (lambda proof: _with_record(proof, lambda leaf: b"\x01" + bytes(64)), ALTERED),
+    "a carriage return": (lambda proof: proof.replace("\n", "\r\n"), MALFORMED),
+    "another first line": (lambda proof: proof.replace("tlog-proof@v1", "tlog-proof@v2"), MALFORMED),
+    "another size under the old signature": (lambda proof: _with_checkpoint_size(proof), BAD_SIGNATURE),
+}
+HASH = base64.b64encode(bytes(32)).decode()
+
+
+def _without(proof: str, line: int) -> str:
+    lines = proof.split("\n")
+    return "\n".join([*lines[:line], *lines[line + 1 :]])
+
+
+def _exchanged(proof: str, one: int, other: int) -> str:
+    lines = proof.split("\n")
+    lines[one], lines[other] = lines[other], lines[one]
+    return "\n".join(lines)
+
+
+def _with_record(proof: str, change: Callable[[bytes], bytes]) -> str:
+    lines = proof.split("\n")
+    leaf = base64.b64decode(lines[1].removeprefix("extra "))
+    lines[1] = f"extra {base64.b64encode(change(leaf)).decode()}"
+    return "\n".join(lines)
+
+
+def _with_checkpoint_size(proof: str) -> str:
+    head, _, note = proof.partition("\n\n")
+    return f"{head}\n\n{_with_size(note, str(int(note.split(chr(10))[1]) + 1))}"
+
+
+@pytest.fixture(scope="module")
+def proof(scene: Scene) -> str:
+    with scene.town.serving(scene.copy()) as service:
+        request = audit_pb2.GetProofRequest(index=insider.VICTIM)
+        text: str = service.stub(scene.auditor).GetProof(request, timeout=20).proof
+    return text
+
+
+def test_09_the_proof_of_one_record_is_proved_and_bent_it_is_not(scene: Scene, proof: str, tmp_path: Path) -> None:
+    file = tmp_path / "one.tlog-proof"
+    file.write_text(proof, newline="")
+    assert judge_proof(file, scene.vkey) == PROVED
+    assert judge_proof(file, str(STRANGER.key)) == BAD_SIGNATURE
+    for name, (bend, code) in PROOFS.items():
+        assert bend(proof) != proof, name
+        file.write_text(bend(proof), newline="")
+        assert judge_proof(file, scene.vkey) == code, name
+
+
+def judge_proof(file: Path, key: str) -> int:
+    command = [sys.executable, "-I", "-S", str(ROOT / "verifier" / "verify.py"), "proof", str(file), "--key", key]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode
