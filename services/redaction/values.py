@@ -12,6 +12,7 @@ from pydicom.charset import python_encoding
 
 from services.redaction.profile import rows
 from services.redaction.text import has_controls
+from services.redaction.words import is_term, vocabulary
 from shared.dicom_encoding import TEXT_VRS, WIDTHS, Bytes, Elements
 
 _DECIMAL: Final = re.compile(rb"[0-9+\-.eE \\]*")
@@ -21,6 +22,24 @@ _BULK: Final = frozenset({"OB", "OD", "OF", "OL", "OV", "OW"})
 _REGISTERED: Final = re.compile(r"1\.2\.840\.10008\.(?:6\.1|2\.16|8\.1)\.[0-9]{1,4}")
 _CHARACTER_SET: Final = 0x00080005
 _CODING_SCHEME: Final = 0x00080102
+_CODE_VALUE: Final = 0x00080100
+_LONG_CODE_VALUE: Final = 0x00080119
+# The form of codes, so that nobody writes a name under the flag of a public scheme.
+_SNOMED_RT: Final = re.compile(r"[A-Z0-9]{1,2}-[A-Z0-9]{2,8}")
+_CODES: Final = {
+    "DCM": re.compile(r"[0-9]{6}"),
+    "MDC": re.compile(r"[0-9]{1,3}:[0-9]{1,6}"),
+    "IBSI": re.compile(r"[A-Z0-9]{4}"),
+    "RADLEX": re.compile(r"RP?ID[0-9]{1,6}"),
+    "SCT": re.compile(r"[0-9]{5,18}"),
+    "SRT": _SNOMED_RT,
+    "SNM3": _SNOMED_RT,
+    "99SDM": _SNOMED_RT,
+    "LN": re.compile(r"(?:LA|LP)?[0-9]{1,7}-[0-9]"),
+}
+_OTHER_CODE: Final = re.compile(r"[A-Za-z]{0,3}[-.]?[0-9][0-9A-Za-z.\-]{0,30}")
+_UNIT_WORD: Final = re.compile(r"[A-Za-z]+")
+_UNIT_LETTERS: Final = 5
 
 
 def first(elements: Elements, tag: int) -> str:
@@ -56,7 +75,7 @@ def number(elements: Elements, tag: int, default: int = 0, *, little: bool = Tru
 
 @lru_cache(maxsize=1)
 def _public_uids() -> frozenset[str]:
-    return frozenset(UID_dictionary) | frozenset(row["uid"] for row in rows("coding_schemes.csv"))
+    return frozenset(UID_dictionary) | frozenset(row["uid"] for row in rows("coding_schemes.csv") if row["uid"])
 
 
 def is_public_uid(uid: str) -> bool:
@@ -70,8 +89,18 @@ def _public_schemes() -> frozenset[str]:
 
 
 def is_public_code(item: Elements) -> bool:
-    """Whether an item is a code of a public coding scheme."""
-    return first(item, _CODING_SCHEME) in _public_schemes()
+    """Whether an item is a code of a public coding scheme, and has the form that the scheme's codes have."""
+    scheme = first(item, _CODING_SCHEME)
+    value = first(item, _CODE_VALUE) or first(item, _LONG_CODE_VALUE)
+    return scheme in _public_schemes() and _is_code(scheme, value)
+
+
+@lru_cache(maxsize=8192)
+def _is_code(scheme: str, value: str) -> bool:
+    if scheme == "UCUM":
+        found = _UNIT_WORD.findall(value)
+        return all(len(word) <= _UNIT_LETTERS or word.lower() in vocabulary() for word in found)
+    return _CODES.get(scheme, _OTHER_CODE).fullmatch(value) is not None or (value != "" and is_term(value))
 
 
 @lru_cache(maxsize=8192)

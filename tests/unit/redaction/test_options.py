@@ -359,3 +359,29 @@ def test_every_value_of_real_objects_that_a_profile_tells_to_change_is_changed(p
             checked += 1
             assert str(new.value) == "" or new.value != element.value, (path.name, hex(tag))
     assert checked > 100 or Option.CLEAN_STRUCTURED_CONTENT in profile.options
+
+
+@pytest.mark.parametrize(
+    ("scheme", "value", "stays"),
+    [
+        ("DCM", "121071", True),
+        ("SCT", "103355008", True),
+        ("SRT", "T-A0100", True),
+        ("UCUM", "mm", True),
+        ("UCUM", "{counts}/s", True),
+        ("DCM", "KOWALCZYK", False),
+        ("SCT", "KOWALCZYK", False),
+        ("UCUM", "{Kowalczyk}", False),
+        ("99ACME", "121071", False),
+    ],
+)
+@pytest.mark.parametrize("options", [[], [Option.CLEAN_STRUCTURED_CONTENT]])
+def test_a_code_stays_in_a_report_where_its_scheme_is_public_and_it_has_its_form(
+    scheme: str, value: str, stays: bool, options: list[Option]
+) -> None:
+    ds = report()
+    (code,) = ds.ContentSequence[0].ConceptNameCodeSequence
+    code.CodingSchemeDesignator, code.CodeValue = scheme, value
+    after, _ = redacted(ds, *options)
+    left = after.ContentSequence[0].ConceptNameCodeSequence[0]
+    assert (left.CodeValue, left.CodingSchemeDesignator) == ((value, scheme) if stays else ("ANONYMIZED", "99ANON"))
