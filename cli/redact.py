@@ -38,9 +38,12 @@ def redact(
     profile: name of one that ships, or a file of one; default the basic one. project, key_id: see
     `shared.pseudonyms.Pseudonyms`. paths: name files by their paths; else by their number in the order of the paths.
     """
+    from services.redaction.profile import Profile
+
     if not source.exists():
         raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{source}: no such file or folder")
-    work = _Work(source, target, _profile(profile), _pseudonyms(key, config, key_id).project(project), json, paths)
+    compiled = Profile.load(Profile.file(profile or "basic"))
+    work = _Work(source, target, compiled, _pseudonyms(key, config, key_id).project(project), json, paths)
     found = _of_folder(source, target, work.skipped) if source.is_dir() else [source]
     with terminal.progress("redacting", len(found)) as advance:
         for path in found:
@@ -147,21 +150,6 @@ def _print(receipt: dict[str, Any]) -> None:
     line(f"  second opinion: {receipt['residual_hits'] or 'nothing'} found")
     if receipt["burned_in_text_possible"]:
         line(f"  the pixels may still name the patient: {receipt['burned_in_text_detail']}", "yellow")
-
-
-def _profile(name: str) -> Profile:
-    """The profile that the user means: one of ours by name, else a file."""
-    from services.redaction.profile import PROFILES, Profile
-
-    if not name:
-        return Profile.basic()
-    ours = PROFILES / f"{name}.toml"
-    if re.fullmatch(r"[a-z][a-z0-9-]*", name) and ours.is_file():
-        return Profile.load(ours)
-    if not Path(name).is_file():
-        known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.toml")))
-        raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{name}: neither a file nor one of our profiles ({known})")
-    return Profile.load(Path(name))
 
 
 def _pseudonyms(key: Path | None, config: Path | None, key_id: str) -> Pseudonyms:

@@ -53,8 +53,8 @@ def test_projects_of_one_key_cannot_be_linked_and_an_unknown_profile_is_a_line(k
         instances.add(ran.lines[0]["instance"])
     assert len(instances) == 3
     ran = stepwedge("redact", CT, tmp_path / "x.dcm", "--key", key, "--profile", "nonesuch")
-    assert ran.status == Exit.FILE
-    assert ran.failed_in_one_line("FILE")
+    assert ran.status == Exit.CONFIGURATION
+    assert ran.failed_in_one_line("CONFIGURATION")
 
 
 def test_a_key_is_rotated_and_an_old_study_goes_on_until_it_is_destroyed(key: Path, tmp_path: Path) -> None:
