@@ -12,7 +12,7 @@ from pydicom._uid_dict import UID_dictionary
 from services.redaction import burned_in, faces, pixels, private, residual, values
 from services.redaction.attributes import Cleaner
 from services.redaction.profile import Option, Profile, objects
-from services.redaction.receipt import Counts, Receipt
+from services.redaction.receipt import Box, Counts, Receipt
 from shared.dicom import STORAGE_SOP_CLASSES, patient
 from shared.dicom_encoding import (
     DEFLATED,
@@ -75,7 +75,8 @@ class Names:
 def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
     """Redact one object; a function of its three arguments alone.
 
-    Raises NOT_DICOM, MALFORMED_DICOM, NOT_REDACTABLE, RESIDUAL_IDENTITY, as `RefusedError`; no message has a value.
+    Raises NOT_DICOM, MALFORMED_DICOM, NOT_REDACTABLE, RESIDUAL_IDENTITY and, where pixels are cleaned,
+    PIXELS_UNDECODABLE, as `RefusedError`; no message has a value.
     """
     counts = Counts()
     commitment = pseudonyms.commitment(hashlib.sha256(data).hexdigest())
@@ -97,7 +98,8 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
         sop_class = _accepted(original, profile)
         run = _Run(profile, pseudonyms, counts, original, sop_class, names.subject)
         result = run.result()
-        written = _written(original, result, run.meta(result))
+        receipt = replace(receipt, boxes=run.boxes)
+        written = _written(original, result, run.meta(result), run.transfer_syntax)
         opinion = residual.second_opinion(original, written, pseudonyms, profile.options, profile.retained)
         receipt = replace(receipt, residual_hits=opinion.total, second_opinion=opinion.hits)
         if opinion.total:
@@ -106,7 +108,7 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
             )
     except StepwedgeError as error:
         raise RefusedError(error, receipt, names) from None
-    risk = burned_in.risk(original)
+    risk = "" if Option.CLEAN_PIXELS in profile.options else burned_in.risk(original)
     receipt = replace(
         receipt,
         output_sha256=hashlib.sha256(written).hexdigest(),
@@ -135,8 +137,6 @@ def _accepted(original: Encoded, profile: Profile) -> str:
             raise _not_redactable("the object holds an encapsulated document")
         if element.fragments is not None and element.tag not in PIXEL_TAGS and not (element.tag >> 16) & 1:
             raise _not_redactable("an element other than pixel data is encapsulated")
-    if Option.CLEAN_PIXELS in profile.options:
-        raise _not_redactable("the profile asks for clean pixels, which is not offered yet")
     if Option.CLEAN_FACES in profile.options and faces.may_show(original.data_set):
         raise _not_redactable("a face may be recognized, and the profile asks that none can")
     return sop_class
@@ -175,16 +175,31 @@ class _Run:
         self._counts = counts
         self._original = original
         self._sop_class = sop_class
+        self.transfer_syntax = original.transfer_syntax
+        """Of the result: another only where pixel data had to be decoded to be cleaned."""
+        self.boxes: tuple[Box, ...] = ()
+        """What was blanked."""
         self._cleaner = Cleaner(profile, pseudonyms, counts, original, sop_class, subject)
 
     def result(self) -> Elements:
         """The redacted data set, sorted by tag."""
         elements = self._cleaner.cleaned()
-        elements = pixels.cleaned(elements, self._original, self._counts)
+        elements = self._pixels(elements)
         kept = {element.tag: element for element in elements}
         for element in (*self._statement(), Element(_SOP_CLASS, "UI", self._sop_class.encode())):
             kept[element.tag] = element
         return [kept[tag] for tag in sorted(kept)]
+
+    def _pixels(self, elements: Elements) -> Elements:
+        """The data set with nothing in its pixel data but the image; where that is asked for, without text in it."""
+        if Option.CLEAN_PIXELS not in self._profile.options:
+            return pixels.cleaned(elements, self._original, self._counts)
+        from services.redaction import clean_pixels  # brings a network along, which not every profile needs
+
+        policy = clean_pixels.Policy.load(self._profile.pixels)
+        done = clean_pixels.clean(elements, self._original, self._counts, policy)
+        self.transfer_syntax, self.boxes = done.transfer_syntax, done.boxes
+        return done.elements
 
     def _statement(self) -> list[Element]:
         """What was done, as PS3.15 E.1.1, E.3.1, E.3.2, E.3.6 and E.3.10 ask for."""
@@ -220,7 +235,7 @@ class _Run:
             Element(0x00020001, "OB", b"\0\1"),
             Element(0x00020002, "UI", self._sop_class.encode()),
             Element(0x00020003, "UI", instance.encode()),
-            Element(0x00020010, "UI", self._original.transfer_syntax.encode()),
+            Element(0x00020010, "UI", self.transfer_syntax.encode()),
             Element(0x00020012, "UI", IMPLEMENTATION_CLASS_UID.encode()),
             Element(0x00020013, "SH", IMPLEMENTATION_VERSION.encode()),
         ]
@@ -228,11 +243,11 @@ class _Run:
         return [Element(0x00020000, "UL", length.to_bytes(4, "little")), *rest]
 
 
-def _written(original: Encoded, result: Elements, meta: Elements) -> bytes:
+def _written(original: Encoded, result: Elements, meta: Elements, transfer_syntax: str) -> bytes:
     """The object as a file (PS3.10): preamble of zeros, our meta information, the data set in its transfer syntax."""
-    implicit = original.transfer_syntax == IMPLICIT_LITTLE
+    implicit = transfer_syntax == IMPLICIT_LITTLE
     body = encode(result, implicit=implicit, little=original.little)
-    if original.transfer_syntax in DEFLATED:
+    if transfer_syntax in DEFLATED:
         packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
         packed = packer.compress(b"".join(body)) + packer.flush()
         body = [packed + b"\0" * (len(packed) & 1)]

@@ -175,6 +175,7 @@ class Profile:
 
     name: as in its file. edition: of PS3.15. options: in the order of their names. methods: codes of CID 7050 with
     their meanings. digest: SHA-256 of the profile, of every table and of the engine's number, in hexadecimal.
+    pixels: how pixels are cleaned, as `services.redaction.clean_pixels.Policy` reads it.
     trust_private_characteristics: whether an object's own word (0008,0303) that private elements are safe is taken.
     """
 
@@ -185,6 +186,7 @@ class Profile:
     digest: str
     listed: Mapping[int, Action] = field(repr=False, compare=False)
     overrides: tuple[Override, ...] = ()
+    pixels: Mapping[str, Any] = field(default_factory=dict, compare=False)
     trust_private_characteristics: bool = True
     _plans: dict[str, Plan] = field(default_factory=dict, repr=False, compare=False)
 
@@ -222,7 +224,7 @@ class Profile:
             content = tomllib.loads(source.decode())
         except ValueError:
             raise _configuration("the profile cannot be read") from None
-        unknown = content.keys() - {"name", "edition", "options", "override", "trust_private_characteristics"}
+        unknown = content.keys() - {"name", "edition", "options", "override", "trust_private_characteristics", "pixels"}
         if unknown:
             raise _configuration(f"the profile has a key that does not exist: {sorted(unknown)[0]}")
         if content.get("edition") != EDITION:
@@ -240,6 +242,7 @@ class Profile:
             digest=_digest(source),
             listed=_listed(options, overrides, {}),
             overrides=overrides,
+            pixels=_pixels(content.get("pixels", {}), options),
             trust_private_characteristics=trust,
         )
 
@@ -294,6 +297,18 @@ def _options(names: Any) -> tuple[Option, ...]:
         if one in options and other in options:
             raise _configuration(f"the options {one} and {other} exclude each other: {why}")
     return options
+
+
+def _pixels(table: Any, options: Sequence[Option]) -> Mapping[str, Any]:
+    if not isinstance(table, dict):
+        raise _configuration("pixels is no table")
+    if table and Option.CLEAN_PIXELS not in options:
+        raise _configuration(f"the profile says how pixels are cleaned and does not ask for {Option.CLEAN_PIXELS}")
+    if Option.CLEAN_PIXELS in options:
+        from services.redaction.clean_pixels import Policy  # it imports this module
+
+        Policy.load(table)
+    return table
 
 
 def _overrides(entries: Any) -> Iterator[Override]:
