@@ -239,3 +239,27 @@ def test_thousands_of_identifiers_and_megabytes_of_bytes_take_seconds_at_most() 
 
 def _numbered(n: int) -> list[Element]:
     return [Element(0x00100020, "LO", b"MRN%07d" % (n * 7919)), Element(0x00101040, "LO", b"%d Some Street, Town" % n)]
+
+
+@pytest.mark.parametrize(
+    ("character_set", "encoding"),
+    [
+        ("ISO 2022 IR 6\\ISO 2022 IR 87", "iso2022_jp"),
+        ("ISO_IR 100", "latin-1"),
+        ("ISO_IR 192", "utf-8"),
+        ("GB18030", "gb18030"),
+    ],
+)
+def test_a_name_is_seen_in_bytes_as_its_own_character_set_writes_it(character_set: str, encoding: str) -> None:
+    name = {
+        "iso2022_jp": "山田^太郎左衛門",
+        "gb18030": "欧阳修文^王小东明",
+        "latin-1": "Müßigänger^Zoë",
+        "utf-8": "Łukaszewiczówna^Ýr",
+    }[encoding]
+    raw = name.encode(encoding)
+    original = [Element(0x00080005, "CS", character_set.encode()), Element(0x00100010, "PN", raw)]
+    family = name.split("^")[0].encode(encoding)
+    assert check(original, [Element(0x00282000, "OB", b"\x01\x02" + family + b"\xff")], PSEUDONYMS) == 1
+    text = [original[0], Element(0x00181020, "LO", b"of " + family)]
+    assert check(original, text, PSEUDONYMS) == 1
