@@ -64,7 +64,7 @@ def test_06_of_two_requests_at_once_one_wins_and_the_witness_never_rolls_back(
             outcomes.add(won[0] - held)
             held = won[0]
             # What the attacker wanted: a history without what was cosigned.
-            assert witness.ask(other.asks(held, held)).status == 422
+            assert witness.ask(other.asks(held, held)).status == 409
             assert witness.ask(tree.asks(held, held)).status == 200
         witness.stop()
         witness.start()
