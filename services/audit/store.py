@@ -567,9 +567,16 @@ def query(
         ]
         if not matching:
             return
-    named = [c[name] == value for name in ("instance", "study", "subject") if (value := getattr(wanted, name))]
+    named = [c.instance == wanted.instance] if wanted.instance is not None else []
+    if wanted.study is not None:
+        named.append(_by_index(c.study, not named) == wanted.study)
     if wanted.token is not None:
-        named.append(_of_token(connection, bytes.fromhex(wanted.token)))
+        studies = _studies_of_token(connection, bytes.fromhex(wanted.token))
+        if isinstance(studies, list) and not studies:
+            return
+        named.append(_by_index(c.study, not named).in_(studies))
+    if wanted.subject is not None:
+        named.append(_by_index(c.subject, not named) == wanted.subject)
     indexes = _matching(connection, named, matching, conditions, limit)
     for start in range(0, len(indexes), 100):
         chosen = sa.select(c.index, c.leaf).where(c.index.in_(indexes[start : start + 100])).order_by(c.index)
@@ -589,7 +596,7 @@ def _matching(
     chosen = sa.select(c.index).where(*conditions).order_by(c.index).limit(limit)
     if matching is None or named:
         # The indexes on study, instance and subject carry the facet, so that what does not match is not fetched.
-        only = [] if matching is None else [c.facet.in_(matching)]
+        only = [] if matching is None else [c.facet.op("+")(0).in_(matching)]
         return list(connection.scalars(chosen.where(*named, *only)))
     found: list[int] = []
     for start in range(0, len(matching), _MOST_BRANCHES):
@@ -601,12 +608,16 @@ def _matching(
     return sorted(found)[:limit]
 
 
-def _of_token(connection: sa.Connection, token: bytes) -> sa.ColumnElement[bool]:
-    """That an entry is of a study that was received with the number of this token."""
+def _by_index(column: sa.Column[Any], wanted: bool) -> sa.ColumnElement[Any]:
+    """The column, or an expression of its value for which no index is searched: one index, the best, is enough."""
+    return column if wanted else column.op("||")("")
+
+
+def _studies_of_token(connection: sa.Connection, token: bytes) -> "list[str] | sa.Select[tuple[str]]":
+    """The studies that were received with the number of this token; as a query where they are very many."""
     wanted = sa.select(BLIND_INDEX.c.study).where(BLIND_INDEX.c.token == token)
     studies = list(connection.scalars(wanted.limit(_MOST_STUDIES + 1)))
-    # Few by name, so that the index is used; many as they are, since their entries lie close together.
-    return ENTRIES.c.study.in_(studies if len(studies) <= _MOST_STUDIES else wanted)
+    return studies if len(studies) <= _MOST_STUDIES else wanted
 
 
 def subjects_of_token(connection: sa.Connection, token: bytes) -> list[str]:
