@@ -3,7 +3,7 @@
 import asyncio
 
 from services.redaction.pool import Pool, Task
-from services.redaction.profile import Profile
+from services.redaction.profile import Option, Profile
 from services.redaction.service import SERVICE, RedactionService
 from shared import keys
 from shared.audit import Recorder
@@ -23,7 +23,12 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     Pseudonyms.load(key)  # a key that is none is a refusal to start, not one to each call
     store = open_store(settings.objects, {Zone.ORIGINAL, Zone.DEIDENTIFIED})
     profile = Profile.file(settings.redaction.profile)
-    Profile.load(profile, settings.redaction.profile_sha256)  # as with the key
+    asked = Profile.load(profile, settings.redaction.profile_sha256)  # as with the key
+    if Option.CLEAN_PIXELS in asked.options:
+        from services.redaction.clean_pixels import Policy
+        from shared.text_detector import Detector
+
+        Detector.load(Policy.load(asked.pixels).model)  # asked for and absent: no start
     task = Task(settings.objects, key, profile, log_level=settings.telemetry.log_level)
     pool = Pool(task, settings.redaction.workers)
     await pool.warm()
