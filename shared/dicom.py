@@ -264,6 +264,26 @@ def _isolated(
     dataset: Dataset, syntax: UID, layout: _Layout, max_bytes: int, only: Iterable[int] | None, *, rgb: bool
 ) -> Iterator[NDArray[Any]]:
     """Frames decoded beside this process, so that a codestream that kills its decoder kills nothing else."""
+    for decoded, _ in _named(dataset, syntax, layout, max_bytes, only, rgb=rgb):
+        yield decoded
+
+
+def compressed_frames(dataset: Dataset, *, max_bytes: int = 1 << 30) -> Iterator[tuple[NDArray[Any], str]]:
+    """Every frame of encapsulated pixel data, without its colours turned, and the Photometric Interpretation in which
+    the decoder gave it; else as `frames`. Raises PIXELS_UNDECODABLE."""
+    layout = _layout(dataset)
+    syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
+    if not syntax.is_transfer_syntax or not syntax.is_encapsulated:
+        raise _undecodable("the pixel data is not encapsulated by the standard")
+    if layout.frame_bytes > max_bytes:
+        raise _undecodable("a frame is larger than may be decoded")
+    _check_codestreams(dataset, syntax, layout, max_bytes)
+    yield from _named(dataset, syntax, layout, max_bytes, None, rgb=False)
+
+
+def _named(
+    dataset: Dataset, syntax: UID, layout: _Layout, max_bytes: int, only: Iterable[int] | None, *, rgb: bool
+) -> Iterator[tuple[NDArray[Any], str]]:
     image = {}
     for keyword in pixel_decoder.ATTRIBUTES:
         value = dataset.get(keyword)
@@ -280,7 +300,7 @@ def _isolated(
         else:
             encoded = (get_frame(pixels, index, **options) for index in only)
         for frame in encoded:
-            yield pixel_decoder.decode(str(syntax), image, frame, rgb=rgb, most=max_bytes)
+            yield pixel_decoder.decode_named(str(syntax), image, frame, rgb=rgb, most=max_bytes)
     except pixel_decoder.DecodingError:
         raise _undecodable("a frame does not decode") from None
     except (ValueError, TypeError, IndexError, AttributeError, EOFError, struct.error):

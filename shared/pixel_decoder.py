@@ -47,6 +47,12 @@ class _Helper:
 
     def decode(self, syntax: str, image: Mapping[str, Any], frame: bytes, *, rgb: bool, most: int) -> NDArray[Any]:
         """One frame as [rows, columns] or [rows, columns, samples]; DecodingError."""
+        return self.decode_named(syntax, image, frame, rgb=rgb, most=most)[0]
+
+    def decode_named(
+        self, syntax: str, image: Mapping[str, Any], frame: bytes, *, rgb: bool, most: int
+    ) -> tuple[NDArray[Any], str]:
+        """As `decode`, with the Photometric Interpretation of what was decoded: some decoders undo its transform."""
         head = json.dumps({"syntax": syntax, "image": dict(image), "rgb": rgb}).encode()
         with self._lock:
             try:
@@ -60,7 +66,8 @@ class _Helper:
         if not told.get("ok"):
             raise DecodingError
         try:
-            return np.frombuffer(samples, np.dtype(str(told["dtype"]))).reshape([int(n) for n in told["shape"]]).copy()
+            shape = [int(n) for n in told["shape"]]
+            return np.frombuffer(samples, np.dtype(str(told["dtype"]))).reshape(shape).copy(), str(told["photometric"])
         except (KeyError, TypeError, ValueError):
             raise DecodingError from None
 
@@ -99,6 +106,7 @@ class _Helper:
 
 _helper: Final = _Helper()
 decode: Final = _helper.decode
+decode_named: Final = _helper.decode_named
 start: Final = _helper.start
 
 
@@ -155,8 +163,9 @@ def _serve() -> None:
         head_size, size = _SIZES.unpack(sizes)
         head, frame = json.loads(source.read(head_size)), source.read(size)
         try:
-            samples = _decoded(head, frame)
+            samples, photometric = _decoded(head, frame)
             told: dict[str, Any] = {"ok": True, "dtype": samples.dtype.str, "shape": samples.shape}
+            told["photometric"] = photometric
             body = samples.tobytes()
         except Exception:  # noqa: BLE001 - decoders raise whatever the bytes make them raise
             told, body = {"ok": False}, b""
@@ -166,7 +175,7 @@ def _serve() -> None:
         answers.flush()
 
 
-def _decoded(head: dict[str, Any], frame: bytes) -> NDArray[Any]:
+def _decoded(head: dict[str, Any], frame: bytes) -> tuple[NDArray[Any], str]:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
@@ -180,8 +189,8 @@ def _decoded(head: dict[str, Any], frame: bytes) -> NDArray[Any]:
     dataset.NumberOfFrames = 1
     dataset.PixelData = encapsulate([frame], has_bot=False)
     dataset["PixelData"].is_undefined_length = True
-    samples, _ = get_decoder(UID(head["syntax"])).as_array(dataset, index=0, raw=not head["rgb"])
-    return np.ascontiguousarray(samples)
+    samples, told = get_decoder(UID(head["syntax"])).as_array(dataset, index=0, raw=not head["rgb"])
+    return np.ascontiguousarray(samples), str(told["photometric_interpretation"])
 
 
 if __name__ == "__main__":

@@ -83,3 +83,18 @@ def _masked(value: bytes | memoryview, header: Elements, *, little: bool) -> byt
     if np.array_equal(clean, cells):
         return None
     return bytes(clean.astype(cells.dtype).tobytes())
+
+
+def beside_bits(original: Encoded) -> int:
+    """The mask of the stored bits of compressed pixel data beside whose image an overlay lies (retired, PS3.5 8.1.2);
+    0 where none is said to."""
+    elements = original.data_set
+    if not any(e.tag in PIXEL_TAGS and e.fragments is not None for e in elements):
+        return 0
+    stored, high = values.number(elements, _STORED), values.number(elements, _HIGH)
+    embedded = any(
+        0x6000 <= e.tag >> 16 <= 0x601E and e.tag & 0xFFFF == 0x0102 and any(bytes(e.value)) for e in elements
+    )
+    if not embedded or not 0 < stored <= high + 1 <= 64:
+        return 0
+    return ((1 << stored) - 1) << (high + 1 - stored)

@@ -1,0 +1,370 @@
+"""Clean Pixel Data (PS3.15 E.3.1): every frame looked at, what may name somebody made black, all else left as it was.
+
+What the object says of itself comes first (ultrasound regions), then what is known of the equipment, then a text
+detector. Native pixel data is changed in place; compressed pixel data stays as it is where nothing had to be blanked,
+else it is decoded and kept as native, so that nothing is lost that was not lost before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.redaction import devices, pixels, regions, values
+from services.redaction.native import Layout, Planes, black, grey_for_detection
+from services.redaction.profile import objects
+from services.redaction.receipt import Box, Counts
+from services.redaction.regions import Rectangle
+from shared import dicom
+from shared.dicom_encoding import EXPLICIT_LITTLE, PIXEL_TAGS, Element, Elements, Encoded
+from shared.errors import ErrorCode, StepwedgeError
+from shared.text_detector import Detector, Found
+
+MAX_FRAME_BYTES: Final = 256 << 20
+"""Most bytes that one decoded frame may take."""
+MAX_DECODED_BYTES: Final = 1 << 30
+"""Most bytes of compressed pixel data once it is native."""
+LOSSY: Final = frozenset({f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81)})
+"""Transfer syntaxes that always lose (JPEG baseline and extended, JPEG-LS near-lossless)."""
+
+_ULTRASOUND: Final = frozenset({"US", "IVUS", "BDUS"})
+_BURNED_IN, _LOSSY, _PHOTOMETRIC, _PLANAR = 0x00280301, 0x00282110, 0x00280004, 0x00280006
+_ALLOCATED, _STORED, _HIGH, _SIGNED, _SAMPLES = 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280002
+_EXTENDED_OFFSETS: Final = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003})
+_LOOKS: Final = 3  # at one frame
+_SURE: Final = 0.9  # score of text that stands there without doubt
+_OFTEN: Final = 0.25  # of the frames: what stands there in so many of them stands there in all
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How pixels are cleaned; the names are the keys of a profile's table `[pixels]`.
+
+    text: "blank" what the detector finds, or "refuse" the object. outside_regions: blank what lies outside an
+    ultrasound's own regions. devices: further libraries of device regions, of the site. model: folder of the detector;
+    None for the one that comes with the product. most_boxes: of one frame, of text; largest_share: of one frame's area,
+    of text: beyond either the object is refused, for a detector that sees text everywhere sees none.
+    """
+
+    text: str = "blank"
+    outside_regions: bool = True
+    devices: tuple[Path, ...] = ()
+    model: Path | None = None
+    most_boxes: int = 600
+    largest_share: float = 0.6
+
+    @classmethod
+    def load(cls, table: Mapping[str, Any]) -> Policy:
+        """From a table of TOML. Raises CONFIGURATION."""
+        try:
+            if table.keys() - {one.name for one in fields(cls)}:
+                raise ValueError
+            found = cls(
+                text=str(table.get("text", "blank")),
+                outside_regions=bool(table.get("outside_regions", True)),
+                devices=tuple(Path(path) for path in table.get("devices", ())),
+                model=Path(table["model"]) if "model" in table else None,
+                most_boxes=int(table.get("most_boxes", 600)),
+                largest_share=float(table.get("largest_share", 0.6)),
+            )
+            if found.text not in ("blank", "refuse") or found.most_boxes < 1 or not 0 < found.largest_share <= 1:
+                raise ValueError
+        except (ValueError, TypeError):
+            raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, "the table [pixels] is wrong") from None
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """elements: the whole data set, with pixel data and its description. transfer_syntax: in which they now are.
+    boxes: what was blanked, frames from 1. detector: SHA-256 of the detector; empty where there were no pixels."""
+
+    elements: Elements
+    transfer_syntax: str
+    boxes: tuple[Box, ...] = ()
+    detector: str = ""
+    frames: int = field(default=0)
+
+
+def clean(elements: Elements, original: Encoded, counts: Counts, policy: Policy) -> Cleaned:
+    """Clean the pixel data of an object whose other attributes have been seen to.
+
+    elements: the redacted data set, in the original's encoding. Raises PIXELS_UNDECODABLE, NOT_REDACTABLE, and
+    MODEL_NOT_FOUND or MODEL_DIGEST_MISMATCH where there is no detector.
+    """
+    elements = pixels.cleaned(elements, original, counts)
+    pixel = next((element for element in elements if element.tag in PIXEL_TAGS), None)
+    if pixel is None:
+        return Cleaned(elements, original.transfer_syntax)
+    if original.transfer_syntax in objects()["suspect"]["transfer_syntaxes"]:
+        raise _not_redactable("its pixels are a video, in which text cannot be blanked")
+    detector = _detector(policy.model)
+    if pixel.fragments is not None:
+        done = _compressed(elements, pixel, original, detector, policy)
+    else:
+        done = _native(elements, pixel, original, detector, policy)
+    counts.add("BLANKED", len(done.boxes))
+    kept = {element.tag: element for element in done.elements}
+    kept[_BURNED_IN] = Element(_BURNED_IN, "CS", b"NO")
+    return Cleaned([kept[tag] for tag in sorted(kept)], done.transfer_syntax, done.boxes, detector.sha256, done.frames)
+
+
+@lru_cache(maxsize=4)
+def _detector(folder: Path | None) -> Detector:
+    return Detector.load(folder)
+
+
+def _native(elements: Elements, pixel: Element, original: Encoded, detector: Detector, policy: Policy) -> Cleaned:
+    layout = Layout.of(original, pixel)
+    planes = Planes.of(layout, pixel, little=original.little)
+    palette = _Palette.of(original)
+    seen = (palette.shown(planes.frame(index), layout.photometric) for index in range(layout.frames))
+    boxes = _judged(seen, layout, original, detector, policy)
+    if boxes:
+        for index in range(layout.frames):
+            mine = [(box.left, box.top, box.width, box.height) for box in boxes if box.frame == index + 1]
+            planes.blank(index, mine, palette.darkest)
+        pixel = Element(pixel.tag, pixel.vr, planes.bytes())
+    changed = [pixel if element.tag in PIXEL_TAGS else element for element in elements]
+    return Cleaned(changed, original.transfer_syntax, tuple(boxes), frames=layout.frames)
+
+
+def _compressed(elements: Elements, pixel: Element, original: Encoded, detector: Detector, policy: Policy) -> Cleaned:
+    layout = Layout.of(original, pixel)
+    dataset = _described(original)
+    palette = _Palette.of(original)
+
+    def decoded() -> Iterator[tuple[NDArray[Any], str]]:
+        number = 0
+        for number, (frame, photometric) in enumerate(dicom.compressed_frames(dataset, max_bytes=MAX_FRAME_BYTES), 1):
+            if frame.shape[:2] != (layout.rows, layout.columns) or number > layout.frames:
+                raise _undecodable("a frame is not of the size that the header says")
+            yield frame, photometric
+        if number != layout.frames:
+            raise _undecodable("there are fewer frames than the header says")
+
+    overlaid = pixels.beside_bits(original)
+    seen = (palette.shown(frame & frame.dtype.type(overlaid) if overlaid else frame, kind) for frame, kind in decoded())
+    boxes = _judged(seen, layout, original, detector, policy)
+    if not boxes and not overlaid:
+        return Cleaned(elements, original.transfer_syntax, frames=layout.frames)
+    data, first, photometric = bytearray(), None, layout.photometric
+    by_frame: dict[int, list[Rectangle]] = {}
+    for box in boxes:
+        by_frame.setdefault(box.frame, []).append((box.left, box.top, box.width, box.height))
+    for number, (frame, photometric) in enumerate(decoded(), 1):
+        first = frame if first is None else first
+        if frame.nbytes * layout.frames > MAX_DECODED_BYTES or frame.dtype != first.dtype:
+            raise _not_redactable("its pixels take too much room once they are decoded")
+        if overlaid:
+            frame &= frame.dtype.type(overlaid)
+        fill = black(frame, photometric, palette.darkest)
+        for left, top, width, height in by_frame.get(number, []):
+            frame[top : top + height, left : left + width] = fill
+        data += frame.astype(frame.dtype.newbyteorder("<"), copy=False).tobytes()
+    assert first is not None
+    return Cleaned(
+        _redescribed(elements, first, photometric, bytes(data), lossy=original.transfer_syntax in LOSSY),
+        EXPLICIT_LITTLE,
+        tuple(boxes),
+        frames=layout.frames,
+    )
+
+
+def _described(original: Encoded) -> Any:
+    """The description of the pixels and the pixels alone, for the decoders."""
+    kept = [e for e in original.data_set if e.tag >> 16 in (0x0028, 0x7FE0)]
+    part = Encoded.__new__(Encoded)
+    part.preamble, part.meta, part.data_set = False, [], kept
+    part.transfer_syntax, part.implicit, part.little = original.transfer_syntax, original.implicit, original.little
+    return dicom.dataset_of(part, pixels=True)
+
+
+def _redescribed(elements: Elements, frame: NDArray[Any], photometric: str, data: bytes, *, lossy: bool) -> Elements:
+    """The data set with native pixel data, little endian, and the attributes that describe it (PS3.3 C.7.6.3)."""
+    bits = 8 * frame.dtype.itemsize
+    stored = values.number(elements, _STORED, bits)
+    stored = stored if 0 < stored <= bits else bits
+
+    def number(tag: int, value: int) -> Element:
+        return Element(tag, "US", value.to_bytes(2, "little"))
+
+    samples = frame.shape[2] if frame.ndim == 3 else 1
+    new = [
+        Element(_PHOTOMETRIC, "CS", photometric.encode()),
+        number(_SAMPLES, samples),
+        number(_ALLOCATED, bits),
+        number(_STORED, stored),
+        number(_HIGH, stored - 1),
+        number(_SIGNED, int(frame.dtype.kind == "i")),
+        Element(0x7FE00010, "OB" if bits == 8 else "OW", data + b"\0" * (len(data) & 1)),
+        *([number(_PLANAR, 0)] if samples > 1 else []),
+        *([Element(_LOSSY, "CS", b"01")] if lossy else []),
+    ]
+    dropped = PIXEL_TAGS | _EXTENDED_OFFSETS
+    kept = {element.tag: element for element in elements if element.tag not in dropped} | {e.tag: e for e in new}
+    return [kept[tag] for tag in sorted(kept)]
+
+
+def _judged(
+    frames: Iterable[NDArray[Any]], layout: Layout, original: Encoded, detector: Detector, policy: Policy
+) -> list[Box]:
+    """What is to be blanked, by frame. Refuses what cannot be told apart from text."""
+    fixed = _fixed(layout, original, policy)
+    hidden = np.zeros((layout.rows, layout.columns), bool)
+    for (left, top, width, height), _ in fixed:
+        hidden[top : top + height, left : left + width] = True
+    found: list[list[Rectangle]] = []
+    for frame in frames:
+        mine = _text(frame, hidden, layout.photometric, detector)
+        if mine and policy.text == "refuse":
+            raise _not_redactable("text was found in its pixels, and the profile asks to refuse that")
+        share = _share(mine, layout)
+        if len(mine) > policy.most_boxes or share > policy.largest_share:
+            raise _not_redactable("so much of a frame looks like text that it cannot be told apart")
+        found.append([(one.left, one.top, one.width, one.height) for one in mine])
+    lasting = _lasting(found, layout)
+    boxes = []
+    for number, mine_here in enumerate(found, 1):
+        boxes += [Box(number, *place, reason) for place, reason in fixed]
+        boxes += [Box(number, *place, "text") for place in dict.fromkeys([*mine_here, *lasting])]
+    return boxes
+
+
+def _text(frame: NDArray[Any], hidden: NDArray[np.bool_], photometric: str, detector: Detector) -> list[Found]:
+    """The text of one frame: looked for again in what is left when it is blanked, so that the result holds none that
+    the detector sees, and cleaning it again changes nothing."""
+    left = frame.copy()
+    dark = frame.max() if photometric == "MONOCHROME1" else frame.min()
+    left[hidden] = 0 if frame.ndim == 3 else dark
+    mine: list[Found] = []
+    for _ in range(_LOOKS):
+        found = [one for one in detector.find(left) if not hidden[_slices(one)].all()]
+        found = [one for one in found if (left[_slices(one)] != left[_slices(one)].flat[0]).any()]
+        if not found:
+            break
+        mine += found
+        for one in found:
+            left[_slices(one)] = 0 if frame.ndim == 3 else dark
+    return mine
+
+
+def text_left(result: Encoded, policy: Policy) -> int:
+    """How many pieces of text the detector is sure to see in an object that has been cleaned: none, or it was not.
+
+    Raises PIXELS_UNDECODABLE, and what the loading of the detector raises.
+    """
+    pixel = next((element for element in result.data_set if element.tag in PIXEL_TAGS), None)
+    if pixel is None:
+        return 0
+    detector, layout, palette = _detector(policy.model), Layout.of(result, pixel), _Palette.of(result)
+    if pixel.fragments is None:
+        planes = Planes.of(layout, pixel, little=result.little)
+        frames: Iterable[tuple[NDArray[Any], str]] = (
+            (planes.frame(index), layout.photometric) for index in range(layout.frames)
+        )
+    else:
+        frames = dicom.compressed_frames(_described(result), max_bytes=MAX_FRAME_BYTES)
+    return sum(
+        one.score > _SURE for frame, photometric in frames for one in detector.find(palette.shown(frame, photometric))
+    )
+
+
+def _fixed(layout: Layout, original: Encoded, policy: Policy) -> list[tuple[Rectangle, str]]:
+    """What is blanked in every frame, whatever it shows."""
+    fixed: list[tuple[Rectangle, str]] = []
+    modality = values.first(original.data_set, 0x00080060).upper()
+    if policy.outside_regions and modality in _ULTRASOUND:
+        inside = regions.declared(original)
+        if inside:
+            fixed += [(place, "region") for place in regions.outside(inside, layout.rows, layout.columns)]
+    for left, top, width, height in devices.regions(original, policy.devices):
+        width, height = min(width, layout.columns - left), min(height, layout.rows - top)
+        if width > 0 and height > 0:
+            fixed.append(((left, top, width, height), "device"))
+    return fixed
+
+
+def _slices(one: Found) -> tuple[slice, slice]:
+    return slice(one.top, one.top + one.height), slice(one.left, one.left + one.width)
+
+
+def _share(found: list[Found], layout: Layout) -> float:
+    mask = np.zeros((layout.rows, layout.columns), bool)
+    for one in found:
+        mask[_slices(one)] = True
+    return float(mask.mean())
+
+
+def _lasting(found: list[list[Rectangle]], layout: Layout) -> list[Rectangle]:
+    """What is found in a good part of the frames of a loop at one place, and so stands there in all of them."""
+    if len(found) < 3:
+        return []
+    seen: dict[Rectangle, int] = {}
+    for places in found:
+        for left, top, width, height in places:
+            # The same writing comes out a cell wider or narrower.
+            key = (left // 16, top // 16, (left + width) // 16, (top + height) // 16)
+            seen[key] = seen.get(key, 0) + 1
+    often = {key for key, count in seen.items() if count >= max(2, _OFTEN * len(found))}
+    widest: dict[Rectangle, Rectangle] = {}
+    for places in found:
+        for left, top, width, height in places:
+            key = (left // 16, top // 16, (left + width) // 16, (top + height) // 16)
+            if key in often:
+                x, y, far, low = widest.get(key, (left, top, left + width, top + height))
+                widest[key] = (min(x, left), min(y, top), max(far, left + width), max(low, top + height))
+    return [(x, y, far - x, low - y) for x, y, far, low in widest.values()]
+
+
+class _Palette:
+    """The colours of PALETTE COLOR; nothing for other objects."""
+
+    def __init__(self, dataset: Any, lightness: NDArray[np.float32] | None, first: int) -> None:
+        self._dataset, self._lightness, self._first = dataset, lightness, first
+        self.darkest = 0 if lightness is None else first + int(lightness.argmin())
+
+    @classmethod
+    def of(cls, original: Encoded) -> _Palette:
+        if values.first(original.data_set, _PHOTOMETRIC) != "PALETTE COLOR":
+            return cls(None, None, 0)
+        from pydicom.pixels.processing import apply_color_lut
+
+        kept = [e for e in original.data_set if e.tag >> 16 == 0x0028]
+        part = Encoded.__new__(Encoded)
+        part.preamble, part.meta, part.data_set = False, [], kept
+        part.transfer_syntax, part.implicit, part.little = original.transfer_syntax, original.implicit, original.little
+        try:
+            dataset = dicom.dataset_of(part, pixels=False)
+            count, first, _ = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor)
+            indices = np.arange(first, min(first + (count or 1 << 16), 1 << 16))
+            kind = (
+                np.uint8 if values.number(original.data_set, _ALLOCATED, 8, little=original.little) == 8 else np.uint16
+            )
+            indices = indices[indices <= np.iinfo(kind).max]
+            table = np.asarray(apply_color_lut(indices.astype(kind)[None], dataset), np.float32)[0]
+        except Exception:  # noqa: BLE001 - pydicom raises whatever the table makes it raise
+            raise _undecodable("the palette does not read") from None
+        light = table[:, :3] @ np.array([0.299, 0.587, 0.114], np.float32)
+        return cls(dataset, np.asarray(light * (255.0 / max(1.0, float(light.max()))), np.float32), first)
+
+    def shown(self, frame: NDArray[Any], photometric: str) -> NDArray[Any]:
+        """The frame as the detector is to see it."""
+        if self._lightness is None:
+            return grey_for_detection(frame, photometric)
+        places = np.clip(frame.astype(np.int64) - self._first, 0, len(self._lightness) - 1)
+        return np.asarray(self._lightness[places])
+
+
+def _not_redactable(words: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_NOT_REDACTABLE, words)
+
+
+def _undecodable(words: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE, words)

@@ -1,0 +1,341 @@
+"""Finds text in pictures: boxes around whatever is written, without reading it and without knowing why it is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from shared.errors import ErrorCode, StepwedgeError
+
+RELEASED: Final = Path(__file__).resolve().parent.parent / "models" / "text-detector" / "0.1.0"
+"""The release that is served unless another is named."""
+CELL: Final = 4
+"""Side, in pixels, of the cells for which the network answers."""
+MULTIPLE: Final = 32
+"""Height and width of what the network is shown are multiples of this."""
+TILE: Final = 384
+"""Side of a tile; small enough for a processor's cache, which halves the time."""
+HALO: Final = 32
+"""What a tile sees on every side beyond the cells that are taken from it, pixels."""
+SHRINK: Final = 4
+"""A second look is taken at the picture this much smaller, for large letters."""
+DOUBTFUL: Final = 0.35
+"""Cells beside text count as text from this part of the threshold on."""
+GAP: Final = 2.0
+"""Words further apart than so many heights are not joined to a line."""
+ENDS: Final = 0.35
+"""What is added at the ends of a line, in its heights: a last letter in a bright place is a letter all the same."""
+MAX_WORDS: Final = 2000
+"""In a picture with more of them no lines are looked for."""
+MAX_PIXELS: Final = 1 << 28
+"""Most pixels of one frame."""
+
+_SCHEMA: Final = 1
+_MAX_MODEL_BYTES: Final = 8 << 20
+_GREY: Final = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Found:
+    """A rectangle that holds text, in pixels from the upper left corner; score: of its surest cell, 0 to 1."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    score: float = 1.0
+
+
+class Detector:
+    """One detector in memory; `find` may be called from several threads.
+
+    name, version: of the release. sha256: of the served file. threshold: score above which a cell is text.
+    """
+
+    def __init__(self, name: str, version: str, model: bytes, threshold: float) -> None:
+        self.name, self.version, self.threshold = name, version, threshold
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception:  # noqa: BLE001 - the runtime raises types of its own that share no base
+            raise _mismatch("the text detector does not load") from None
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> Detector:
+        """The release in `folder`, or the one that comes with the product.
+
+        Raises MODEL_NOT_FOUND where there is none, MODEL_DIGEST_MISMATCH where its files are not those of its manifest.
+        """
+        folder = folder or RELEASED
+        try:
+            manifest: Mapping[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+        except (OSError, ValueError):
+            raise StepwedgeError(ErrorCode.ERROR_CODE_MODEL_NOT_FOUND, "there is no text detector") from None
+        try:
+            served, said = str(manifest["served"]), manifest["files"]
+            if manifest["schema"] != _SCHEMA or Path(served).name != served:
+                raise ValueError
+            data = (folder / served).read_bytes()
+            threshold, digest = float(manifest["threshold"]), said[served]["sha256"]
+            name, version = str(manifest["name"]), str(manifest["version"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise _mismatch("the text detector's manifest is not one that can be served here") from None
+        if len(data) > _MAX_MODEL_BYTES or hashlib.sha256(data).hexdigest() != digest or not 0 < threshold < 1:
+            raise _mismatch("the text detector does not match its manifest")
+        return cls(name, version, data, threshold)
+
+    def find(self, frame: NDArray[Any]) -> list[Found]:
+        """Text of one frame [rows, columns] or [rows, columns, samples] of any real type, in any range.
+
+        Raises ValueError where the frame is no picture.
+        """
+        if frame.ndim not in (2, 3) or frame.size == 0 or frame.dtype.kind not in "buif" or frame.size > MAX_PIXELS:
+            raise ValueError("an array of real numbers of two dimensions, or three for colour, is needed")
+        grey = _grey(frame)
+        found: list[Found] = []
+        for view in _views(grey, wide=frame.dtype.itemsize > 1):
+            found += _boxes(self.scores(view), self.threshold, 1, view.shape)
+            if min(view.shape) >= 2 * SHRINK * MULTIPLE:
+                size = (view.shape[1] // SHRINK, view.shape[0] // SHRINK)
+                small = cv2.resize(view, size, interpolation=cv2.INTER_AREA)
+                # Small letters, shrunk to dots, are the first look's.
+                found += _boxes(self.scores(np.asarray(small, np.float32)), self.threshold, SHRINK, view.shape)
+        return _distinct(found)
+
+    def scores(self, grey: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How likely text is, 0 to 1, for every cell of grey values [h, w] from 0 to 255: [ceil(h/4), ceil(w/4)]."""
+        height, width = grey.shape
+        answer = np.empty((-(-height // CELL), -(-width // CELL)), np.float32)
+        inner = TILE - 2 * HALO
+        for top in range(0, height, inner):
+            strip = tensor(_reflected(grey, top - HALO, min(TILE, _up(height - top + 2 * HALO)), 0))
+            strip = _padded(strip, HALO, _up(width + 2 * HALO) - width - HALO)
+            for left in range(0, width, inner):
+                seen = np.ascontiguousarray(strip[..., left : left + TILE])
+                logits = self._session.run(None, {"image": seen})[0][0, 0]
+                taken = answer[top // CELL : (top + inner) // CELL, left // CELL : (left + inner) // CELL]
+                edge = HALO // CELL
+                taken[:] = logits[edge : edge + taken.shape[0], edge : edge + taken.shape[1]]
+        return np.asarray(1 / (1 + np.exp(-answer)), np.float32)
+
+
+@lru_cache(maxsize=1)
+def _released() -> Detector:
+    return Detector.load()
+
+
+def find_text(frames: Iterable[NDArray[Any]]) -> Iterator[list[Found]]:
+    """The text of each frame, by the detector that comes with the product; see `Detector.find` and `Detector.load`."""
+    detector = _released()
+    for frame in frames:
+        yield detector.find(frame)
+
+
+def tensor(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the network sees of grey values [h, w] from 0 to 255: float32 [1, 2, h, w].
+
+    First the distance from the mean of the neighbourhood (31 pixels wide) in its standard deviations, which makes all
+    contrasts alike; then the distance from a narrower mean in grey levels, bent, which one strong edge nearby does not
+    drown.
+    """
+    mean = cv2.boxFilter(grey, -1, (31, 31), borderType=cv2.BORDER_REFLECT_101)
+    square = cv2.sqrBoxFilter(grey, -1, (31, 31), borderType=cv2.BORDER_REFLECT_101)
+    spread = cv2.sqrt(np.maximum(square - mean * mean, 0.0)) + 3.0
+    near = grey - cv2.boxFilter(grey, -1, (11, 11), borderType=cv2.BORDER_REFLECT_101)
+    seen = np.empty((1, 2, *grey.shape), np.float32)
+    np.divide(grey - mean, spread, out=seen[0, 0])
+    np.clip(seen[0, 0], -4.0, 4.0, out=seen[0, 0])
+    np.divide(near, np.abs(near) + 12.0, out=seen[0, 1])
+    return seen
+
+
+def _grey(frame: NDArray[Any]) -> NDArray[np.float32]:
+    """Finite grey values of any range; of colours the luminance."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.asarray(frame, np.float32)
+    if values.ndim == 3:
+        values = values[..., 0] if values.shape[2] < 3 else values[..., :3] @ _GREY
+    if frame.dtype.kind == "f" and not np.isfinite(values).all():
+        values = np.nan_to_num(values, nan=0.0, posinf=3e38, neginf=-3e38)
+    return np.ascontiguousarray(values)
+
+
+def _views(grey: NDArray[np.float32], *, wide: bool) -> Iterator[NDArray[np.float32]]:
+    """The picture with its values in 0 to 255. A picture of many grey levels, whose bulk takes a small part of them (CT
+    beside air and metal), is shown once more with that part stretched, as a person would window it."""
+    step = max(1, int(np.sqrt(grey.size / 200_000)))
+    sample = grey[::step, ::step]
+    low, high = float(sample.min()), float(sample.max())
+    if not wide and high - low >= 100:
+        yield grey
+        return
+    if wide:
+        low, high = (float(value) for value in np.percentile(sample, (0.1, 99.9)))
+    if not high > low:
+        low, high = float(grey.min()), float(grey.max())
+    yield _stretched(grey, low, high)
+    if not wide:
+        return
+    inside = sample[(sample > low) & (sample < high)]
+    if inside.size > 1000:
+        near, far = (float(value) for value in np.percentile(inside, (10, 90)))
+        margin = 0.5 * (far - near)
+        near, far = near - margin, far + margin
+        if 0 < far - near < 0.5 * (high - low):
+            yield _stretched(grey, near, far)
+
+
+def _stretched(grey: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    if not high > low:
+        return np.zeros_like(grey)
+    scaled = (np.clip(grey, low, high) - np.float32(low)) * np.float32(255.0 / (high - low))
+    return np.asarray(scaled, np.float32)
+
+
+def _up(size: int) -> int:
+    return -(-size // MULTIPLE) * MULTIPLE
+
+
+def _mirror(indices: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Indices beyond either end, reflected back in."""
+    period = max(1, 2 * size - 2)
+    turned = np.abs(indices) % period
+    return np.where(turned < size, turned, period - turned)
+
+
+def _reflected(grey: NDArray[np.float32], top: int, count: int, _: int) -> NDArray[np.float32]:
+    rows = np.arange(top, top + count)
+    if top >= 0 and top + count <= len(grey):
+        return grey[top : top + count]
+    return np.ascontiguousarray(grey[_mirror(rows, len(grey))])
+
+
+def _padded(strip: NDArray[np.float32], before: int, after: int) -> NDArray[np.float32]:
+    width = strip.shape[3]
+    columns = _mirror(np.arange(-before, width + after), width)
+    inner = np.empty((*strip.shape[:3], before + width + after), np.float32)
+    inner[..., before : before + width] = strip
+    inner[..., :before] = strip[..., columns[:before]]
+    inner[..., before + width :] = strip[..., columns[before + width :]]
+    return inner
+
+
+def _boxes(scores: NDArray[np.float32], threshold: float, scale: int, shape: tuple[int, ...]) -> list[Found]:
+    """Rectangles around the groups of cells above the threshold, grown into doubtful cells beside them, as lines."""
+    likely = (scores > threshold * DOUBTFUL).astype(np.uint8)
+    # A word is wider than its letters: cells one apart in a row belong together.
+    joined = cv2.morphologyEx(likely, cv2.MORPH_CLOSE, np.ones((1, 3), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=8)
+    found: list[Found] = []
+    for label in range(1, count):
+        left, top, width, height, size = (int(value) for value in stats[label])
+        window = slice(top, top + height), slice(left, left + width)
+        part = labels[window] == label
+        score = float(scores[window][part].max())
+        if score <= threshold or (size < 2 and score < 0.9):
+            continue  # nothing sure, or one doubtful cell, which is no letter
+        for y, x, tall, broad in _filled(part):
+            found.append(Found(left + x, top + y, broad, tall, round(score, 4)))
+    return [_box(one, scale, shape) for one in _lines(found)]
+
+
+def _lines(words: list[Found]) -> list[Found]:
+    """Words of one line as one rectangle, with what stands between them: writing that crosses a bright place does not
+    end there. Turned writing likewise, upwards."""
+    if len(words) > MAX_WORDS:
+        return words
+    upright = [one for one in words if one.height > 1.5 * one.width]
+    level = [one for one in words if one.height <= 1.5 * one.width]
+    return _joined(level) + [_turned(one) for one in _joined([_turned(one) for one in upright])]
+
+
+def _turned(one: Found) -> Found:
+    return Found(one.top, one.left, one.height, one.width, one.score)
+
+
+def _joined(words: list[Found]) -> list[Found]:
+    lines: list[Found] = []
+    for word in sorted(words, key=lambda one: one.left):
+        for number, line in enumerate(lines):
+            low, high = sorted((line.height, word.height))
+            shared = min(line.top + line.height, word.top + word.height) - max(line.top, word.top)
+            gap = word.left - line.left - line.width
+            if shared >= 0.6 * low and high <= 1.8 * low + 1 and gap <= GAP * high:
+                top, right = min(line.top, word.top), max(line.left + line.width, word.left + word.width)
+                bottom = max(line.top + line.height, word.top + word.height)
+                score = max(line.score, word.score)
+                lines[number] = Found(line.left, top, right - line.left, bottom - top, score)
+                break
+        else:
+            lines.append(word)
+    return lines
+
+
+def _filled(part: NDArray[np.bool_], depth: int = 6) -> Iterator[tuple[int, int, int, int]]:
+    """The part as rectangles (top, left, height, width) that are filled for the most part: slanting text is cut up."""
+    rows, columns = np.nonzero(part.any(1))[0], np.nonzero(part.any(0))[0]
+    if not len(rows):
+        return
+    top, left = int(rows[0]), int(columns[0])
+    part = part[top : rows[-1] + 1, left : columns[-1] + 1]
+    height, width = part.shape
+    if depth == 0 or part.mean() > 0.55 or max(height, width) < 4:
+        yield top, left, height, width
+        return
+    half = max(height, width) // 2
+    pieces = (
+        ((0, 0, part[:half]), (half, 0, part[half:]))
+        if height > width
+        else ((0, 0, part[:, :half]), (0, half, part[:, half:]))
+    )
+    for y, x, piece in pieces:
+        for found in _filled(piece, depth - 1):
+            yield top + y + found[0], left + x + found[1], found[2], found[3]
+
+
+def _box(cells: Found, scale: int, shape: tuple[int, ...]) -> Found:
+    """Cells as pixels of the whole picture, with half a cell around, and a part of the height at the ends."""
+    side, margin = CELL * scale, CELL * scale // 2
+    end = margin + round(ENDS * side * min(cells.height, cells.width))
+    across, down = (end, margin) if cells.width >= cells.height else (margin, end)
+    left, top = max(0, cells.left * side - across), max(0, cells.top * side - down)
+    right = min(shape[1], (cells.left + cells.width) * side + across)
+    bottom = min(shape[0], (cells.top + cells.height) * side + down)
+    return Found(left, top, max(1, right - left), max(1, bottom - top), cells.score)
+
+
+def _distinct(found: list[Found]) -> list[Found]:
+    """Without those that lie inside another."""
+    kept: list[Found] = []
+    for one in sorted(found, key=lambda box: -box.width * box.height):
+        if not any(_inside(one, other) for other in kept):
+            kept.append(one)
+    return sorted(kept, key=lambda box: (box.top, box.left))
+
+
+def _inside(one: Found, other: Found) -> bool:
+    return (
+        other.left <= one.left
+        and other.top <= one.top
+        and one.left + one.width <= other.left + other.width
+        and one.top + one.height <= other.top + other.height
+    )
+
+
+def _mismatch(words: str) -> StepwedgeError:
+    return StepwedgeError(ErrorCode.ERROR_CODE_MODEL_DIGEST_MISMATCH, words)
