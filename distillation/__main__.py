@@ -1,9 +1,10 @@
-"""The workshop's command: teachers, distil, compress, evaluate, release, in that order."""
+"""The workshop's command: teachers, distil, compress, evaluate, release, approve, in that order."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +18,20 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="From masked chest radiographs to a released student: `teachers` learn from people, `distil` teaches the "
-    "student what people and teachers know, `compress` exports it to ONNX and 8-bit integers and calibrates it, "
-    "`evaluate` measures it, `release` writes models/<name>/<version>. Every step can be stopped and taken up again.",
+    rich_markup_mode="markdown",
+    help="""From masked chest radiographs to a released student. In this order:
+
+1. `teachers`: three U-Nets over ImageNet encoders learn from people's masks.
+2. `distil`: the student learns from people and from the teachers' ensemble, on every image, labelled or not
+   (`--alone`: from people only, for comparison, with the same steps).
+3. `compress`: ONNX, 8-bit integers, parity, calibration, and a table of smaller forms.
+4. `evaluate`: masks, faults, calibration, foreign pictures, speed: JSON and one HTML page.
+5. `release`: refuses unless every gate of gates.toml holds; signed by who trained.
+6. `approve`: looks again; signed by somebody else. Only then is the model served.
+
+`keys` makes a signing key. Training is stopped and taken up again at will; run.json in the run's folder says what was
+done (seeds, digests, commit, minutes), loss.svg how it went. On 2 quiet CPU cores a converged teacher takes
+hours and a student one.""",
 )
 Data = Annotated[Path, typer.Option(help="Folder of the radiographs: index.csv, images/, masks/.")]
 Work = Annotated[Path, typer.Option(help="Folder for checkpoints and caches; keep it out of the repository.")]
@@ -27,8 +39,8 @@ Minutes = Annotated[
     float | None, typer.Option(help="End the learning-rate schedule after this long, however many steps.")
 ]
 DATA, WORK = Path("../shared/data/cxr"), Path("var/train")
-TEACHERS = {"teacher1": ("lite0", 11), "teacher2": ("lite1", 12)}
-VERSION = "0.1.0"
+TEACHERS = {"teacher1": ("lite0", 11), "teacher2": ("lite1", 12), "teacher3": ("lite0", 13)}
+VERSION = "0.2.0"
 console = Console()
 
 
@@ -36,7 +48,7 @@ console = Console()
 def teachers(
     data: Data = DATA, work: Work = WORK, only: str = "", steps: int = 2500, minutes: Minutes = None, threads: int = 2
 ) -> None:
-    """Train the teachers on human masks (two encoders with ImageNet weights), or ONLY one of them."""
+    """Train the teachers on human masks (two encoders with ImageNet weights, three seeds), or ONLY one of them."""
     import torch
 
     from distillation.batches import LABELLED_MIX, Mixture
@@ -68,6 +80,8 @@ def distil(
     rate: float = 2e-3,
     threads: int = 2,
     most: Annotated[int, typer.Option(help="Images of one source, at most, that get soft labels.")] = 1200,
+    gentle: Annotated[float, typer.Option(help="Share of looks that are hardly changed.")] = 0.3,
+    average: Annotated[float, typer.Option(help="Decay of the running average of the weights.")] = 0.99,
     alone: Annotated[bool, typer.Option(help="Without teachers: from human masks only.")] = False,
     start: Annotated[
         Path | None, typer.Option(help="Weights (average.pt) of an earlier run: begin there, and teach with it.")
@@ -86,9 +100,16 @@ def distil(
     student = Student()
     if start is not None:
         student.load_state_dict(torch.load(start, weights_only=True))
-    plan = Plan(run, steps, seed, rate=rate, minutes=minutes, threads=threads)
-    fit(student, student_loss, Mixture(pool, STUDENT_MIX, seed), plan, work / run)
-    lineage = {"teachers": taught, "began_from": _digest(start) if start else None}
+    plan = Plan(run, steps, seed, rate=rate, minutes=minutes, threads=threads, average=average, gentle=gentle)
+    mixture = Mixture(pool, STUDENT_MIX, seed, gentle=gentle)
+    mixture.leave_out(odd := pool.against_the_convention())
+    fit(student, student_loss, mixture, plan, work / run)
+    lineage = {
+        "teachers": taught,
+        "began_from": _digest(start) if start else None,
+        "index": _digest(data / "index.csv"),
+        "left_out": [pool.radiographs[row].id for row in odd],
+    }
     _merge(work / run / "run.json", lineage)
 
 
@@ -98,7 +119,7 @@ def compress(data: Data = DATA, work: Work = WORK, run: str = "student", images:
     import torch
 
     from distillation import calibrate
-    from distillation.compress import calibration_grids, export, parity, quantise
+    from distillation.compress import calibration_grids, choose_exclusions, compare_forms, export, parity, quantise
     from distillation.models import Student
     from distillation.runtime import session
 
@@ -109,11 +130,18 @@ def compress(data: Data = DATA, work: Work = WORK, run: str = "student", images:
     student.load_state_dict(torch.load(work / run / "average.pt", weights_only=True))
     whole, small = built / "student.fp32.onnx", built / "student.int8.onnx"
     export(student, whole)
-    quantise(whole, small, calibration_grids(train, images, seed))
+    grids = calibration_grids(train, images, seed)
+    judged = val.grids[np.sort(np.random.default_rng(seed).choice(len(val.grids), 150, replace=False))]
+    left_out, trials = choose_exclusions(whole, built, grids, judged)
+    quantise(whole, small, grids, left_out)
+    forms = compare_forms(whole, built, grids, judged)
     fitted = calibrate.calibrate(session(small), val, train, seed)
     _write(built / "calibration.json", fitted, indent=None)
     found = parity(whole, small, val.grids)
-    _merge(work / run / "run.json", {"parity_int8_to_fp32": found, "calibration_images": images})
+    more = {"parity_int8_to_fp32": found, "calibration_images": images, "in_fp32": left_out, "trials": trials}
+    _merge(work / run / "run.json", {**more, "smaller_forms": forms})
+    for row in forms:
+        console.print(row)
     console.print(found, {name: value for name, value in fitted.items() if name != "features"})
 
 
@@ -124,12 +152,21 @@ def evaluate(
     splits: Annotated[str, typer.Option(help="Comma-separated; the test splits are for final reports only.")] = "val",
     objects: Annotated[Path | None, typer.Option(help="DICOM objects of other body parts, for not_a_chest.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the JSON report.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Where to write the HTML page; it shows images of DATA, so keep it private.")
+    ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="Another model's folder: what distillation or a step gained.")
+    ] = None,
 ) -> None:
     """Measure the served file: masks against people (beside fp32), turned and foreign pictures, confidence, speed."""
     from distillation import evaluate as measure
+    from distillation import gates
+    from distillation.page import pictures, render
 
+    chosen = tuple(splits.split(","))
     with console.status(f"measuring on {splits}"):
-        report = measure.report(model, data, tuple(splits.split(",")), objects)
+        report = measure.report(model, data, chosen, objects, beside)
     table = Table("images", "structure", "n", "mean", "95 % interval", "5th percentile", "fp32")
     for group, rows in report["served"]["masks"].items():
         for name, v in rows.items():
@@ -141,23 +178,97 @@ def evaluate(
     console.print_json(data={name: report["served"][name] for name in shown})
     if out is not None:
         _write(out, report)
+    if page is not None:
+        outcomes = gates.hold(gates.read(), report)
+        page.write_text(render(report, outcomes, pictures(model, data, chosen)), encoding="utf-8")
+
+
+Key = Annotated[Path, typer.Option(help="Ed25519 private key, PEM (see `keys`).")]
 
 
 @app.command()
 def release(
     work: Work = WORK,
     run: str = "student",
+    trained_by: Key = Path("var/trained_by.pem"),
     version: str = VERSION,
     folder: Annotated[Path, typer.Option(help="Where the releases lie.")] = Path("models/chest-student"),
 ) -> None:
-    """Write models/chest-student/VERSION from a compressed, evaluated run: files, golden tensors, cards, manifest."""
+    """Write models/chest-student/VERSION from a compressed run that was evaluated on the test splits (its `built`
+    folder holds evaluation.json), if every gate holds; exit status 3 and nothing written if one does not."""
     from distillation import release as shipping
 
     record = json.loads((work / run / "run.json").read_text(encoding="utf-8"))
     record.pop("loss_per_100_steps", None)
     record["run"] = f"{run}-{_digest(work / run / 'average.pt')[:16]}"
-    manifest = shipping.release(work / run / "built", folder / version, version, record)
+    try:
+        manifest = shipping.release(work / run / "built", folder / version, version, record, _key(trained_by))
+    except shipping.Refused as refused:
+        raise _refusal(refused) from None
+    _show_gates(manifest["gates"]["outcomes"])
     console.print_json(data=manifest["files"])
+
+
+@app.command()
+def approve(
+    release: Annotated[Path, typer.Argument(help="Folder of the release.")],
+    approved_by: Key = Path("var/approved_by.pem"),
+) -> None:
+    """Look again at files and gates, and sign as the second person; the registry serves the release from then on."""
+    from distillation import release as shipping
+
+    try:
+        shipping.approve(release, _key(approved_by))
+    except shipping.Refused as refused:
+        raise _refusal(refused) from None
+
+
+@app.command()
+def keys(path: Annotated[Path, typer.Argument(help="Where to write the private key; it must not exist.")]) -> None:
+    """Make an Ed25519 key for one of the two roles, and print its public half for `inference.model_signers`."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from shared.model_signatures import public
+
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(pem)
+    console.print(public(key))
+
+
+def _key(path: Path) -> Any:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError):
+        raise typer.BadParameter("no private key there that reads: make one with `keys`") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise typer.BadParameter("the key is not Ed25519")
+    return key
+
+
+def _refusal(refused: Any) -> typer.Exit:
+    from distillation.gates import as_rows
+
+    _show_gates(as_rows(refused.outcomes))
+    console.print(f"refused: {refused}", style="red", soft_wrap=True)
+    return typer.Exit(3)
+
+
+def _show_gates(rows: list[dict[str, Any]]) -> None:
+    table = Table("gate", "reached", "bar", "holds", "target")
+    for one in rows:
+        value = "not measured" if one["value"] is None else f"{one['value']:g}"
+        bar = f"{'at least' if one['least'] else 'at most'} {one['bar']:g}"
+        target = f"{one['target']:g}" + ("" if one["on_target"] else " missed")
+        table.add_row(one["name"], value, bar, "yes" if one["held"] else "NO", target)
+    if rows:
+        console.print(table)
 
 
 def _pool(data: Path, work: Path, splits: tuple[str, ...]) -> Any:

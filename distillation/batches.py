@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,10 @@ class Mixture:
         self.pool, self.mix, self.seed, self.labelled_turns, self.gentle = pool, mix, seed, labelled_turns, gentle
         self.rows = {source: pool.rows_of(source) for source in mix if source != NOT_A_CHEST}
         self.all_rows = np.arange(len(pool.radiographs))
+
+    def leave_out(self, rows: Sequence[int]) -> None:
+        """Draw these rows of the pool no more."""
+        self.rows = {source: np.setdiff1d(own, rows) for source, own in self.rows.items()}
 
     def batch(self, number: int) -> Batch:
         rng = np.random.default_rng((self.seed, number))

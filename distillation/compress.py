@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,9 +64,18 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantise(
-    source: Path, path: Path, grids: NDArray[np.uint8], exclude: tuple[str, ...] = (), per_channel: bool = True
+    source: Path,
+    path: Path,
+    grids: NDArray[np.uint8],
+    exclude: Sequence[str] = (),
+    per_channel: bool = True,
+    narrow: bool = False,
+    method: CalibrationMethod = CalibrationMethod.MinMax,
 ) -> None:
-    """Static QDQ: unsigned activations, signed weights a channel (fast with VNNI, slow otherwise in ORT's default)."""
+    """Static QDQ: unsigned activations, signed weights a channel (fast with VNNI, slow otherwise in ORT's default).
+
+    narrow: weights of 7 bits, whose sums of pairs do not saturate in 16 bits: for x86 processors without VNNI.
+    """
     with TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -79,7 +88,8 @@ def quantise(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(exclude),
-            calibrate_method=CalibrationMethod.MinMax,
+            reduce_range=narrow,
+            calibrate_method=method,
         )
     strip(path)
 
@@ -93,6 +103,59 @@ def calibration_grids(pool: Pool, count: int, seed: int) -> NDArray[np.uint8]:
     for i in range(0, len(grids), 10):
         grids[i] = 255 - grids[i] if i % 20 else np.rot90(grids[i])
     return np.asarray(grids)
+
+
+def choose_exclusions(
+    source: Path, folder: Path, grids: NDArray[np.uint8], judged: NDArray[np.uint8], gain: float = 2e-4
+) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """Which convolutions stay in fp32, by validation: the first and the last two are left out in turn, and stay out
+    where the masks then agree with those of fp32 better by at least `gain` (Dice, on `judged`). Returns their names,
+    and a row a trial."""
+    convolutions = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
+    agreement, trial = _agreement(source, judged), folder / "trial.onnx"
+    kept: list[str] = []
+    rows: list[dict[str, Any]] = []
+    best = -1.0
+    for candidate in ("", convolutions[0], convolutions[-1], convolutions[-2]):
+        exclude = [*kept, candidate] if candidate else []
+        quantise(source, trial, grids, exclude)
+        reached = agreement(trial)
+        rows.append({"in fp32": exclude, "agreement": round(reached, 5), "bytes": trial.stat().st_size})
+        if reached >= best + gain:
+            best, kept = reached, exclude
+    trial.unlink()
+    return tuple(kept), rows
+
+
+def _agreement(source: Path, grids: NDArray[np.uint8]) -> Callable[[Path], float]:
+    whole = answer(session(source), grids).logits > 0
+
+    def of(path: Path) -> float:
+        small = answer(session(path), grids).logits > 0
+        return float(np.mean([dice(a, b) for a, b in zip(whole, small, strict=True)]))
+
+    return of
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "8 bits a channel": {},
+    "8 bits a channel, percentile 99.99": {"method": CalibrationMethod.Percentile},
+    "7-bit weights a channel (without VNNI)": {"narrow": True},
+    "8 bits a tensor": {"per_channel": False},
+}
+
+
+def compare_forms(
+    source: Path, folder: Path, grids: NDArray[np.uint8], judged: NDArray[np.uint8]
+) -> list[dict[str, Any]]:
+    """Smaller forms of the same student, side by side: bytes, and how far their masks agree with those of fp32."""
+    agreement, path = _agreement(source, judged), folder / "trial.onnx"
+    rows: list[dict[str, Any]] = [{"form": "fp32", "bytes": source.stat().st_size, "agreement": 1.0}]
+    for form, options in FORMS.items():
+        quantise(source, path, grids, **options)
+        rows.append({"form": form, "bytes": path.stat().st_size, "agreement": round(agreement(path), 5)})
+        path.unlink()
+    return rows
 
 
 def parity(first: Path, second: Path, grids: NDArray[np.uint8]) -> dict[str, float]:

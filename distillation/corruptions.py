@@ -1,4 +1,4 @@
-"""Faults of detectors, exposure and hands that no training image shows: nine families, and occlusion; five severities."""
+"""Faults of detectors, exposure and hands that no training image shows, and occlusion, in five severities."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def corrupted(grid: NDArray[np.uint8], box: Letterbox, family: str, severity: in
 
 def _dead_pixels(image: Image, severity: int, rng: Generator) -> Image:
     hit = rng.random(image.shape) < (0.002, 0.006, 0.015, 0.04, 0.1)[severity - 1]
-    return np.where(hit, np.float32(rng.random(image.shape) > 0.5), image)
+    return np.asarray(np.where(hit, np.float32(rng.random(image.shape) > 0.5), image))
 
 
 def _dead_lines(image: Image, severity: int, rng: Generator) -> Image:
@@ -60,14 +60,14 @@ def _defocus(image: Image, severity: int, rng: Generator) -> Image:
 
 def _posterised(image: Image, severity: int, rng: Generator) -> Image:
     levels = (32, 16, 10, 7, 5)[severity - 1]
-    return np.rint(image * levels) / np.float32(levels)
+    return np.asarray(np.rint(image * levels) / np.float32(levels))
 
 
 def _ghost(image: Image, severity: int, rng: Generator) -> Image:
     """The last exposure has not left the detector."""
     dy, dx = rng.integers(12, 60, 2) * rng.choice((-1, 1), 2)
     share = np.float32((0.06, 0.1, 0.16, 0.24, 0.34)[severity - 1])
-    return image * (1 - share) + share * np.roll(image, (int(dy), int(dx)), (0, 1))
+    return np.asarray(image * (1 - share) + share * np.roll(image, (int(dy), int(dx)), (0, 1)))
 
 
 def _veil(image: Image, severity: int, rng: Generator) -> Image:
@@ -75,7 +75,7 @@ def _veil(image: Image, severity: int, rng: Generator) -> Image:
     y, x = (np.mgrid[:GRID, :GRID] / GRID - rng.uniform(0.2, 0.8, (2, 1, 1))).astype(np.float32)
     strength = np.float32((0.15, 0.25, 0.4, 0.6, 0.8)[severity - 1])
     glow = np.exp(-(x**2 + y**2) / np.float32(0.18)) * strength
-    return image * (1 - glow) + glow
+    return np.asarray(image * (1 - glow) + glow)
 
 
 def _step(image: Image, severity: int, rng: Generator) -> Image:
@@ -90,7 +90,7 @@ def _moire(image: Image, severity: int, rng: Generator) -> Image:
     """Scan lines of a digitiser against those of a grid: a beat in both directions."""
     y, x = np.mgrid[:GRID, :GRID].astype(np.float32)
     waves = np.sin(x * np.float32(rng.uniform(0.2, 0.9))) * np.sin(y * np.float32(rng.uniform(0.2, 0.9)))
-    return image + np.float32((0.02, 0.04, 0.08, 0.12, 0.2)[severity - 1]) * waves
+    return np.asarray(image + np.float32((0.02, 0.04, 0.08, 0.12, 0.2)[severity - 1]) * waves)
 
 
 def _hidden(image: Image, severity: int, rng: Generator) -> Image:

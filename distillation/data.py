@@ -58,6 +58,15 @@ class Pool:
     def rows_of(self, source: str) -> NDArray[np.int64]:
         return np.array([i for i, item in enumerate(self.radiographs) if item.source == source], np.int64)
 
+    def against_the_convention(self) -> list[int]:
+        """Rows with a `field` label that is not one (see `draws_the_heart_border`), told on the maps of 128."""
+        return [
+            i
+            for i, item in enumerate(self.radiographs)
+            if item.convention == "field"
+            and not draws_the_heart_border(self.targets[i, ..., 1] > 127, self.targets[i, ..., 2] > 127)
+        ]
+
 
 def read_index(root: Path) -> list[Radiograph]:
     """Every radiograph of the set; raises FileNotFoundError where the set is absent."""

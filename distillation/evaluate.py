@@ -58,16 +58,33 @@ FAULTY_OF_A_GROUP = 40  # images of a source and split that the faults are tried
 TURNS = {"rotated_90": -1, "rotated_180": 2, "rotated_270": 1}  # np.rot90 turns against the clock
 
 
-def report(folder: Path, data: Path, splits: tuple[str, ...], objects: Path | None) -> dict[str, Any]:
-    """The served file measured in full, the fp32 file's masks beside it."""
+def report(
+    folder: Path,
+    data: Path,
+    splits: tuple[str, ...],
+    objects: Path | None,
+    beside: Path | None = None,
+    most: int | None = None,
+) -> dict[str, Any]:
+    """The served file measured in full, the fp32 file's masks beside it, and another model's image by image.
+
+    most: images of one source and split, for a quick look that no release accepts.
+    """
     calibration = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
     served, reference = folder / "student.int8.onnx", folder / "student.fp32.onnx"
-    whole = evaluate(session(reference), calibration, data, splits, None, faults=False)
+    items = _chosen(data, splits, most)
+    whole = evaluate(session(reference), calibration, data, items, None, faults=False)
+    found = evaluate(session(served), calibration, data, items, objects)
+    other = {} if beside is None else {"beside": compare(served, beside / served.name, data, splits)}
     return {
+        **other,
+        "most_of_a_group": most,
         "schema": 2,
+        "calibration_sha256": hashlib.sha256((folder / "calibration.json").read_bytes()).hexdigest(),
+        "summary": summary(found, whole),
         "served": {
             "sha256": hashlib.sha256(served.read_bytes()).hexdigest(),
-            **evaluate(session(served), calibration, data, splits, objects),
+            **found,
             "bytes": served.stat().st_size,
             "speed": speed(served),
         },
@@ -79,26 +96,88 @@ def report(folder: Path, data: Path, splits: tuple[str, ...], objects: Path | No
     }
 
 
+def _chosen(data: Path, splits: tuple[str, ...], most: int | None) -> list[Radiograph]:
+    items = [item for item in read_index(data) if item.split in splits]
+    if most is None:
+        return items
+    groups: dict[str, list[Radiograph]] = {}
+    for item in items:
+        groups.setdefault(_group(item), []).append(item)
+    return [item for group in groups.values() for item in group[:most]]
+
+
+def compare(ours: Path, theirs: Path, data: Path, splits: tuple[str, ...]) -> dict[str, Any]:
+    """Ours less theirs on the same images, with the bootstrap interval of the paired differences: Dice and HD95 of the
+    lungs and the heart, error of the cardiothoracic ratio."""
+    found: dict[str, dict[str, list[float]]] = {}
+    models = [session(path) for path in (ours, theirs)]
+    for item in read_index(data):
+        if item.split not in splits or not item.convention:
+            continue
+        one = preprocess(read_image(data, item))
+        truth = people_of(data, item, one.geometry)
+        first, second = (
+            against_people(item, truth, upsampled(answer(model, one.grid[None]).logits[0]) > 0) for model in models
+        )
+        for name in PAIRED & set(first):
+            found.setdefault(_group(item), {}).setdefault(name, []).append(first[name] - second[name])
+    return {
+        "sha256": hashlib.sha256(theirs.read_bytes()).hexdigest(),
+        "differences": {
+            f"{group}, {name}": interval(np.array(values))
+            for group, names in found.items()
+            for name, values in sorted(names.items())
+        },
+    }
+
+
+PAIRED = {"lung_fields", "heart", "lungs_full", "hd95_heart", "hd95_lungs_full", "hd95_left_lung_field", "ctr_error"}
+
+
+def summary(served: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """The worst of each kind, for gates: one number each."""
+    mild = [[row["dice_lost"] for row in rows if row["severity"] <= 3] for rows in served["faults"].values()]
+    faulty = [row for rows in served["faults"].values() for row in rows]
+    flags = [v for flag in FLAGS[:-1] if flag != "mirrored" for v in served["flags"][flag].values()]
+    foreign = [v["by_either"] for v in served["not_a_chest"].values() if isinstance(v, dict)]
+    drops = [
+        reference["masks"][group][name]["mean"] - row["mean"]
+        for group, table in served["masks"].items()
+        for name, row in table.items()
+        if name in ("lung_fields", "heart", "lungs_full") and row["n"]
+    ]
+    return {
+        "dice_lost_by_8_bits": round(max(drops), 5),
+        "dice_lost_to_faults_1_to_3": round(float(np.mean(mild)), 4),
+        "dice_lost_to_faults_1_to_3_worst_family": round(max(float(np.mean(values)) for values in mild), 4),
+        "silent_failures_with_faults": round(float(np.mean([row["silent_failures"] for row in faulty])), 4),
+        "band_ece_worst": max(row["band"]["ece"] for row in served["calibration"].values()),
+        "turned_or_inverted_found_least": min(row["sensitivity"] for row in flags),
+        "turned_or_inverted_false_alarms_most": max(row["false_alarms"] for row in flags),
+        "foreign_found_least": min(foreign),
+        "foreign_false_alarms": served["not_a_chest"]["distance_false_alarms"],
+    }
+
+
 def evaluate(
     model: ort.InferenceSession,
     calibration: dict[str, Any],
     data: Path,
-    splits: tuple[str, ...],
+    items: list[Radiograph],
     objects: Path | None,
     faults: bool = True,
 ) -> dict[str, Any]:
-    """Everything that is measured on the images of `splits`, each with its number of images and interval."""
-    items = [item for item in read_index(data) if item.split in splits]
+    """Everything that is measured on these images, each with its number of images and interval."""
     prepared = [preprocess(read_image(data, item)) for item in items]
     grids = np.stack([one.grid for one in prepared])
     answers = answer(model, grids)
-    people = [_people(data, item, one.geometry) for item, one in zip(items, prepared, strict=True)]
+    people = [people_of(data, item, one.geometry) for item, one in zip(items, prepared, strict=True)]
     rows: list[dict[str, Any]] = []
     for i, item in enumerate(items):
-        values = _against_people(item, people[i], upsampled(answers.logits[i]) > 0)
+        values = against_people(item, people[i], upsampled(answers.logits[i]) > 0)
         rows.append({"item": item, **values, **_confidences(answers.logits[i], values, calibration)})
     report = {
-        "splits": list(splits),
+        "splits": sorted({item.split for item in items}),
         "masks": _tabulate(rows, _group),
         "subgroups": _subgroups(rows),
         "labels_of_the_convention": _tabulate(
@@ -125,7 +204,7 @@ class People:
     inside: Mask
 
 
-def _people(data: Path, item: Radiograph, box: Letterbox) -> People:
+def people_of(data: Path, item: Radiograph, box: Letterbox) -> People:
     channels = CONVENTION_CHANNELS[item.convention]
     if not channels:
         return People({}, np.zeros((GRID, GRID), bool))
@@ -149,7 +228,7 @@ def _confidences(
     return {f"confidence_{name}": confidence(logits, c, heat) for name, c in STRUCTURES.items() if name in values}
 
 
-def _against_people(item: Radiograph, truth: People, masks: NDArray[np.bool_]) -> dict[str, float]:
+def against_people(item: Radiograph, truth: People, masks: NDArray[np.bool_]) -> dict[str, float]:
     people, inside = truth.masks, truth.inside
     ours = {c: masks[c] & inside for c in people}
     values: dict[str, float] = {}

@@ -1,22 +1,25 @@
-"""Writes what is served: files, their digests, the cards; and checks a release against its own manifest."""
+"""Writes what is served, once every gate holds: files, digests, cards, signatures; and checks them again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from distillation import cards, not_a_chest, procedural
+from distillation import cards, gates, not_a_chest, procedural
 from distillation.data import CHANNELS, FLAGS
 from distillation.runtime import answer, session
 from services.inference.preprocessing import GRID, PREPROCESSING_VERSION
 from services.inference.registry import instructions
+from shared.model_signatures import SIGNATURES, lacking, sign, signature
 
 NAME = "chest-student"
 SERVED = "student.int8.onnx"
@@ -48,21 +51,61 @@ def write_golden(model: Path, path: Path) -> None:
     np.savez_compressed(path, grids=grids, logits=found.logits, flags=found.flags, features=found.features)
 
 
-def release(built: Path, folder: Path, version: str, run: dict[str, Any]) -> dict[str, Any]:
-    """Copies the built files into `folder`, makes the golden tensors, writes and returns the manifest.
+class Refused(Exception):  # noqa: N818 - what happened to the release
+    """A model that does not pass; `outcomes` of all gates, where they were held at all."""
+
+    def __init__(self, words: str, outcomes: Sequence[gates.Outcome] = ()) -> None:
+        super().__init__(words)
+        self.outcomes = outcomes
+
+
+def admitted(built: Path, rules: Path = gates.GATES) -> list[gates.Outcome]:
+    """The outcomes of all gates for the model in `built`; raises Refused where one does not hold, or where the
+    evaluation is not of these very files and of the splits kept for the final report."""
+    try:
+        evaluation = json.loads((built / "evaluation.json").read_text(encoding="utf-8"))
+        if evaluation["most_of_a_group"] is not None:
+            raise Refused("the evaluation is a quick look at a few images")
+        said = (
+            evaluation["served"]["sha256"],
+            evaluation["reference"]["sha256"],
+            evaluation["calibration_sha256"],
+            evaluation["served"]["bytes"],
+        )
+        found = (
+            *(digest(built / name) for name in (SERVED, SERVED_WITHOUT_VNNI, "calibration.json")),
+            (built / SERVED).stat().st_size,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Refused("the model is not evaluated: files or evaluation.json are absent or do not read") from None
+    if said != found:
+        raise Refused("evaluation.json is of other files: evaluate again")
+    outcomes = gates.hold(gates.read(rules), evaluation)
+    failed = [one.name for one in outcomes if not one.held]
+    if failed:
+        raise Refused(f"gates that do not hold: {'; '.join(failed)}", outcomes)
+    return outcomes
+
+
+def release(
+    built: Path, folder: Path, version: str, run: dict[str, Any], trainer: Ed25519PrivateKey, rules: Path = gates.GATES
+) -> dict[str, Any]:
+    """Copies the built files into `folder`, makes the golden tensors, writes the manifest, signs it as the one who
+    trained, and returns it. It is served only once somebody else has approved it.
 
     `built` holds both ONNX files, calibration.json and evaluation.json; the cards are written from the last two.
+    Raises Refused, and writes nothing, where a gate does not hold.
     """
+    outcomes = admitted(built, rules)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / SIGNATURES).unlink(missing_ok=True)
     for name in FILES:
         if (built / name).exists() and built.resolve() != folder.resolve():
             shutil.copyfile(built / name, folder / name)
     evaluation, calibration = (
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("evaluation", "calibration")
     )
-    if evaluation["served"]["sha256"] != digest(folder / SERVED):
-        raise ValueError("evaluation.json is of another file: evaluate again")
-    card = cards.model_card(version, evaluation, calibration, run)
+    card = cards.model_card(version, evaluation, calibration, run, outcomes)
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     (folder / "DATA_CARD.md").write_text(cards.data_card(), encoding="utf-8")
     write_golden(folder / SERVED, folder / "golden.npz")
@@ -92,10 +135,29 @@ def release(built: Path, folder: Path, version: str, run: dict[str, Any]) -> dic
             "instructions": instructions(),
         },
         "training": run,
+        "gates": {"sha256": digest(rules), "outcomes": gates.as_rows(outcomes)},
         "files": {name: {"sha256": digest(folder / name), "bytes": (folder / name).stat().st_size} for name in FILES},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    written = (json.dumps(manifest, indent=1) + "\n").encode()
+    (folder / "manifest.json").write_bytes(written)
+    (folder / SIGNATURES).write_bytes(sign(written, {"trained_by": trainer}))
     return manifest
+
+
+def approve(folder: Path, approver: Ed25519PrivateKey, rules: Path = gates.GATES) -> None:
+    """Adds the second signature, after looking again: every file is what the manifest says, and every gate holds by
+    the approver's own copy of the rules. Raises Refused otherwise, and where the approver is who trained."""
+    admitted(folder, rules)
+    if differences(folder):
+        raise Refused(f"not what the manifest says: {', '.join(differences(folder))}")
+    manifest = (folder / "manifest.json").read_bytes()
+    first = json.loads((folder / SIGNATURES).read_text(encoding="utf-8"))["signatures"][:1]
+    second = signature(manifest, "approved_by", approver)
+    both = (json.dumps({"schema": 1, "signatures": [*first, second]}, indent=1) + "\n").encode()
+    reason = lacking(manifest, both, {row["role"]: [row["key"]] for row in (*first, second)})
+    if reason:
+        raise Refused(reason)
+    (folder / SIGNATURES).write_bytes(both)
 
 
 def digest(path: Path) -> str:

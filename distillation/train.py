@@ -6,6 +6,8 @@ import copy
 import json
 import math
 import platform
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,16 +18,19 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from distillation import charts
 from distillation.batches import Batch, Mixture
 from distillation.losses import distilled, flagged, labelled
 from distillation.models import channels_last
 
-AVERAGE_DECAY = 0.998
-
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run does. `minutes`, where given, ends the schedule early: whichever of steps and time comes first."""
+    """What one run does. `minutes`, where given, ends the schedule early: whichever of steps and time comes first.
+
+    average: decay of the running average of the weights (0.998 was too slow for runs of a few thousand steps); gentle:
+    share of looks that are hardly changed.
+    """
 
     name: str
     steps: int
@@ -34,6 +39,8 @@ class Plan:
     minutes: float | None = None
     threads: int = 2
     save_every: int = 200
+    average: float = 0.99
+    gentle: float = 0.0
 
 
 def teacher_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -86,7 +93,7 @@ def fit(
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimiser.step()
             step += 1
-            _blend(average, model, min(AVERAGE_DECAY, step / (step + 10)))
+            _blend(average, model, min(plan.average, step / (step + 10)))
             curve.append(round(float(value.detach()), 4))
             bar.update(task, completed=step, loss=f"loss {sum(curve[-50:]) / len(curve[-50:]):.3f}")
             if step % plan.save_every == 0:
@@ -138,6 +145,24 @@ def _save(
     held.replace(folder / "checkpoint.pt")
     torch.save(average.state_dict(), folder / "average.pt")
     machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-    run = {"plan": asdict(plan), "steps_done": step, "seconds": round(spent, 1), "machine": machine}
+    run: dict[str, Any] = {"plan": asdict(plan), "steps_done": step, "seconds": round(spent, 1), "machine": machine}
     coarse = [round(sum(curve[i : i + 100]) / len(curve[i : i + 100]), 4) for i in range(0, len(curve), 100)]
-    (folder / "run.json").write_text(json.dumps({**run, "loss_per_100_steps": coarse}, indent=1) + "\n")
+    run |= {**source_state(), "loss_per_100_steps": coarse}
+    (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+    curves = {"loss": [(100 * (i + 1), value) for i, value in enumerate(coarse)]}
+    (folder / "loss.svg").write_text(charts.lines(curves, f"{plan.name}: loss a hundred steps", "step", "loss"))
+
+
+def source_state() -> dict[str, Any]:
+    """The commit that this code is of, and whether it was changed since; empty outside a checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return {}
+    home = Path(__file__).parent
+    ran = [
+        subprocess.run([git, "-C", str(home), *words], capture_output=True, text=True, check=False)
+        for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", str(home)))
+    ]
+    if ran[0].returncode:
+        return {}
+    return {"source": {"commit": ran[0].stdout.strip(), "changed": bool(ran[1].stdout.strip())}}

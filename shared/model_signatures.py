@@ -37,19 +37,19 @@ def public(key: Ed25519PrivateKey | Ed25519PublicKey) -> str:
     return base64.b64encode(one.public_bytes_raw()).decode()
 
 
+def signature(manifest: bytes, role: str, key: Ed25519PrivateKey) -> dict[str, str]:
+    """One role's row of signatures.json."""
+    signed = base64.b64encode(key.sign(signed_bytes(role, manifest))).decode()
+    return {"role": role, "key": public(key), "signature": signed}
+
+
 def sign(manifest: bytes, keys: Mapping[str, Ed25519PrivateKey]) -> bytes:
-    """The content of signatures.json. Raises ValueError where a role is missing or one key is to sign for both."""
-    if set(keys) != set(ROLES) or len({public(key) for key in keys.values()}) != len(ROLES):
+    """The content of signatures.json, by the roles of `keys` in their order: for a release, both of `ROLES`. Raises
+    ValueError where one key is to sign for both."""
+    if not set(keys) <= set(ROLES) or len({public(key) for key in keys.values()}) != len(keys):
         raise ValueError("a release is signed in two roles, by two different keys")
-    signatures = [
-        {
-            "role": role,
-            "key": public(keys[role]),
-            "signature": base64.b64encode(keys[role].sign(signed_bytes(role, manifest))).decode(),
-        }
-        for role in ROLES
-    ]
-    return (json.dumps({"schema": 1, "signatures": signatures}, indent=1) + "\n").encode()
+    rows = [signature(manifest, role, keys[role]) for role in ROLES if role in keys]
+    return (json.dumps({"schema": 1, "signatures": rows}, indent=1) + "\n").encode()
 
 
 def lacking(manifest: bytes, signatures: bytes, trusted: Mapping[str, Collection[str]]) -> str:

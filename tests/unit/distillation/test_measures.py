@@ -68,3 +68,42 @@ def test_families_of_foreign_pictures_for_evaluation_were_never_trained_on():
     chest, _ = procedural.chest(rng)
     for _ in range(12):
         assert not_a_chest.trained(chest, rng).shape == (GRID, GRID)
+
+
+def test_surface_dice_counts_outlines_within_the_tolerance():
+    a = np.zeros((64, 64), bool)
+    a[20:40, 20:40] = True
+    assert measures.surface_dice(a, a) == 1
+    assert measures.surface_dice(a, np.roll(a, 2, 0), tolerance=2) == 1
+    assert 0.3 < measures.surface_dice(a, np.roll(a, 6, 0), tolerance=2) < 0.8
+    assert measures.surface_dice(a, np.zeros_like(a)) == 0
+    assert measures.surface_dice(np.zeros_like(a), np.zeros_like(a)) == 1
+
+
+def test_iou_and_dice_tell_the_same():
+    rng = np.random.default_rng(3)
+    a, b = rng.random((2, 40, 40)) > 0.5
+    overlap = measures.iou(a, b)
+    assert measures.dice(a, b) == pytest.approx(2 * overlap / (1 + overlap))
+
+
+def test_honest_probabilities_have_no_calibration_error_and_boastful_ones_do():
+    rng = np.random.default_rng(4)
+    p = rng.random(200_000)
+    truth = rng.random(len(p)) < p
+    assert measures.reliability(p, truth)["ece"] < 0.01
+    assert measures.reliability(np.where(p > 0.5, 0.99, 0.01), truth)["ece"] > 0.2
+
+
+def test_auroc_is_the_chance_of_the_right_order():
+    assert measures.auroc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1
+    assert measures.auroc(np.array([1.0]), np.array([1.0])) == 0.5
+    assert measures.auroc(np.array([0.0]), np.array([1.0, 2.0])) == 0
+    assert np.isnan(measures.auroc(np.array([]), np.array([1.0])))
+
+
+def test_the_area_under_risk_and_coverage_is_least_for_the_ideal_order():
+    risk = np.array([0.0, 0.1, 0.2, 0.5])
+    ideal, worst = measures.risk_coverage(-risk, risk), measures.risk_coverage(risk, risk)
+    assert ideal["aurc"] == ideal["aurc_ideal"] < worst["aurc"]
+    assert worst["curve"][-1] == [1.0, 0.2]

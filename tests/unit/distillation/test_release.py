@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +13,10 @@ from distillation.evaluate import _changed
 from distillation.measures import dice
 from distillation.runtime import answer, session, sigmoid, upsampled
 from services.inference.preprocessing import GRID, PREPROCESSING_VERSION, preprocess
+from shared.paths import MODEL
 from tests.shared_material import SHARED, needs_shared
 
-FOLDER = Path(__file__).parents[3] / "models" / "chest-student" / "0.1.0"
+FOLDER = MODEL
 FLOORS = {"wingspan": {(0, 1): 0.955, (2,): 0.90}, "kermany": {(3,): 0.945}}
 
 
