@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import exit_codes, files, proof_app
+from cli import exit_codes, proof_app
 
 
 class Group(TyperGroup):
@@ -31,6 +31,13 @@ app = typer.Typer(
     help="Quality assurance for medical images whose every decision is recorded or refused.\n\n"
     "A failure is one line on stderr: `error CODE: sentence`. With --json, stdout holds one JSON object a line.",
 )
+
+
+def _given(text: str) -> Path:
+    """A path as it stands on the command line; an empty one is no path (it would be the current folder)."""
+    if not text:
+        raise ValueError("an empty path")
+    return Path(text)
 
 
 class LogFormat(enum.StrEnum):
@@ -299,12 +306,8 @@ def witness(
 
 @app.command(rich_help_panel=FILES)
 def redact(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", parser=files.given, help="A DICOM file, or a folder of them.")
-    ],
-    target: Annotated[
-        Path, typer.Argument(metavar="OUT", parser=files.given, help="The file, or the folder, to write.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="IN", parser=_given, help="A DICOM file, or a folder of them.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", parser=_given, help="The file, or the folder, to write.")],
     key: Annotated[
         Path | None,
         typer.Option(
@@ -382,9 +385,7 @@ def keys_destroy(
 def assess(
     paths: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="PATH...", parser=files.given, help="DICOM, PNG, JPEG or TIFF files, or folders of them."
-        ),
+        typer.Argument(metavar="PATH...", parser=_given, help="DICOM, PNG, JPEG or TIFF files, or folders of them."),
     ],
     masks: Annotated[
         Path | None,

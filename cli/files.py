@@ -70,13 +70,6 @@ def below(folder: Path, skip: Skipped) -> Iterator[Path]:
                 yield path
 
 
-def given(text: str) -> Path:
-    """A path as it stands on the command line; an empty one is no path (it would be the current folder)."""
-    if not text:
-        raise ValueError("an empty path")
-    return Path(text)
-
-
 def shown(path: Path) -> str:
     r"""The path as text that any JSON reader takes: bytes that are no UTF-8 become `\xNN`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

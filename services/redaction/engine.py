@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pydicom._uid_dict import UID_dictionary
+from pydicom.uid import UID
 
 from services.redaction import burned_in, faces, pixels, private, residual, values
 from services.redaction.attributes import Cleaner
@@ -22,6 +23,7 @@ from shared.dicom_encoding import (
     Elements,
     Encoded,
     encode,
+    malformed,
     parse,
 )
 from shared.errors import ErrorCode, StepwedgeError
@@ -137,6 +139,8 @@ def _accepted(original: Encoded, profile: Profile) -> str:
             raise _not_redactable("the object holds an encapsulated document")
         if element.fragments is not None and element.tag not in PIXEL_TAGS and not (element.tag >> 16) & 1:
             raise _not_redactable("an element other than pixel data is encapsulated")
+        if element.tag in PIXEL_TAGS and element.fragments is None and UID(original.transfer_syntax).is_encapsulated:
+            raise malformed("the transfer syntax is compressed and the pixel data is not encapsulated")
     if Option.CLEAN_FACES in profile.options and faces.may_show(original.data_set):
         raise _not_redactable("a face may be recognized, and the profile asks that none can")
     return sop_class

@@ -57,12 +57,6 @@ def test_a_path_that_does_not_exist_stops_nothing_either(tree: Path) -> None:
     assert skipped == ["none"]
 
 
-def test_an_empty_path_is_no_path() -> None:
-    with pytest.raises(ValueError, match="empty"):
-        files.given("")
-    assert files.given(".") == Path()
-
-
 def test_a_name_that_is_no_text_is_shown_as_text_that_json_takes() -> None:
     shown = files.shown(Path(os.fsdecode(b"scan\xff\xe9 \xc3\xa9.dcm")))
     assert shown == "scan\\xff\\xe9 é.dcm"
