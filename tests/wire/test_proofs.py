@@ -34,7 +34,7 @@ async def running(
 ) -> AsyncIterator[tuple[Running, Settings]]:
     made, stop = await start(settings_here, credentials)
     yield made, settings_here
-    await stop()
+    await stop()  # type: ignore[misc]
 
 
 def by_the_verifier(*words: str) -> int:
