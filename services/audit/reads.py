@@ -134,6 +134,8 @@ class Reads:
     def opened(self, token: str, reader: Identity) -> tuple[str, float | None]:
         """The token of the query itself, and when its read was recorded; None where the page is a read of its own."""
         inner, _, rest = token.partition(".")
+        if not inner:
+            return token, None  # no token, or one that is none: not the first page
         since, _, mac = rest.partition(".")
         if not re.fullmatch(r"[0-9]{1,12}", since) or not mac.isascii():
             return inner, None

@@ -63,7 +63,8 @@ def test_08_who_trusts_the_first_key_is_led_to_the_second(scene: Scene, rotated:
 def test_08_the_stolen_key_does_not_sign_after_it_was_replaced(scene: Scene, rotated: Rotated) -> None:
     """Its signature is right, and of a tree that it may not sign any more: validity is bound to the size."""
     place = _copy(scene, rotated, "old-key")
-    records = [*rotated.records[:-1], insider.flipped(rotated.records[-1])]
+    last = max(index for index, leaf in enumerate(rotated.records) if b'"size_bytes":' in leaf)
+    records = [*rotated.records[:last], insider.flipped(rotated.records[last]), *rotated.records[last + 1 :]]
     insider.put(place, records)
     insider.rebuild_tree(place, records)
     insider.sign_anew(place, records, rotated.thief)
