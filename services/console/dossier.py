@@ -110,7 +110,7 @@ async def head_of(gateway: Gateway) -> Head:
     ours = gateway.verification_key()
     key = ours or answer.verification_key
     try:
-        checkpoint = open_checkpoint(answer.checkpoint.encode(), [VerificationKey.parse(key)])
+        checkpoint = open_checkpoint(answer.checkpoint.encode(), [VerificationKey.parse(one) for one in key.split()])
         signed = True
     except (MalformedNoteError, BadSignatureError):
         checkpoint, signed = Checkpoint("", answer.size, answer.root_hash), False
