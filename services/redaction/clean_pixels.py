@@ -33,6 +33,9 @@ MAX_DECODED_BYTES: Final = 1 << 30
 LOSSY: Final = frozenset({f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81)})
 """Transfer syntaxes that always lose (JPEG baseline and extended, JPEG-LS near-lossless)."""
 
+_WHOLE: Final = {"YBR_FULL_422": "YBR_FULL"}
+"""Decoders give every pixel its colour, whatever was subsampled (PS3.5 8.2.1)."""
+_NATIVE: Final = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL"})
 _ULTRASOUND: Final = frozenset({"US", "IVUS", "BDUS"})
 _BURNED_IN, _LOSSY, _PHOTOMETRIC, _PLANAR = 0x00280301, 0x00282110, 0x00280004, 0x00280006
 _ALLOCATED, _STORED, _HIGH, _SIGNED, _SAMPLES = 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280002
@@ -160,6 +163,9 @@ def _compressed(elements: Elements, pixel: Element, original: Encoded, detector:
         by_frame.setdefault(box.frame, []).append((box.left, box.top, box.width, box.height))
     for number, (frame, photometric) in enumerate(decoded(), 1):
         first = frame if first is None else first
+        photometric = _WHOLE.get(photometric, photometric)
+        if photometric not in _NATIVE:
+            raise _not_redactable("its colours have no native form")
         if frame.nbytes * layout.frames > MAX_DECODED_BYTES or frame.dtype != first.dtype:
             raise _not_redactable("its pixels take too much room once they are decoded")
         if overlaid:
