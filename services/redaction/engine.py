@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -102,7 +103,9 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
         result = run.result()
         receipt = replace(receipt, boxes=run.boxes)
         written = _written(original, result, run.meta(result), run.transfer_syntax)
-        opinion = residual.second_opinion(original, written, pseudonyms, profile.options, profile.retained)
+        opinion = residual.second_opinion(
+            original, written, pseudonyms, profile.options, profile.retained, pixels=run.text_left
+        )
         receipt = replace(receipt, residual_hits=opinion.total, second_opinion=opinion.hits)
         if opinion.total:
             raise StepwedgeError(
@@ -181,6 +184,8 @@ class _Run:
         self._sop_class = sop_class
         self.transfer_syntax = original.transfer_syntax
         """Of the result: another only where pixel data had to be decoded to be cleaned."""
+        self.text_left: Callable[[Encoded], int] | None = None
+        """How much text the detector finds in a result; None where pixels are not cleaned."""
         self.boxes: tuple[Box, ...] = ()
         """What was blanked."""
         self._cleaner = Cleaner(profile, pseudonyms, counts, original, sop_class, subject)
@@ -203,6 +208,7 @@ class _Run:
         policy = clean_pixels.Policy.load(self._profile.pixels)
         done = clean_pixels.clean(elements, self._original, self._counts, policy)
         self.transfer_syntax, self.boxes = done.transfer_syntax, done.boxes
+        self.text_left = lambda encoded: clean_pixels.text_left(encoded, policy)
         return done.elements
 
     def _statement(self) -> list[Element]:

@@ -174,7 +174,8 @@ class Profile:
     """A compiled profile.
 
     name: as in its file. edition: of PS3.15. options: in the order of their names. methods: codes of CID 7050 with
-    their meanings. digest: SHA-256 of the profile, of every table and of the engine's number, in hexadecimal.
+    their meanings. digest: SHA-256 of the profile, of every table, of the detector if there is one, and of the engine's
+    number, in hexadecimal.
     pixels: how pixels are cleaned, as `services.redaction.clean_pixels.Policy` reads it.
     trust_private_characteristics: whether an object's own word (0008,0303) that private elements are safe is taken.
     """
@@ -231,6 +232,7 @@ class Profile:
             raise _configuration(f"the profile is not for edition {EDITION}")
         options = _options(content.get("options", []))
         overrides = tuple(_overrides(content.get("override", [])))
+        cleaning = _pixels(content.get("pixels", {}), options)
         trust = content.get("trust_private_characteristics", True)
         if not isinstance(trust, bool):
             raise _configuration("trust_private_characteristics is neither true nor false")
@@ -239,10 +241,10 @@ class Profile:
             edition=EDITION,
             options=options,
             methods=tuple(_methods(options)),
-            digest=_digest(source),
+            digest=_digest(source + _detector(cleaning, options)),
             listed=_listed(options, overrides, {}),
             overrides=overrides,
-            pixels=_pixels(content.get("pixels", {}), options),
+            pixels=cleaning,
             trust_private_characteristics=trust,
         )
 
@@ -309,6 +311,16 @@ def _pixels(table: Any, options: Sequence[Option]) -> Mapping[str, Any]:
 
         Policy.load(table)
     return table
+
+
+def _detector(table: Mapping[str, Any], options: Sequence[Option]) -> bytes:
+    """Digest of the text detector that cleans pixels: part of the profile's. Raises MODEL_NOT_FOUND."""
+    if Option.CLEAN_PIXELS not in options:
+        return b""
+    from services.redaction.clean_pixels import Policy
+    from shared.text_detector import Detector
+
+    return Detector.load(Policy.load(table).model).sha256.encode()
 
 
 def _overrides(entries: Any) -> Iterator[Override]:

@@ -385,3 +385,12 @@ def test_a_code_stays_in_a_report_where_its_scheme_is_public_and_it_has_its_form
     after, _ = redacted(ds, *options)
     left = after.ContentSequence[0].ConceptNameCodeSequence[0]
     assert (left.CodeValue, left.CodingSchemeDesignator) == ((value, scheme) if stays else ("ANONYMIZED", "99ANON"))
+
+
+def test_no_canary_survives_where_pixels_are_cleaned() -> None:
+    data, planted = planted_object(False)
+    result = redact(data, PSEUDONYMS, Profile.of([Option.CLEAN_PIXELS]))
+    assert survivors(result.data, planted) == []
+    after = pydicom.dcmread(io.BytesIO(result.data))
+    assert after.BurnedInAnnotation == "NO"
+    assert "113101" in {code.CodeValue for code in after.DeidentificationMethodCodeSequence}

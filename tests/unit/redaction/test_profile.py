@@ -43,6 +43,8 @@ OVERRIDE = '[[override]]\nattribute = "{}"\naction = "{}"\nreason = "{}"\n'
         (HEAD + 'options = "retain-uids"', "no list"),
         (HEAD + 'options = ["retain-full-dates", "retain-modified-dates"]', "retain-full-dates and retain-modified"),
         (HEAD + 'trust_private_characteristics = "yes"', "neither true nor false"),
+        (HEAD + "[pixels]\nmost_boxes = 5", "does not ask for clean-pixels"),
+        (HEAD + 'options = ["clean-pixels"]\n[pixels]\ntext = "paint"', "[pixels] is wrong"),
         (HEAD + OVERRIDE.format("PatientName", "K", "why not"), "PatientName names somebody"),
         (HEAD + OVERRIDE.format("(0010,0020)", "K", "why not"), "names somebody"),
         (HEAD + OVERRIDE.format("KVP", "X", ""), "no reason"),
