@@ -94,7 +94,7 @@ def test_up_shows_the_addresses_refuses_a_second_up_and_drains_in_order_at_ctrl_
             assert settings.for_service(service).address in shown
         assert settings.ingest.dimse in shown
         children = children_of(process.pid)
-        assert len(children) == 4
+        assert len(children) == len(SERVICES) + 1, "the services and the console"
         second = stepwedge("up", "--config", file)
         assert second.failed_in_one_line("WRONG_STATE")  # two clusters do not share a data folder
         assert second.status == Exit.NEGATIVE
@@ -118,7 +118,7 @@ def test_no_child_outlives_a_supervisor_that_is_killed_outright(tmp_path: Path) 
         read_until(process, "Ctrl-C drains")
         children = children_of(process.pid)
         process.kill()
-    assert len(children) == 4
+    assert len(children) == len(SERVICES) + 1
     eventually(lambda: not [pid for pid in children if alive(pid)], what="the end of every child")
 
 
