@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.redaction import devices, pixels, regions, values
+from services.redaction.markers import MODALITIES
+from services.redaction.markers import kept as marked
 from services.redaction.native import Layout, Planes, black, grey_for_detection
 from services.redaction.profile import objects
 from services.redaction.receipt import Box, Counts
@@ -52,7 +54,8 @@ class Policy:
     text: "blank" what the detector finds, or "refuse" the object. outside_regions: blank what lies outside an
     ultrasound's own regions. devices: further libraries of device regions, of the site. model: folder of the detector;
     None for the one that comes with the product. most_boxes: of one frame, of text; largest_share: of one frame's area,
-    of text: beyond either the object is refused, for a detector that sees text everywhere sees none.
+    of text: beyond either the object is refused, for a detector that sees text everywhere sees none. keep_markers: side
+    markers of radiographs stay where they are told for sure.
     """
 
     text: str = "blank"
@@ -61,6 +64,7 @@ class Policy:
     model: Path | None = None
     most_boxes: int = 600
     largest_share: float = 0.6
+    keep_markers: bool = True
 
     @classmethod
     def load(cls, table: Mapping[str, Any]) -> Policy:
@@ -75,6 +79,7 @@ class Policy:
                 model=Path(table["model"]) if "model" in table else None,
                 most_boxes=int(table.get("most_boxes", 600)),
                 largest_share=float(table.get("largest_share", 0.6)),
+                keep_markers=bool(table.get("keep_markers", True)),
             )
             if found.text not in ("blank", "refuse") or found.most_boxes < 1 or not 0 < found.largest_share <= 1:
                 raise ValueError
@@ -227,8 +232,9 @@ def _judged(
     for (left, top, width, height), _ in fixed:
         hidden[top : top + height, left : left + width] = True
     found: list[list[Rectangle]] = []
+    spared = _spares(original, policy)
     for frame in frames:
-        mine = _text(frame, hidden, layout.photometric, detector)
+        mine = _text(frame, hidden, layout.photometric, detector, markers=spared)
         if mine and policy.text == "refuse":
             raise _not_redactable("text was found in its pixels, and the profile asks to refuse that")
         share = _share(mine, layout)
@@ -243,22 +249,31 @@ def _judged(
     return boxes
 
 
-def _text(frame: NDArray[Any], hidden: NDArray[np.bool_], photometric: str, detector: Detector) -> list[Found]:
-    """The text of one frame: looked for again in what is left when it is blanked, so that the result holds none that
-    the detector sees, and cleaning it again changes nothing."""
+def _text(
+    frame: NDArray[Any], hidden: NDArray[np.bool_], photometric: str, detector: Detector, *, markers: bool
+) -> list[Found]:
+    """The text of one frame, less side markers: looked for again in what is left when it is blanked, so that the result
+    holds none that the detector sees, and cleaning it again changes nothing."""
     left = frame.copy()
-    dark = frame.max() if photometric == "MONOCHROME1" else frame.min()
-    left[hidden] = 0 if frame.ndim == 3 else dark
+    dark = 0 if frame.ndim == 3 else frame.max() if photometric == "MONOCHROME1" else frame.min()
+    left[hidden] = dark
     mine: list[Found] = []
     for _ in range(_LOOKS):
         found = [one for one in detector.find(left) if not hidden[_slices(one)].all()]
         found = [one for one in found if (left[_slices(one)] != left[_slices(one)].flat[0]).any()]
+        spared = marked(left, found) if markers and left.ndim == 2 else []
+        found = [one for one in found if one not in spared]
         if not found:
             break
         mine += found
         for one in found:
-            left[_slices(one)] = 0 if frame.ndim == 3 else dark
+            left[_slices(one)] = dark
     return mine
+
+
+def _spares(original: Encoded, policy: Policy) -> bool:
+    modality = values.first(original.data_set, 0x00080060).upper()
+    return policy.keep_markers and modality in MODALITIES
 
 
 def text_left(result: Encoded, policy: Policy) -> int:
@@ -277,9 +292,13 @@ def text_left(result: Encoded, policy: Policy) -> int:
         )
     else:
         frames = dicom.compressed_frames(_described(result), max_bytes=MAX_FRAME_BYTES)
-    return sum(
-        one.score > _SURE for frame, photometric in frames for one in detector.find(palette.shown(frame, photometric))
-    )
+    spared, count = _spares(result, policy), 0
+    for frame, photometric in frames:
+        shown = palette.shown(frame, photometric)
+        found = detector.find(shown)
+        kept = marked(shown, found) if spared and shown.ndim == 2 else []
+        count += sum(one.score > _SURE and one not in kept for one in found)
+    return count
 
 
 def _fixed(layout: Layout, original: Encoded, policy: Policy) -> list[tuple[Rectangle, str]]:

@@ -29,10 +29,11 @@ from pydicom.uid import (
 
 from services.redaction import clean_pixels, devices
 from services.redaction.clean_pixels import Cleaned, Policy, clean, text_left
+from services.redaction.markers import kept
 from services.redaction.receipt import Counts
 from shared.dicom_encoding import EXPLICIT_LITTLE, Encoded, parse
 from shared.errors import ErrorCode, StepwedgeError
-from shared.text_detector import RELEASED, Detector, find_text
+from shared.text_detector import RELEASED, Detector, Found, find_text
 from tests.shared_material import SHARED, needs_shared
 
 ROWS, COLUMNS = 240, 320
@@ -334,6 +335,38 @@ def test_the_overlay_in_the_high_bits_is_gone_before_anything_is_looked_at() -> 
     assert not done.boxes
     left = np.frombuffer(_value(done, 0x7FE00010), "<u2")
     assert (left == WIDE[5, 5]).all()
+
+
+def _marked(text: str, modality: str) -> Cleaned:
+    grey = _picture()[0].copy()
+    grey[:] = 60
+    grey[0, 0] = 20
+    cv2.putText(grey, text, (140, 140), cv2.FONT_HERSHEY_SIMPLEX, 1.6, 230, 4, cv2.LINE_AA)
+    return _clean(_object(grey[None], Modality=modality))[0]
+
+
+@pytest.mark.parametrize("text", ["L", "R"])
+def test_a_side_marker_of_a_radiograph_stays(text: str) -> None:
+    assert not _marked(text, "CR").boxes
+
+
+@pytest.mark.parametrize(("text", "modality"), [("RM", "CR"), ("JD", "DX"), ("L1", "CR"), ("R", "OT"), ("Doe R", "CR")])
+def test_other_letters_and_letters_elsewhere_do_not_stay(text: str, modality: str) -> None:
+    assert _marked(text, modality).boxes
+
+
+def test_only_the_allowed_letters_are_read_as_markers() -> None:
+    wrong = []
+    for letter in "ABCDEFGHIJKMNOPQSTUVWXYZ0123456789abdefghijklmnqtyr":
+        for face in (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_PLAIN):
+            for size in (1.2, 2.0, 3.1):
+                image = np.full((160, 160), 60, np.uint8)
+                cv2.putText(image, letter, (40, 110), face, size, 220, 3, cv2.LINE_AA)
+                rows, columns = np.nonzero((image > 140).any(1))[0], np.nonzero((image > 140).any(0))[0]
+                left, top = int(columns[0]) - 3, int(rows[0]) - 3
+                one = Found(left, top, int(columns[-1]) + 4 - left, int(rows[-1]) + 4 - top)
+                wrong += [letter] * len(kept(image, [one]))
+    assert not wrong
 
 
 # What names somebody in the real objects at hand: left, top, right, bottom.
