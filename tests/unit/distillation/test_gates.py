@@ -205,3 +205,31 @@ def test_a_model_quantised_a_tensor_on_four_noise_images_is_refused(tmp_path: Pa
     assert lost[MODEL] <= gate.bar < lost[tmp_path]
     with pytest.raises(release.Refused, match=gate.name):
         release.release(tmp_path, tmp_path / "out", "9.9.9", RUN, TRAINER)
+
+
+@needs_shared
+@pytest.mark.training
+@pytest.mark.timeout(240)
+def test_a_model_trained_without_augmentation_is_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[train]'")
+    from distillation import evaluate
+    from distillation.batches import Mixture
+    from distillation.compress import calibration_grids, export, quantise
+    from distillation.models import Student
+    from distillation.train import Plan, fit, student_loss
+    from tests.unit.distillation.test_training import drawn_pool
+
+    assert SHARED is not None
+    pool, _ = drawn_pool(24, 1)
+    torch.manual_seed(5)
+    plain = Mixture(pool, {"drawn": 4}, 5, labelled_turns=False, gentle=1.0)
+    model = fit(Student(), student_loss, plain, Plan("plain", 60, seed=5, rate=3e-3, gentle=1.0), tmp_path / "run")
+    export(model, tmp_path / release.SERVED_WITHOUT_VNNI)
+    quantise(tmp_path / release.SERVED_WITHOUT_VNNI, tmp_path / release.SERVED, calibration_grids(pool, 24, 1))
+    shutil.copyfile(MODEL / "calibration.json", tmp_path / "calibration.json")
+    report = evaluate.report(tmp_path, SHARED / "data" / "cxr", ("val",), None, most=6)
+    _write(tmp_path, report | {"most_of_a_group": None})
+    with pytest.raises(release.Refused) as refused:
+        release.release(tmp_path, tmp_path / "out", "9.9.9", RUN, TRAINER)
+    failed = {one.name for one in refused.value.outcomes if not one.held and one.value is not None}
+    assert "turned or inverted images found, worst" in failed

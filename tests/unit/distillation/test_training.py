@@ -18,7 +18,7 @@ SQUARE = letterbox(GRID, GRID)
 FLOOR = 0.70
 
 
-def _pool(count: int, seed: int) -> tuple[Pool, np.ndarray]:
+def drawn_pool(count: int, seed: int) -> tuple[Pool, np.ndarray]:
     rng = np.random.default_rng(seed)
     drawn = [procedural.chest(rng) for _ in range(count)]
     grids = np.stack([grid for grid, _ in drawn])
@@ -65,8 +65,8 @@ def test_a_training_of_seconds_learns_resumes_exports_and_quantises(tmp_path):
     from distillation.models import Student
     from distillation.train import Plan, fit, student_loss
 
-    pool, _ = _pool(24, 1)
-    unseen, truth = _pool(8, 2)
+    pool, _ = drawn_pool(24, 1)
+    unseen, truth = drawn_pool(8, 2)
     mixture = Mixture(pool, {"drawn": 4}, 5, labelled_turns=False)
     torch.manual_seed(5)
     run = tmp_path / "run"
