@@ -18,6 +18,7 @@ from services.console.accounts import Accounts
 from services.console.app import application
 from services.console.gateway import Gateway
 from services.console.oidc import Provider
+from services.console.requests import Requests
 from services.console.web import House
 from shared import database, keys, logs, settings
 from shared.errors import ErrorCode, StepwedgeError
@@ -73,7 +74,7 @@ async def serve(configuration: Settings) -> None:
     _first_administrator(accounts, section.first_password, local=section.local_accounts)
     provider = Provider(section.oidc, callback=f"{section.url}/oidc/callback") if section.oidc.issuer else None
     gateway = Gateway(configuration)
-    house = House(section, accounts, gateway, provider)
+    house = House(section, accounts, gateway, provider, Requests(engine))
     host, port = host_and_port(section.listen)
     server = _Server(
         uvicorn.Config(

@@ -13,7 +13,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from services.console.pages import audit, guide, operation, people, quality, signin, studies
+from services.console.pages import audit, guarding, guide, operation, people, quality, signin, studies
 from services.console.web import HEADERS, House, not_there
 
 STATIC: Final = Path(__file__).with_name("static")
@@ -39,7 +39,7 @@ async def alive(_: Request) -> Response:
 
 def application(house: House) -> Starlette:
     """The whole console."""
-    pages = (signin, studies, operation, quality, audit, people, guide)
+    pages = (signin, studies, operation, quality, guarding, audit, people, guide)
     made = Starlette(
         routes=[
             Route("/healthz", alive),

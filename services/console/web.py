@@ -24,6 +24,7 @@ from starlette.routing import Route
 from services.console.accounts import Accounts, Person
 from services.console.gateway import Gateway
 from services.console.oidc import Provider
+from services.console.requests import Requests
 from services.console.wording import Wording, chosen, languages
 from shared import logs
 from shared.errors import ErrorCode, StepwedgeError
@@ -90,6 +91,7 @@ class House:
     accounts: Accounts
     gateway: Gateway
     provider: Provider | None
+    requests: Requests
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     """Signs the cookie of a sign-in under way; a restart asks to begin again."""
     views: dict[tuple[str, str], float] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -314,3 +315,39 @@ def test_nothing_is_shown_that_cannot_be_recorded(house: ConsoleHouse):
         house.cluster.release("audit")
         house.cluster.wait_ready()
     assert person.get(f"/studies/{study}").status_code == 200
+
+
+def test_erasure_needs_a_second_person_and_a_hold_stops_it(house: ConsoleHouse):
+    admin = house.browser("administrator")
+    first = re.search(
+        r"<code>([0-9a-f-]{27})</code>",
+        admin.post("/people", page="/people", action="create", name="second.auditor", role="auditor").text,
+    )
+    assert first is not None
+    second = Browser(house)
+    second.sign_in("second.auditor", first[1])
+    second.post("/password", page="/password", old=first[1], new=PASSWORD, again=PASSWORD)
+    one, page = house.browser("auditor"), "/audit/guarding"
+    subject = next(
+        entry.record.subject for entry in house.cluster.entries(study=house.studies[0]) if entry.record.subject
+    )
+
+    def request(person: Browser) -> str:
+        found = re.findall(r'name="number" value="(\d+)"', person.get(page).text)
+        assert found, "no open request"
+        return found[0]
+
+    wrong = one.post(page, page=page, action="ask", act="erase", target="Canary^Conny", purpose="PATRQT", reference="")
+    assert wrong.status_code == 409
+    one.post(page, page=page, action="ask", act="hold", target=subject, purpose="HLEGAL", reference="LEG-2026-1")
+    refused = one.post(page, page=page, action="agree", number=request(one))
+    assert "a second person must agree" in refused.text
+    assert second.post(page, page=page, action="agree", number=request(second)).status_code == 200
+    held = records(house, "hold")
+    assert held[-1].hold.person == "second.auditor"
+    one.post(page, page=page, action="ask", act="erase", target=subject, purpose="PATRQT", reference="ERA-2026-1")
+    stopped = second.post(page, page=page, action="agree", number=request(second))
+    assert stopped.status_code == 409
+    assert not [one for one in records(house, "erased") if one.outcome == audit_pb2.EVENT_OUTCOME_SUCCESS]
+    assert one.post(page, page=page, action="withdraw", number=request(one)).status_code == 200
+    assert one.post(page, page=page, action="agree", number="999999").status_code == 409

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.console import wording
+from services.console.pages.guarding import ACTS, PURPOSES
 from services.console.pages.guide import WHAT_TO_DO
 from services.console.pages.studies import REVIEW_REASONS
 from services.console.web import NAVIGATION
@@ -22,7 +23,14 @@ def texts() -> set[str]:
     """Every text that a page or the paper shows."""
     files = [*CONSOLE.glob("templates/*.html"), *CONSOLE.rglob("*.py")]
     found = {next(filter(None, match)) for file in files for match in TEXT.findall(file.read_text("utf-8"))}
-    return found | {title for _, title, _ in NAVIGATION} | set(REVIEW_REASONS.values()) | set(WHAT_TO_DO.values())
+    return (
+        found
+        | {title for _, title, _ in NAVIGATION}
+        | set(REVIEW_REASONS.values())
+        | set(WHAT_TO_DO.values())
+        | set(ACTS.values())
+        | set(PURPOSES.values())
+    )
 
 
 def codes() -> set[str]:
