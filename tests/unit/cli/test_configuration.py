@@ -39,7 +39,8 @@ def settings(tmp_path: Path) -> Settings:
 def test_the_first_run_makes_certificates_and_keys_that_only_the_owner_reads(settings: Settings) -> None:
     configuration.prepare(settings)
     secrets = [*settings.cluster.pki.glob("*.key"), *settings.cluster.keys.glob("*.key")]
-    assert len(secrets) == len(Identity) + 1 + 2
+    made = {keys.PSEUDONYMS, keys.SIGNING, keys.IDENTITY, keys.BLIND_INDEX}
+    assert {one.name for one in secrets} == {"ca.key"} | {f"{identity}.key" for identity in Identity} | made
     assert {stat.S_IMODE(secret.stat().st_mode) for secret in secrets} == {0o600}
     assert stat.S_IMODE(settings.cluster.data.stat().st_mode) == 0o700
 
@@ -83,7 +84,7 @@ def test_a_child_is_given_its_own_certificate_and_keys_and_nobody_elses(settings
     pki.Credentials.load(told.cluster.pki, service)
     there = {file.name for file in (*told.cluster.pki.iterdir(), *told.cluster.keys.iterdir())}
     own = {
-        Identity.INGEST: {keys.PSEUDONYMS},
+        Identity.INGEST: {keys.PSEUDONYMS, keys.IDENTITY, keys.BLIND_INDEX},
         Identity.REDACTION: {keys.PSEUDONYMS},
         Identity.INFERENCE: set(),
         Identity.AUDIT: {keys.SIGNING, keys.VERIFICATION},
