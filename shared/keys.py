@@ -56,7 +56,9 @@ def create(folder: Path, *, origin: str = "stepwedge/audit", development: bool) 
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         write_new(folder / SIGNING, pem, 0o600)
-    write_new(folder / VERIFICATION, (verification_key(signing_key(folder), origin) + "\n").encode(), 0o644)
+    if not (folder / VERIFICATION).exists():
+        # Else the signing key is not looked at: the log may have been stopped while it replaced it, and mends that.
+        write_new(folder / VERIFICATION, (verification_key(signing_key(folder), origin) + "\n").encode(), 0o644)
 
 
 def refuse_development(folder: Path, *, production: bool) -> None:

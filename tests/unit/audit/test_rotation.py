@@ -285,3 +285,16 @@ def test_a_proof_is_of_a_stored_checkpoint_only(house: House) -> None:
         with pytest.raises(StepwedgeError) as refused:
             proof_of(house.log.store, index, size)
         assert refused.value.code == code
+
+
+def test_keys_are_made_around_a_signing_key_that_was_being_replaced(house: House) -> None:
+    """`stepwedge up` makes what is absent before the log starts, which then finishes the change of its key."""
+    Rotator(house.log, house.keys).rotate()
+    new = (house.keys / keys.SIGNING).read_bytes()
+    house.log.close()
+    (house.keys / signing.NEXT).write_bytes(new)
+    (house.keys / keys.SIGNING).write_bytes(bytes(len(new)))  # killed after the old key was overwritten
+    keys.create(house.keys, origin=ORIGIN, development=True)
+    house.log = house.open()
+    assert (house.keys / keys.SIGNING).read_bytes() == new
+    assert not (house.keys / signing.NEXT).exists()
