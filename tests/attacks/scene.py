@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
+import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -43,6 +44,10 @@ RECORDS = 530
 
 PROVED, USAGE, ALTERED, TRUNCATED, FORKED, BAD_SIGNATURE, MISSING_WITNESS, MALFORMED, UNREADABLE = 0, *range(2, 10)
 """Exit statuses of the verifier, as its documentation lists them (1 is Python's own)."""
+
+
+ONCE = pytest.mark.parametrize("databases", ["sqlite"], indirect=True, scope="session")
+"""For what is done to an export alone: it is the same from either database."""
 
 
 class Judgement(NamedTuple):

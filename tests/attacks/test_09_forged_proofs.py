@@ -20,7 +20,7 @@ from shared.transparency.note import Checkpoint
 from stepwedge.audit.v1 import audit_pb2
 from tests.attacks import insider
 from tests.attacks.keys_of_others import STRANGER
-from tests.attacks.scene import ALTERED, BAD_SIGNATURE, MALFORMED, PROVED, TRUNCATED, Scene
+from tests.attacks.scene import ALTERED, BAD_SIGNATURE, MALFORMED, ONCE, PROVED, TRUNCATED, Scene
 from tests.unit.verifier import forging
 from tests.unit.verifier.forging import Files
 from tests.unit.witness.making import Tree
@@ -75,6 +75,7 @@ def files(scene: Scene) -> Files:
     return forging.read(scene.export)
 
 
+@ONCE
 @pytest.mark.parametrize("name", NOTES)
 def test_09_a_checkpoint_that_is_bent_is_refused(scene: Scene, files: Files, name: str) -> None:
     bend, code = NOTES[name]
@@ -83,6 +84,7 @@ def test_09_a_checkpoint_that_is_bent_is_refused(scene: Scene, files: Files, nam
     assert told.code == code, told.words
 
 
+@ONCE
 def test_09_an_inner_node_does_not_pass_for_a_record(scene: Scene, files: Files) -> None:
     """Second preimage: entries that are pairs of hashes would give the same root, were leaves not hashed apart."""
     hashes = [merkle.leaf_hash(leaf) for leaf in forging.leaves(files)[:512]]
@@ -92,6 +94,7 @@ def test_09_an_inner_node_does_not_pass_for_a_record(scene: Scene, files: Files)
     assert scene.judge(forging.write(scene.folder / "pairs.zip", forging.with_manifest(forged))).code == ALTERED
 
 
+@ONCE
 def test_09_a_checkpoint_of_a_tree_that_nobody_has_is_truncated_and_a_stranger_s_is_not_signed(
     scene: Scene, files: Files
 ) -> None:
@@ -101,6 +104,7 @@ def test_09_a_checkpoint_of_a_tree_that_nobody_has_is_truncated_and_a_stranger_s
         assert told.code == code
 
 
+@ONCE
 def test_09_a_log_of_size_0_in_place_of_a_full_one_is_altered(scene: Scene, files: Files) -> None:
     """Signed with the real key, over the records that are there."""
     signer = scene.place.signer
@@ -125,6 +129,7 @@ def _more_hashes(body: bytes, count: int) -> bytes:
     return body.replace(b"old 0\n", b"old 0\n" + hashes, 1)
 
 
+@ONCE
 def test_09_a_request_that_is_bent_gets_its_status_from_the_witness_and_is_not_cosigned(scene: Scene) -> None:
     tree = Tree(insider.leaves_of(scene.place), origin=scene.vkey.split("+")[0], key=scene.place.signing)
     with scene.new_witness() as witness:

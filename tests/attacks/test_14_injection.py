@@ -24,7 +24,7 @@ from shared.transparency import merkle
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 from tests.attacks import insider
 from tests.attacks.calling import code_of
-from tests.attacks.scene import Place, Scene
+from tests.attacks.scene import ONCE, Place, Scene
 from tests.unit.audit.making import Producer
 
 HOSTILE = {
@@ -160,6 +160,7 @@ def _shape(document: ElementTree.Element) -> set[str]:
     return {one.tag for one in document.iter()}
 
 
+@ONCE
 def test_14_in_syslog_each_is_one_frame_of_the_length_that_it_says(poisoned: Place) -> None:
     frames = b""
     records = insider.leaves_of(poisoned)[FIRST : FIRST + len(HOSTILE)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.audit import record
-from tests.attacks.scene import ALTERED, MALFORMED, PROVED, TRUNCATED, UNREADABLE, Scene, judge
+from tests.attacks.scene import ALTERED, MALFORMED, ONCE, PROVED, TRUNCATED, UNREADABLE, Scene, judge
 from tests.unit.verifier import forging
 from tests.unit.verifier.forging import Files
 
@@ -35,6 +35,7 @@ def test_16_a_file_dropped_or_exchanged_is_noticed(scene: Scene, files: Files, m
         assert told.code in (ALTERED, MALFORMED), (name, told)
 
 
+@ONCE
 @pytest.mark.parametrize("name", ["tile/0/009", "tile/entries/000.p/7", "attachments/" + "0" * 64])
 def test_16_a_file_that_the_log_does_not_have_is_altered(scene: Scene, files: Files, name: str) -> None:
     forged = forging.with_manifest({**files, name: b"more"})
@@ -44,6 +45,7 @@ def test_16_a_file_that_the_log_does_not_have_is_altered(scene: Scene, files: Fi
 PATHS = ["../outside", "tile/../../outside", "/etc/cron.d/x", "C:\\x", "tile/0/000/../001", "verify.py", "tile//0"]
 
 
+@ONCE
 @pytest.mark.parametrize("name", PATHS)
 def test_16_a_path_that_does_not_belong_in_an_export_is_malformed_and_nothing_is_written(
     scene: Scene, files: Files, name: str, tmp_path: Path
@@ -56,6 +58,7 @@ def test_16_a_path_that_does_not_belong_in_an_export_is_malformed_and_nothing_is
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["export.zip", "in"]
 
 
+@ONCE
 def test_16_a_link_in_an_unpacked_export_is_malformed(scene: Scene, tmp_path: Path) -> None:
     with zipfile.ZipFile(scene.export) as archive:
         archive.extractall(tmp_path / "export")
@@ -66,6 +69,7 @@ def test_16_a_link_in_an_unpacked_export_is_malformed(scene: Scene, tmp_path: Pa
     assert scene.judge(tmp_path / "export").code == MALFORMED
 
 
+@ONCE
 def test_16_a_manifest_that_lies_about_the_size_is_altered(scene: Scene, files: Files) -> None:
     manifest = json.loads(files["manifest.json"])
     manifest["size"] += 1
@@ -73,6 +77,7 @@ def test_16_a_manifest_that_lies_about_the_size_is_altered(scene: Scene, files: 
     assert scene.judge(forging.write(scene.folder / "size.zip", forged)).code == ALTERED
 
 
+@ONCE
 def test_16_an_archive_cut_short_is_truncated_and_one_that_is_away_unreadable(scene: Scene) -> None:
     whole = scene.export.read_bytes()
     cut = scene.folder / "cut.zip"
@@ -81,12 +86,14 @@ def test_16_an_archive_cut_short_is_truncated_and_one_that_is_away_unreadable(sc
     assert scene.judge(scene.folder / "nothing.zip").code == UNREADABLE
 
 
+@ONCE
 def test_16_the_key_that_comes_with_an_export_is_not_taken_for_trust(scene: Scene) -> None:
     """Without a key of the auditor's own the verifier says that it took the export's."""
     told = judge(scene.export, key=None)
     assert (told.code, told.report["key_source"]) == (PROVED, "export")
 
 
+@ONCE
 def test_16_a_zip_that_would_unpack_to_far_more_than_it_is_ends_at_once(scene: Scene, files: Files) -> None:
     bomb = {**files, "tile/entries/000": bytes(200 << 20)}
     assert scene.judge(forging.write(scene.folder / "bomb.zip", bomb)).code == MALFORMED
