@@ -1,16 +1,17 @@
 """What people say of decisions, and how often what was decided: the rows behind reviews and charts."""
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, Text, cast, func, select
 from sqlalchemy.orm import sessionmaker
 
-from services.ingest.tables import Decision, Instance, Review, Study
+from services.ingest.tables import Decision, Review, Study
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
 
@@ -26,8 +27,6 @@ REASONS: Final = (
     "other",
 )
 """Codes that a reviewer chooses from; words for people are the caller's."""
-
-_CHUNK: Final = 5_000
 
 
 @dataclass
@@ -59,6 +58,7 @@ class Reviews:
         self._sessions = sessionmaker(engine, expire_on_commit=False)
         self._reading = sessionmaker(database.reader(engine), expire_on_commit=False)
         self._commit = commit
+        self._postgres = engine.dialect.name == "postgresql"
 
     def write(
         self, study_id: int, *, revision: int, verdict: int, reason: str, note: str, reviewer: str, role: str
@@ -110,8 +110,11 @@ class Reviews:
         """Counts of what was decided and reviewed in a span of time, and of where studies are now."""
         found = Summary()
         with self._reading.begin() as session:
-            decided = session.execute(
-                select(Decision.study_id, Decision.decided_at, Decision.verdict, Decision.reasons)
+            day = self._day(Decision.decided_at)
+            # A few combinations of reasons for each day, not a row a study: the database counts.
+            reasons = cast(Decision.reasons, Text)
+            counted = session.execute(
+                select(day, Study.modalities, Decision.verdict, reasons, func.count())
                 .join(Study, Study.id == Decision.study_id)
                 .where(
                     Decision.decided_at >= start,
@@ -119,12 +122,12 @@ class Reviews:
                     Decision.cursor.is_not(None),
                     Decision.revision == Study.revision,
                 )
-            ).all()
-            modalities = self._modalities(session, [row.study_id for row in decided])
-            for study_id, at, verdict, reasons in decided:
-                day = at.date().isoformat()
-                found.decisions[day, modalities.get(study_id, ""), verdict] += 1
-                found.reasons.update((day, reason) for reason in reasons)
+                .group_by(day, Study.modalities, Decision.verdict, reasons)
+            )
+            for on, modalities, verdict, given, count in counted:
+                found.decisions[on, modalities, verdict] += count
+                for reason in json.loads(given):
+                    found.reasons[on, reason] += count
             for at, was, now in session.execute(
                 select(Review.reviewed_at, Review.decided, Review.verdict).where(
                     Review.reviewed_at >= start, Review.reviewed_at < before, Review.record_index.is_not(None)
@@ -137,16 +140,8 @@ class Reviews:
                 found.states[state] = (count, oldest)
         return found
 
-    @staticmethod
-    def _modalities(session: Any, studies: list[int]) -> dict[int, str]:
-        found: dict[int, set[str]] = {}
-        for chunk in _chunks(studies):
-            for study_id, modality in session.execute(
-                select(Instance.study_id, Instance.modality).where(Instance.study_id.in_(chunk)).distinct()
-            ):
-                found.setdefault(study_id, set()).add(modality)
-        return {study_id: "+".join(sorted(some)) for study_id, some in found.items()}
-
-
-def _chunks(items: list[int]) -> Iterable[list[int]]:
-    return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
+    def _day(self, column: Any) -> Any:
+        """The day (UTC) of a column of times, as text."""
+        if self._postgres:
+            return func.to_char(func.timezone("UTC", column), "YYYY-MM-DD")
+        return func.substr(cast(column, Text), 1, 10)

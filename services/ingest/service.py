@@ -15,7 +15,7 @@ from services.ingest.states import (
     InstanceState,
     StudyState,
 )
-from services.ingest.store import Listed, Snapshot, StudyStore
+from services.ingest.store import Snapshot, StudyStore
 from services.ingest.tables import Decision, Instance, Review, Study
 from shared.audit import Recorder
 from shared.build import software_build
@@ -125,8 +125,10 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         page = await asyncio.to_thread(
             self._studies.page, state=state, verdict=request.verdict, before=before, size=size + 1
         )
-        more = str(page[size - 1].study.id) if len(page) > size else ""
-        return ingest_pb2.ListStudiesResponse(studies=[_listed(one) for one in page[:size]], next_page_token=more)
+        more = str(page[size - 1].id) if len(page) > size else ""
+        return ingest_pb2.ListStudiesResponse(
+            studies=[_study_alone(study) for study in page[:size]], next_page_token=more
+        )
 
     async def RequeueStudy(  # noqa: N802
         self, request: ingest_pb2.RequeueStudyRequest, context: Any
@@ -264,13 +266,6 @@ def _reviewer(request: ingest_pb2.ReviewStudyRequest, caller: Identity) -> tuple
     return request.reviewer, request.role
 
 
-def _listed(one: Listed) -> ingest_pb2.Study:
-    message = _study_alone(one.study)
-    message.modalities.extend(sorted(one.instances))
-    message.instance_count = sum(one.instances.values())
-    return message
-
-
 def _review(review: Review) -> ingest_pb2.Review:
     return ingest_pb2.Review(
         verdict=review.verdict,  # type: ignore[arg-type]
@@ -308,6 +303,8 @@ def _study_alone(study: Study) -> ingest_pb2.Study:
         last_error=study.last_error,  # type: ignore[arg-type]
         verdict=study.verdict,  # type: ignore[arg-type]
         reasons=study.reasons,  # type: ignore[arg-type]
+        modalities=[one for one in study.modalities.split("+") if one],
+        instance_count=study.instances,
     )
     if study.next_action_at is not None:
         message.next_action_at.CopyFrom(timestamp(study.next_action_at))
@@ -322,8 +319,6 @@ def _study(snapshot: Snapshot) -> ingest_pb2.Study:
     message.instances.extend(_instance(instance, decided.get(instance.id, {})) for instance in snapshot.instances)
     message.decisions.extend(_decision(decision, snapshot.study) for decision in visible)
     message.reviews.extend(_review(one) for one in snapshot.reviews if one.record_index is not None)
-    message.modalities.extend(sorted({instance.modality for instance in snapshot.instances}))
-    message.instance_count = len(snapshot.instances)
     return message
 
 

@@ -118,14 +118,6 @@ class Snapshot:
         return next((decision for decision in self.decisions if decision.record_index is None), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A study in a list, and how many instances of each modality it has."""
-
-    study: Study
-    instances: Mapping[str, int]
-
-
 class StudyStore:
     """The rows of studies, instances, decisions and deliveries.
 
@@ -170,6 +162,8 @@ class StudyStore:
             instance = _new_instance(study, arrival, conflict=bool(known), now=now)
             session.add(instance)
             self._arrived(study, now)
+            study.instances += 1
+            study.modalities = "+".join(sorted({*study.modalities.split("+"), arrival.modality} - {""}))[:200]
             self._flag_conflict(session, known, study, now)
             session.flush()
             return instance, False
@@ -226,6 +220,8 @@ class StudyStore:
                 last_error=0,
                 verdict=0,
                 reasons=[],
+                modalities="",
+                instances=0,
             ).on_conflict_do_nothing(index_elements=["study_instance_uid"])
         )
         return session.scalars(
@@ -676,7 +672,7 @@ class StudyStore:
                 reviews=rows(Review),
             )
 
-    def page(self, *, state: StudyState | None, verdict: int = 0, before: int | None, size: int) -> list[Listed]:
+    def page(self, *, state: StudyState | None, verdict: int = 0, before: int | None, size: int) -> list[Study]:
         """Studies, newest first, with a row number below `before`; `verdict` 0 for any."""
         query = select(Study).order_by(Study.id.desc()).limit(size)
         if state is not None:
@@ -686,16 +682,7 @@ class StudyStore:
         if before is not None:
             query = query.where(Study.id < before)
         with self._reading.begin() as session:
-            studies = list(session.scalars(query))
-            counted = session.execute(
-                select(Instance.study_id, Instance.modality, func.count())
-                .where(Instance.study_id.in_([study.id for study in studies]))
-                .group_by(Instance.study_id, Instance.modality)
-            ).all()
-        found: dict[int, dict[str, int]] = {}
-        for study_id, modality, count in counted:
-            found.setdefault(study_id, {})[modality] = count
-        return [Listed(study, found.get(study.id, {})) for study in studies]
+            return list(session.scalars(query))
 
     def decisions_after(self, cursor: int, limit: int) -> list[tuple[Decision, Study]]:
         """Visible decisions with a cursor above `cursor`, in the order in which they became visible."""

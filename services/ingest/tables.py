@@ -82,6 +82,10 @@ class Study(Base):
     """`Verdict` of the newest decision that is in the log; 0 before the first."""
     reasons: Mapped[list[int]] = mapped_column(JSON, default=list)
     """`Reason` numbers of that decision, worst first."""
+    modalities: Mapped[str] = mapped_column(String(200), default="")
+    """Modalities of its instances in the order of the alphabet, joined by "+"."""
+    instances: Mapped[int] = mapped_column(Integer, default=0)
+    """How many instances it has."""
 
     __table_args__ = (
         Index("ix_studies_verdict", "verdict", "id"),

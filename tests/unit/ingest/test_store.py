@@ -124,8 +124,8 @@ def test_two_contents_of_one_uid_in_two_studies_at_once_do_not_miss_each_other(s
             future.result()
     flags = [
         instance.conflict
-        for listed in studies.page(state=None, before=None, size=10)
-        for instance in studies.snapshot(listed.study.id).instances
+        for study in studies.page(state=None, before=None, size=10)
+        for instance in studies.snapshot(study.id).instances
     ]
     assert flags == [True] * 4
 
@@ -369,8 +369,8 @@ def test_pages_go_from_newest_to_oldest(studies: StudyStore, arrival: Make):
     for number in range(5):
         received(studies, arrival(instance=str(number), study=str(number)))
     first = studies.page(state=None, before=None, size=3)
-    second = studies.page(state=StudyState.RECEIVING, before=first[-1].study.id, size=3)
-    uids = [listed.study.study_instance_uid for listed in (*first, *second)]
+    second = studies.page(state=StudyState.RECEIVING, before=first[-1].id, size=3)
+    uids = [study.study_instance_uid for study in (*first, *second)]
     assert uids == [f"1.2.3.{number}" for number in (4, 3, 2, 1, 0)]
     by_state, due, age = studies.figures(NOW + SECOND)
     assert (by_state, due, age) == ({"RECEIVING": 5}, 5, 1.0)

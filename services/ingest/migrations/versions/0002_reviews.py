@@ -23,11 +23,27 @@ _NEWEST = """
 """
 
 
+def _sum_up_instances() -> None:
+    connection = op.get_bind()
+    rows = connection.execute(sa.text("SELECT study_id, modality, COUNT(*) FROM instances GROUP BY study_id, modality"))
+    found: dict[int, dict[str, int]] = {}
+    for study_id, modality, count in rows:
+        found.setdefault(study_id, {})[modality] = count
+    for study_id, counts in found.items():
+        connection.execute(
+            sa.text("UPDATE studies SET modalities = :modalities, instances = :instances WHERE id = :id"),
+            {"id": study_id, "modalities": "+".join(sorted(counts))[:200], "instances": sum(counts.values())},
+        )
+
+
 def upgrade() -> None:
     """Add the columns, fill them, make the table."""
     op.add_column("studies", sa.Column("verdict", sa.Integer, nullable=False, server_default="0"))
     op.add_column("studies", sa.Column("reasons", sa.JSON, nullable=False, server_default="[]"))
+    op.add_column("studies", sa.Column("modalities", sa.String(200), nullable=False, server_default=""))
+    op.add_column("studies", sa.Column("instances", sa.Integer, nullable=False, server_default="0"))
     op.execute(_NEWEST)
+    _sum_up_instances()
     op.create_index("ix_studies_verdict", "studies", ["verdict", "id"])
     op.create_index("ix_decisions_time", "decisions", ["decided_at"])
     op.create_table(
