@@ -31,8 +31,10 @@ SHRINK: Final = 4
 """A second look is taken at the picture this much smaller, for large letters."""
 DOUBTFUL: Final = 0.35
 """Cells beside text count as text from this part of the threshold on."""
-GAP: Final = 2.0
+GAP: Final = 1.2
 """Words further apart than so many heights are not joined to a line."""
+LARGE: Final = 4
+"""Cells that large letters are high, at least, in the picture made smaller."""
 ENDS: Final = 0.35
 """What is added at the ends of a line, in its heights: a last letter in a bright place is a letter all the same."""
 MAX_WORDS: Final = 2000
@@ -113,7 +115,6 @@ class Detector:
             if min(view.shape) >= 2 * SHRINK * MULTIPLE:
                 size = (view.shape[1] // SHRINK, view.shape[0] // SHRINK)
                 small = cv2.resize(view, size, interpolation=cv2.INTER_AREA)
-                # Small letters, shrunk to dots, are the first look's.
                 found += _boxes(self.scores(np.asarray(small, np.float32)), self.threshold, SHRINK, view.shape)
         return _distinct(found)
 
@@ -193,10 +194,8 @@ def _views(grey: NDArray[np.float32], *, wide: bool) -> Iterator[NDArray[np.floa
         return
     inside = sample[(sample > low) & (sample < high)]
     if inside.size > 1000:
-        near, far = (float(value) for value in np.percentile(inside, (10, 90)))
-        margin = 0.5 * (far - near)
-        near, far = near - margin, far + margin
-        if 0 < far - near < 0.5 * (high - low):
+        near, far = (float(value) for value in np.percentile(inside, (2, 98)))
+        if 0 < far - near < 0.3 * (high - low):
             yield _stretched(grey, near, far)
 
 
@@ -251,7 +250,10 @@ def _boxes(scores: NDArray[np.float32], threshold: float, scale: int, shape: tup
             continue  # nothing sure, or one doubtful cell, which is no letter
         for y, x, tall, broad in _filled(part):
             found.append(Found(left + x, top + y, broad, tall, round(score, 4)))
-    return [_box(one, scale, shape) for one in _lines(found)]
+    lines = _lines(found)
+    if scale > 1:  # small letters, shrunk to dots, are the first look's
+        lines = [one for one in lines if min(one.height, one.width) >= LARGE]
+    return [_box(one, scale, shape) for one in lines]
 
 
 def _lines(words: list[Found]) -> list[Found]:
@@ -310,7 +312,7 @@ def _filled(part: NDArray[np.bool_], depth: int = 6) -> Iterator[tuple[int, int,
 
 def _box(cells: Found, scale: int, shape: tuple[int, ...]) -> Found:
     """Cells as pixels of the whole picture, with half a cell around, and a part of the height at the ends."""
-    side, margin = CELL * scale, CELL * scale // 2
+    side, margin = CELL * scale, CELL // 2
     end = margin + round(ENDS * side * min(cells.height, cells.width))
     across, down = (end, margin) if cells.width >= cells.height else (margin, end)
     left, top = max(0, cells.left * side - across), max(0, cells.top * side - down)

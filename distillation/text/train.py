@@ -28,7 +28,7 @@ from shared.text_detector import tensor
 BATCH: Final = 16
 MINUTES: Final = float(os.environ.get("TEXT_MINUTES", "120"))
 """How long to train from here; the rate falls to nothing by then."""
-RATE: Final = 6e-3
+RATE: Final = float(os.environ.get("TEXT_RATE", "6e-3"))
 
 _pool: list[NDArray[np.uint8]] = []
 _fonts: list[str] = []

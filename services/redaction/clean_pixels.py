@@ -42,7 +42,7 @@ _ULTRASOUND: Final = frozenset({"US", "IVUS", "BDUS"})
 _BURNED_IN, _LOSSY, _PHOTOMETRIC, _PLANAR = 0x00280301, 0x00282110, 0x00280004, 0x00280006
 _ALLOCATED, _STORED, _HIGH, _SIGNED, _SAMPLES = 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280002
 _EXTENDED_OFFSETS: Final = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003})
-_LOOKS: Final = 3  # at one frame
+_LOOKS: Final = 8  # at one frame, at most; one or two are enough for most
 _SURE: Final = 0.9  # score of text that stands there without doubt
 _OFTEN: Final = 0.25  # of the frames: what stands there in so many of them stands there in all
 
