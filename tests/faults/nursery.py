@@ -168,10 +168,13 @@ def _main() -> None:
         else:
             answer = os.fork()
             if answer == 0:
-                status = _run(request)
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
+                status = 1
+                try:
+                    status = _run(request)
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                finally:  # whatever fails, a child never goes on as the one that forks
+                    os._exit(status)
         sys.stdout.write(f"{answer}\n")
         sys.stdout.flush()
 
