@@ -91,6 +91,7 @@ def report(
         "reference": {
             "sha256": hashlib.sha256(reference.read_bytes()).hexdigest(),
             "masks": whole["masks"],
+            "labels_of_the_convention": whole["labels_of_the_convention"],
             "speed": speed(reference),
         },
     }
