@@ -15,7 +15,7 @@ from tests.faults import syscalls
 from tests.faults.nursery import Nursery
 from tests.faults.syscalls import KILL, Fault
 
-EVERY = int(os.environ.get("STEPWEDGE_FAULTS_EVERY", "150"))
+EVERY = int(os.environ.get("STEPWEDGE_FAULTS_EVERY", "149"))
 
 needs_strace = pytest.mark.skipif(not syscalls.can_trace(), reason="needs strace and the right to trace")
 
