@@ -4,21 +4,21 @@ import http.client
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from services.audit import meters, store
+from services.audit import meters, proofs, store
 from services.audit.log import Log
 from services.audit.store import Head
 from shared import logs
 from shared.errors import ErrorCode, StepwedgeError
 from shared.settings import Audit
 from shared.transparency import merkle
-from shared.transparency.add_checkpoint import PATH, SIZE_TYPE, encode
+from shared.transparency.add_checkpoint import PATH, ROTATION_PATH, SIZE_TYPE, encode
 from shared.transparency.cosignature import WitnessKey
 from shared.transparency.note import BadSignatureError, MalformedNoteError, Note, Signature, parse_signature
 from stepwedge.audit.v1 import audit_pb2
@@ -29,6 +29,17 @@ _GRACE_SECONDS = 0.2  # for the others, when the quorum is there
 
 Prove = Callable[[int], list[bytes]]
 """`prove(size)`: the consistency proof from the tree of that size to the one that is submitted."""
+
+
+class Change(NamedTuple):
+    """A change of the log's key, for a witness that does not know it."""
+
+    head: Head
+    """The checkpoint that both keys signed."""
+    proof: str
+    """The tlog-proof of its last entry, which names the new key."""
+    prove: Prove
+
 
 _logger = logs.get_logger(__name__)
 
@@ -54,21 +65,21 @@ class Client:
         parts = urlsplit(url)
         self.key = key
         self.about = f"witness-{key.id.hex()}"
-        self._path = parts.path.rstrip("/") + PATH
+        self._prefix = parts.path.rstrip("/")
         self._timeout = timeout
         self._host, self._port = parts.hostname or "", parts.port
         self._tls = ssl.create_default_context(cafile=str(ca) if ca else None) if parts.scheme == "https" else None
         self._link: http.client.HTTPConnection | None = None
         self._held = 0
 
-    def ask(self, head: Head, prove: Prove) -> Signature:
-        """The witness's cosignature on a checkpoint. Raises Away or Refused."""
-        said = self._submit(head, prove)
-        if said.status == http.HTTPStatus.CONFLICT and said.content_type == SIZE_TYPE:
-            self._held = self._size(said.body)
-            if self._held > head.size:
-                raise Refused(f"it cosigned {self._held} entries, the log has {head.size}")
-            said = self._submit(head, prove)
+    def ask(self, head: Head, prove: Prove, changes: Callable[[], Iterable[Change]] = tuple) -> Signature:
+        """The witness's cosignature on a checkpoint. Raises Away or Refused.
+
+        Where it does not know who signed (403), it is told of `changes` of the log's key, and asked again.
+        """
+        said = self._settled(head, prove)
+        if said.status == http.HTTPStatus.FORBIDDEN and self._tell(changes()):
+            said = self._settled(head, prove)
         contradicts = said.status == http.HTTPStatus.CONFLICT and said.content_type != SIZE_TYPE
         if contradicts or said.status == http.HTTPStatus.UNPROCESSABLE_ENTITY:
             raise Refused(f"what it cosigned at {self._held} entries is not what the log holds")
@@ -77,6 +88,29 @@ class Client:
         cosignature = self._cosignature(said.body, head)
         self._held = head.size
         return cosignature
+
+    def _tell(self, changes: Iterable[Change]) -> bool:
+        """Hand over the changes of the key, the oldest first, each after its checkpoint; whether one was taken."""
+        taken = False
+        for change in changes:
+            try:
+                if self._settled(change.head, change.prove).status != http.HTTPStatus.OK:
+                    continue
+            except Refused:
+                continue  # it is beyond this one
+            self._held = change.head.size
+            taken |= self._sent(ROTATION_PATH, change.proof.encode()).status == http.HTTPStatus.OK
+        return taken
+
+    def _settled(self, head: Head, prove: Prove) -> _Said:
+        """The answer once the size that the witness holds is known."""
+        said = self._submit(head, prove)
+        if said.status == http.HTTPStatus.CONFLICT and said.content_type == SIZE_TYPE:
+            self._held = self._size(said.body)
+            if self._held > head.size:
+                raise Refused(f"it cosigned {self._held} entries, the log has {head.size}")
+            said = self._submit(head, prove)
+        return said
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -87,27 +121,29 @@ class Client:
     def _submit(self, head: Head, prove: Prove) -> _Said:
         if self._held > head.size:
             self._held = 0  # of another log's end than this one; 409 tells
+        return self._sent(PATH, encode(self._held, prove(self._held), head.note))
+
+    def _sent(self, path: str, body: bytes) -> _Said:
         try:
-            body = encode(self._held, prove(self._held), head.note)
-            return self._post(body)
+            return self._post(path, body)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise Away(type(error).__name__) from None
 
-    def _post(self, body: bytes) -> _Said:
+    def _post(self, path: str, body: bytes) -> _Said:
         if self._link is not None:
             try:
-                return self._exchange(self._link, body)
+                return self._exchange(self._link, path, body)
             except (ConnectionError, http.client.HTTPException, ssl.SSLError):
                 self.close()  # it closed a connection that was idle: once more on a new one
         if self._tls is not None:
             self._link = http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=self._tls)
         else:
             self._link = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
-        return self._exchange(self._link, body)
+        return self._exchange(self._link, path, body)
 
-    def _exchange(self, link: http.client.HTTPConnection, body: bytes) -> _Said:
-        link.request("POST", self._path, body=body, headers={"Content-Type": "text/plain; charset=utf-8"})
+    def _exchange(self, link: http.client.HTTPConnection, path: str, body: bytes) -> _Said:
+        link.request("POST", self._prefix + path, body=body, headers={"Content-Type": "text/plain; charset=utf-8"})
         answer = link.getresponse()
         said = _Said(answer.status, answer.read(_MAX_ANSWER + 1), answer.headers.get_content_type())
         if len(said.body) > _MAX_ANSWER:
@@ -239,15 +275,9 @@ class Witnesses:
     def _begin(self, standing: _Standing, head: Head, done: threading.Condition) -> "Future[Signature]":
         future: Future[Signature] = Future()
 
-        def prove(size: int) -> list[bytes]:
-            if size == 0:
-                return []
-            with self._log.store.reading() as connection:
-                return merkle.consistency_proof(size, head.size, store.node_reader(connection))
-
         def ask() -> None:
             try:
-                future.set_result(standing.client.ask(head, prove))
+                future.set_result(standing.client.ask(head, self._prover(head.size), self._changes))
                 meters.witnessed(standing.client.key.name, "cosigned")
             except Exception as error:  # noqa: BLE001 - whatever a witness does is its own affair
                 meters.witnessed(standing.client.key.name, "refused" if isinstance(error, Refused) else "away")
@@ -258,6 +288,24 @@ class Witnesses:
 
         threading.Thread(target=ask, name="witness", daemon=True).start()
         return future
+
+    def _prover(self, to_size: int) -> Prove:
+        def prove(size: int) -> list[bytes]:
+            if size == 0:
+                return []
+            with self._log.store.reading() as connection:
+                return merkle.consistency_proof(size, to_size, store.node_reader(connection))
+
+        return prove
+
+    def _changes(self) -> list[Change]:
+        """What a witness has to be told that knows only the log's first key."""
+        with self._log.store.reading() as connection:
+            known = [(key.from_size, key.note) for key in store.keys(connection) if key.note is not None]
+        return [
+            Change(Head(size, note, 0), str(proofs.proof_of(self._log.store, size - 1, size)), self._prover(size))
+            for size, note in known
+        ]
 
     def _record_refusals(self, asked: Sequence[tuple[_Standing, "Future[Signature]"]]) -> None:
         for standing, future in asked:

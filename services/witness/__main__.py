@@ -22,6 +22,7 @@ from services.witness.witness import Witness
 from shared import keys, logs
 from shared.errors import ErrorCode, StepwedgeError
 from shared.settings import host_and_port
+from shared.transparency.add_checkpoint import PATH, ROTATION_PATH
 from shared.transparency.cosignature import Cosigner
 from shared.transparency.note import BadSignatureError, MalformedNoteError, VerificationKey
 from shared.transparency.rotation import Rotation
@@ -68,7 +69,8 @@ def log_keys(texts: list[str]) -> list[VerificationKey]:
     if not texts:
         raise _wrong("a witness needs the verification key of a log (--log)")
     try:
-        return [VerificationKey.parse(text) for text in texts]
+        # Of a log that changed its key the file audit.vkey has a line for each.
+        return [VerificationKey.parse(line) for text in texts for line in text.split()]
     except MalformedNoteError as error:
         raise _wrong(f"a log's key: {error}") from None
 
@@ -98,7 +100,8 @@ def serve(settings: WitnessSettings, stop: threading.Event) -> None:
             raise _wrong(f"the keys of the logs: {error}") from None
         host, port = host_and_port(settings.listen)
         try:
-            server = Server(host, port, witness.add_checkpoint, tls=_tls(settings))
+            answers = {PATH: witness.add_checkpoint, ROTATION_PATH: witness.add_rotation}
+            server = Server(host, port, answers, tls=_tls(settings))
         except OSError:
             message = "the witness cannot listen at its address"
             raise StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, message) from None

@@ -1,12 +1,12 @@
-"""The witness over HTTP/1.1, with or without TLS: one method, one path."""
+"""The witness over HTTP/1.1, with or without TLS: one method, two paths."""
 
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from shared import web
-from shared.transparency.add_checkpoint import MAX_BODY, PATH
+from shared.transparency.add_checkpoint import MAX_BODY
 from shared.web import IDLE_SECONDS, LIFE_SECONDS, MAX_CONNECTIONS, Answer
 
 __all__ = ["IDLE_SECONDS", "LIFE_SECONDS", "MAX_CONNECTIONS", "Handler", "Server"]
@@ -21,21 +21,25 @@ class Handler(web.Handler):
     server: "Server"
 
     def do_POST(self) -> None:  # noqa: N802 - http.server's name
-        """Answer add-checkpoint."""
+        """Answer add-checkpoint and add-rotation."""
         body = self._body()
         if body is None:
             return
-        if self.path != PATH:
-            self.answer(Answer(HTTPStatus.NOT_FOUND, "there is only /add-checkpoint here\n"))
+        answers = self.server.answers.get(self.path)
+        if answers is None:
+            self.answer(Answer(HTTPStatus.NOT_FOUND, self._only()))
         else:
-            self.answer(self.server.add_checkpoint(body))
+            self.answer(answers(body))
+
+    def _only(self) -> str:
+        return f"there is only POST {' and '.join(self.server.answers)} here\n"
 
     def _other(self) -> None:
         self.close_connection = True
-        known = self.path == PATH
+        known = self.path in self.server.answers
         status = HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND
         headers = {"Allow": "POST"} if known else {}
-        self.answer(Answer(status, "there is only POST /add-checkpoint here\n", headers=headers))
+        self.answer(Answer(status, self._only(), headers=headers))
 
     do_GET = do_HEAD = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = _other  # noqa: N815 - http.server's names
 
@@ -67,10 +71,10 @@ class Server(web.Server):
         self,
         host: str,
         port: int,
-        add_checkpoint: Callable[[bytes], Answer],
+        answers: Mapping[str, Callable[[bytes], Answer]],
         *,
         tls: ssl.SSLContext | None = None,
         life_seconds: float = LIFE_SECONDS,
     ) -> None:
-        self.add_checkpoint = add_checkpoint
+        self.answers = answers
         super().__init__(host, port, Handler, tls=tls, life_seconds=life_seconds)

@@ -11,7 +11,9 @@ from pathlib import Path
 from shared import canonical
 from shared.errors import ErrorCode, StepwedgeError
 from shared.transparency.cosignature import WitnessKey, cosigners
-from shared.transparency.note import Checkpoint, MalformedNoteError, Note
+from shared.transparency.note import BadSignatureError, Checkpoint, MalformedNoteError, Note
+from shared.transparency.rotation import Rotation
+from shared.transparency.tlog_proof import SUFFIX, TlogProof
 
 FORMAT = "stepwedge.witness/1"
 """Names the layout of the file."""
@@ -36,6 +38,8 @@ class State:
         self._lock = _hold(path.with_name(f"{path.name}.lock"))
         try:
             self._notes = _read(path, key)
+            self._folder = path.with_name(f"{path.name}.rotations")
+            self._rotations = _read_rotations(self._folder)
         except BaseException:
             os.close(self._lock)
             raise
@@ -61,6 +65,18 @@ class State:
         following = {**self._notes, origin: cosigned}
         _write(self._path, key, following)
         self._notes = following
+
+    def rotations(self) -> list[TlogProof]:
+        """The proofs of changes of keys that were learned."""
+        return list(self._rotations)
+
+    def keep_rotation(self, proof: TlogProof) -> None:
+        """Keep the proof of a change of a log's key, durably. Raises OSError, and then it was not learned."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        origin = sha256(proof.checkpoint.origin.encode()).hexdigest()[:16]
+        _replace(self._folder / f"{origin}-{proof.checkpoint.size}{SUFFIX}", str(proof).encode())
+        _synchronise(self._folder.parent)
+        self._rotations.append(proof)
 
     def keep_evidence(self, origin: str, conflicting: Note) -> None:
         """Keep a checkpoint that a log signed and that does not go with what it signed before, beside that one."""
@@ -114,7 +130,22 @@ def _read(path: Path, key: WitnessKey) -> dict[str, Note]:
 
 def _write(path: Path, key: WitnessKey, notes: Mapping[str, Note]) -> None:
     logs = {origin: str(note) for origin, note in notes.items()}
-    data = canonical.canonical_json({"format": FORMAT, "witness": str(key), "logs": logs}) + b"\n"
+    _replace(path, canonical.canonical_json({"format": FORMAT, "witness": str(key), "logs": logs}) + b"\n")
+
+
+def _read_rotations(folder: Path) -> list[TlogProof]:
+    found = []
+    try:
+        for file in sorted(folder.glob(f"*{SUFFIX}")):
+            found.append(TlogProof.parse(file.read_bytes()))
+            Rotation.of(found[-1])
+    except (OSError, MalformedNoteError, BadSignatureError):
+        raise _refused("a change of a log's key that the witness had learned is damaged") from None
+    return found
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write beside, synchronise, rename, synchronise the folder."""
     temporary = path.with_name(f".{path.name}.new")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -123,10 +154,14 @@ def _write(path: Path, key: WitnessKey, notes: Mapping[str, Note]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _synchronise(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _synchronise(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -14,6 +14,9 @@ MAX_BODY = MAX_NOTE + 4096
 PATH = "/add-checkpoint"
 """Behind the submission prefix of a witness."""
 
+ROTATION_PATH = "/add-rotation"
+"""Beside it, and ours: C2SP tlog-witness leaves to the operator how a witness learns a log's new key."""
+
 SIZE_TYPE = "text/x.tlog.size"
 """Content type of the answer 409: the size that the witness holds, in decimal, and a newline."""
 

@@ -126,7 +126,7 @@ def test_a_flood_of_silent_connections_is_bounded_and_passes(house: House) -> No
 
 
 def test_a_connection_that_trickles_is_cut_off() -> None:
-    server = Server("127.0.0.1", 0, lambda body: Answer(HTTPStatus.OK, ""), life_seconds=0.5)
+    server = Server("127.0.0.1", 0, {"/": lambda body: Answer(HTTPStatus.OK, "")}, life_seconds=0.5)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:

@@ -224,6 +224,75 @@ async def test_over_tls_the_log_asks_only_who_shows_a_certificate_that_it_trusts
             assert said.returncode == status, said.stderr
 
 
+# The log changes its key, and the witness runs on.
+
+
+async def rotate(log: Running) -> audit_pb2.RotateKeyResponse:
+    done: audit_pb2.RotateKeyResponse = await log(Identity.OPERATOR).RotateKey(audit_pb2.RotateKeyRequest(), timeout=30)
+    return done
+
+
+async def test_a_witness_learns_of_each_new_key_from_the_log_and_keeps_it(
+    settings: Settings, credentials: Minted, house: House, tmp_path: Path
+) -> None:
+    first = vkey(settings)
+    async with served(settings, credentials) as log:
+        producer = Producer()
+        await append(log, producer, producer.received(0))
+        await cosigned(log, 1)
+        changes = []
+        for number in range(1, 4):
+            changes.append((await rotate(log)).from_size)
+            # At once, so that the checkpoint of both keys is no more the newest when the witness is asked.
+            await append(log, producer, *(producer.received(20 * number + place) for place in range(5)))
+            await cosigned(log, changes[-1] + 5)
+        archive = await exported(log, tmp_path / "export.zip")
+        report = verify.verify(str(archive), key=first, witnesses=[house.vkey])
+        assert (report.code, [one["from_size"] for one in report.rotations]) == (verify.PROVED, changes)
+        # Started again with the first key alone, it still knows them.
+        assert house.stop() == 0
+        house.start()
+        await append(log, producer, producer.received(100))
+        await cosigned(log, report.size + 1)
+        assert not await alerts(log, audit_pb2.ALERT_CODE_WITNESS_REFUSED)
+
+
+async def test_a_witness_that_was_away_while_the_key_changed_twice_catches_up(
+    settings: Settings, credentials: Minted, house: House
+) -> None:
+    async with served(settings, credentials) as log:
+        producer = Producer()
+        await append(log, producer, producer.received(0))
+        await cosigned(log, 1)
+        house.stop()
+        for number in range(1, 3):
+            await rotate(log)
+            await append(log, producer, producer.received(number))
+        house.start()
+        await cosigned(log, 5)
+
+
+async def test_a_witness_without_our_extension_is_away_until_its_operator_names_the_key(
+    settings: Settings, credentials: Minted, tmp_path: Path
+) -> None:
+    asked: list[bytes] = []
+
+    def other_make(body: bytes) -> tuple[int, bytes]:
+        asked.append(body)
+        return 403, b"unknown key\n"
+
+    with answering(other_make) as url:
+        settings.audit.witnesses = [WitnessOfLog(url=url, vkey=str(LIAR.key))]
+        settings.audit.quorum = 1
+        async with served(settings, credentials) as log:
+            await append(log, Producer(), Producer().received(0))
+            await rotate(log)
+            await append(log, Producer(), Producer().received(1))
+            assert (await newest(log)).cosigned_checkpoint == ""
+            assert not await alerts(log, audit_pb2.ALERT_CODE_WITNESS_REFUSED)
+    assert asked
+
+
 # A witness that lies.
 
 

@@ -20,7 +20,7 @@ from shared.errors import ErrorCode, StepwedgeError
 from shared.transparency import merkle
 from shared.transparency.add_checkpoint import MAX_BODY, AddCheckpoint, encode
 from shared.transparency.cosignature import Cosigner
-from shared.transparency.note import Checkpoint, MalformedNoteError, Signer, parse_signature
+from shared.transparency.note import Checkpoint, MalformedNoteError, Note, Signer, parse_signature
 from shared.transparency.rotation import Rotation
 from shared.transparency.tlog_proof import TlogProof
 from tests.unit.witness.making import (
@@ -314,7 +314,7 @@ def rotation(tree: Tree, size: int, new: Signer) -> tuple[Rotation, Tree, str]:
     leaf = canonical_json({"event": event, "kind": "KEY_ROTATED", "producer": "audit"})
     changed = Tree([])
     changed.hashes = [*tree.hashes[: size - 1], merkle.leaf_hash(leaf), *tree.hashes[size:]]
-    note = Checkpoint(ORIGIN, size, changed.root(size)).sign([tree.signer, new])
+    note = Checkpoint(tree.signer.key.name, size, changed.root(size)).sign([tree.signer, new])
     path = merkle.inclusion_proof(size - 1, size, changed._node)
     return Rotation.of(TlogProof(size - 1, tuple(path), note, leaf)), changed, str(note)
 
@@ -351,6 +351,55 @@ def test_the_new_key_signs_nothing_before_its_time_and_a_rotation_needs_a_known_
     with pytest.raises(MalformedNoteError):
         Witness(cosigner, [], state, rotations=[proved])
     state.close()
+
+
+def proof_of_change(tree: Tree, size: int, new: Signer) -> tuple[TlogProof, Tree, str]:
+    _, changed, both = rotation(tree, size, new)
+    event = {"old_key": str(tree.signer.key), "new_key": str(new.key), "from_size": size}
+    leaf = canonical_json({"event": event, "kind": "KEY_ROTATED", "producer": "audit"})
+    path = merkle.inclusion_proof(size - 1, size, changed._node)
+    return TlogProof(size - 1, tuple(path), Note.parse(both.encode()), leaf), changed, both
+
+
+def test_a_change_of_the_key_is_learned_only_at_the_checkpoint_that_is_held_and_is_kept(tmp_path: Path) -> None:
+    cosigner = Cosigner(NAME, WITNESS_KEY)
+    key, thief = (Ed25519PrivateKey.from_private_bytes(bytes([byte]) * 32) for byte in (9, 8))
+    proof, log, both = proof_of_change(HONEST, 12, Signer(ORIGIN, key))
+    newer = Tree([], key=key)
+    newer.hashes = log.hashes
+    State.create(tmp_path / "state", cosigner.key)
+    state = State(tmp_path / "state", cosigner.key)
+    witness = Witness(cosigner, [HONEST.signer.key], state)
+
+    def told(what: bytes) -> int:
+        return witness.add_rotation(what).status
+
+    assert status(witness, log.asks(0, 9)) == 200
+    assert told(str(proof).encode()) == 409  # nothing was cosigned yet that ends with the change
+    assert told(b"") == told(both.encode()) == told(str(proof).encode()[:-30]) == 400
+    # One who stole the key has a change of his own, of a history that was never seen here.
+    forged, _, _ = proof_of_change(FORKED, 12, Signer(ORIGIN, thief))
+    assert status(witness, encode(9, log.proof(9, 12), both)) == 200
+    assert told(str(forged).encode()) == 409
+    assert status(witness, newer.asks(12, 20)) == 403
+    assert told(str(proof).encode()) == 200
+    assert told(str(proof).encode()) == 200
+    assert status(witness, newer.asks(12, 20)) == 200
+    assert status(witness, log.asks(20, 30)) == 403
+    stranger, _, _ = proof_of_change(
+        Tree(entries(20), origin="other.example/log"), 12, Signer("other.example/log", key)
+    )
+    assert told(str(stranger).encode()) == 404
+    state.close()
+
+    state = State(tmp_path / "state", cosigner.key)
+    for known in ([HONEST.signer.key], [HONEST.signer.key, newer.signer.key], [newer.signer.key]):
+        again = Witness(cosigner, known, state)
+        assert status(again, newer.asks(20, 20)) == 200
+    state.close()
+    (kept,) = (tmp_path / "state.rotations").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-40])
+    assert "damaged" in refusal(tmp_path / "state")
 
 
 def test_a_log_with_the_witnesss_own_key_is_refused(tmp_path: Path) -> None:
