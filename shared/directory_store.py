@@ -58,15 +58,15 @@ class DirectoryStore:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def put_file(self, zone: Zone, path: Path) -> Stored:
+    def put_file(self, zone: Zone, path: Path, sha256: str = "") -> Stored:
         """See `ObjectStore.put_file`."""
         if path.parent != self._place(zone) / _TEMPORARY:
             raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the file was not named by new_temporary")
         with _translated():
             try:
                 with path.open("r+b") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                    size = file.tell()
+                    digest = validated(sha256) if sha256 else hashlib.file_digest(file, "sha256").hexdigest()
+                    size = os.fstat(file.fileno()).st_size
                     _make_durable(file)
                 final = self._final(zone, digest)
                 return Stored(digest, size, created=self._publish(path, final, size, digest))

@@ -46,8 +46,11 @@ class ObjectStore(Protocol):
         """Store `data` durably; the same bytes again are the same success."""
         ...
 
-    def put_file(self, zone: Zone, path: Path) -> Stored:
-        """Store the file that `new_temporary` named, durably, and remove it; the caller has closed it."""
+    def put_file(self, zone: Zone, path: Path, sha256: str = "") -> Stored:
+        """Store the file that `new_temporary` named, durably, and remove it; the caller has closed it.
+
+        `sha256`: the digest of the file, where the caller took it while writing, so that it need not be read again.
+        """
         ...
 
     def new_temporary(self, zone: Zone) -> Path:

@@ -65,8 +65,8 @@ class S3Store:
         body = bytes(data)
         return self._put(zone, body, hashlib.sha256(body), len(body))
 
-    def put_file(self, zone: Zone, path: Path) -> Stored:
-        """See `ObjectStore.put_file`."""
+    def put_file(self, zone: Zone, path: Path, sha256: str = "") -> Stored:
+        """See `ObjectStore.put_file`; the digest is taken anew, as it travels along and the store checks it."""
         if path.parent != self._scratch:
             raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the file was not named by new_temporary")
         try:

@@ -11,6 +11,7 @@ import logging
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -82,6 +83,8 @@ NETWORK_SECONDS: Final = 60.0
 NEGOTIATION_SECONDS: Final = 10.0
 """Time within which a connection must ask for an association (the ARTIM timer of PS3.8 9.1.5)."""
 
+_SWITCH_SECONDS: Final = 0.0005
+
 _T = TypeVar("_T")
 _log = logs.get_logger(__name__)
 
@@ -120,11 +123,11 @@ def error_status(error: StepwedgeError) -> Dataset:
 class Reception:
     """The data set of one C-STORE request: a file while all goes well, an error to answer with once it does not."""
 
-    def __init__(self, door: Door, preface: bytes, error: StepwedgeError | None = None) -> None:
+    def __init__(self, door: Door, preface: bytes, syntax: str, error: StepwedgeError | None = None) -> None:
         self.error = error
         self.incoming: Incoming | None = None
         if error is None:
-            self._guarded(lambda: self._open(door, preface))
+            self._guarded(lambda: self._open(door, preface, syntax))
 
     def write(self, piece: memoryview) -> None:
         """Take a fragment; after an error the rest of the data set is read from the network and dropped."""
@@ -138,9 +141,10 @@ class Reception:
             self.incoming.discard()
             self.incoming = None
 
-    def _open(self, door: Door, preface: bytes) -> None:
+    def _open(self, door: Door, preface: bytes, syntax: str) -> None:
         self.incoming = door.open()
         self.incoming.write(preface)
+        self.incoming.begin_data_set(syntax)
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:
@@ -330,7 +334,8 @@ class FragmentsToFile(DIMSEServiceProvider):
             command.AffectedSOPInstanceUID = sop_instance[:64]
             error = StepwedgeError(ErrorCode.ERROR_CODE_INVALID_UID, "the announced UID is too long")
         syntax = "" if context is None else str(context.transfer_syntax[0])
-        return Reception(self._door, file_meta(sop_class, sop_instance, syntax) if error is None else b"", error)
+        preface = file_meta(sop_class, sop_instance, syntax) if error is None else b""
+        return Reception(self._door, preface, syntax, error)
 
     def _complete(self) -> None:
         message: Any = self.message
@@ -504,6 +509,9 @@ class DimseServer:
 
     def start(self) -> None:
         """Accept connections."""
+        # Threads that come back from the disk or the network take the interpreter from one another much sooner than
+        # after Python's 5 ms, which several times for each object would be most of what a sender waits.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._thread.start()
 
     def drain(self, seconds: float) -> None:

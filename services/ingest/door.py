@@ -13,14 +13,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from services.ingest import metrics
+from services.ingest.arrivals import Arrivals
 from services.ingest.identification import Identifier
 from services.ingest.store import Arrival, StudyStore
 from services.ingest.tables import Instance
@@ -38,6 +38,7 @@ _log = logs.get_logger(__name__)
 RECORD_SECONDS: Final = 10.0
 """How long a sender waits for the log before it is refused; senders give up after 30 s or more."""
 
+_CONFIRM_SECONDS: Final = 0.1  # for that long a confirmation waits for an arrival to go along with
 _CHECK_EVERY_BYTES: Final = 64 << 20  # the low-water mark is looked at again while a large object comes in
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MODALITY: Final = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
@@ -116,11 +117,30 @@ class Incoming:
         self._objects = objects
         self._max_bytes = max_bytes
         self._left_to_check = _CHECK_EVERY_BYTES
+        self._digest = hashlib.sha256()
+        self._content: tuple[int, Any] | None = None
         self.size = 0
         objects.check(Zone.ORIGINAL)
         self.path: Path = objects.new_temporary(Zone.ORIGINAL)
         with _our_errors():
             self._file: BinaryIO = self.path.open("xb", buffering=1 << 18)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was written, hexadecimal."""
+        return self._digest.hexdigest()
+
+    @property
+    def content(self) -> tuple[int, str] | None:
+        """Where the data set begins and its digest with the transfer syntax; None where `begin_data_set` was not said.
+
+        The digest is that of `examine`.
+        """
+        return None if self._content is None else (self._content[0], self._content[1].hexdigest())
+
+    def begin_data_set(self, transfer_syntax_uid: str) -> None:
+        """What is written from now on is the data set, so that it need not be read again for its digest."""
+        self._content = self.size, hashlib.sha256(transfer_syntax_uid.encode() + b"\0")
 
     def write(self, piece: bytes | memoryview) -> None:
         """Append a piece. Raises OBJECT_TOO_LARGE, STORAGE_FULL; the caller then discards."""
@@ -135,6 +155,9 @@ class Incoming:
             self._left_to_check = _CHECK_EVERY_BYTES
         with _our_errors():
             self._file.write(piece)
+        self._digest.update(piece)
+        if self._content is not None:
+            self._content[1].update(piece)
 
     def close(self) -> Path:
         """End the writing; return where the file lies."""
@@ -173,14 +196,16 @@ class Door:
         confirmed: Callable[[], None] = lambda: None,
     ) -> None:
         self._objects = objects
-        self._studies = studies
+        self._arrivals = Arrivals(studies, self._ring)
         self._pseudonyms = pseudonyms
         self._recorder = recorder
         self._identifier = identifier
         self._max_object_bytes = max_object_bytes
         self.ready = ready
         self._confirmed = confirmed
-        self._to_confirm: dict[int, int] = {}
+        self._unheard = False
+        self._unwritten = False
+        self._hurry = asyncio.Event()
         self._confirming: asyncio.Task[None] | None = None
 
     def open(self) -> Incoming:
@@ -199,13 +224,13 @@ class Door:
         """
         try:
             path = incoming.close()
-            uids, content_sha256 = examine(path, announced)
+            uids, content_sha256 = examine(path, announced, incoming.content)
             # Law 2: the bytes are durable before a row speaks of them.
-            stored = self._objects.put_file(Zone.ORIGINAL, path)
+            stored = self._objects.put_file(Zone.ORIGINAL, path, incoming.sha256)
         finally:
             incoming.discard()
         arrival = self._arrival(uids, stored.sha256, content_sha256, stored.size, channel)
-        instance, duplicate = self._studies.receive(arrival, datetime.now(UTC))
+        instance, duplicate = self._arrivals.receive(arrival)
         metrics.RECEIVED_BYTES.labels(channel).inc(stored.size)
         identification = None
         if instance.record_index is None:
@@ -235,25 +260,35 @@ class Door:
 
         The answer need not wait: where this process dies first, the next hands the record in again under its key.
         """
-        self._to_confirm[instance_id] = record_index
+        self._arrivals.confirm(instance_id, record_index)
+        self._unwritten = True
         if self._confirming is None or self._confirming.done():
             self._confirming = asyncio.create_task(self._confirm(), name="confirmations")
 
     async def flush(self) -> None:
         """Wait until everything that was accepted has gone to work."""
+        self._hurry.set()
         if self._confirming is not None:
             await self._confirming
 
+    def _ring(self) -> None:
+        self._unheard = True
+
     async def _confirm(self) -> None:
-        while self._to_confirm:
-            batch, self._to_confirm = self._to_confirm, {}
+        """Write what goes along with no arrival, and tell the hallway; a few times a second, not for each object."""
+        while self._unwritten:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CONFIRM_SECONDS):
+                    await self._hurry.wait()
+            self._unwritten = False
             try:
-                await asyncio.to_thread(self._studies.confirm_received, batch, datetime.now(UTC))
+                await asyncio.to_thread(self._arrivals.flush)
             except StepwedgeError as error:
-                _log.warning("confirmations wait for the database", error=error.name, count=len(batch))
-                self._to_confirm = {**batch, **self._to_confirm}
+                _log.warning("confirmations wait for the database", error=error.name)
+                self._unwritten = True
                 await asyncio.sleep(1.0)
-            else:
+            if self._unheard:
+                self._unheard = False
                 self._confirmed()
 
     def _arrival(self, uids: dicom.Uids, sha256: str, content_sha256: str, size: int, channel: str) -> Arrival:
@@ -314,9 +349,10 @@ def _is_standard(uid: str) -> bool:
     return uid.startswith("1.2.840.10008.")
 
 
-def examine(path: Path, announced: Announced | None) -> tuple[dicom.Uids, str]:
+def examine(path: Path, announced: Announced | None, content: tuple[int, str] | None = None) -> tuple[dicom.Uids, str]:
     """Read what names an object, and check what can be checked at the door.
 
+    `content`: where the data set is thought to begin and the digest that it then has, see `Incoming.content`.
     Returns the UIDs and the digest of transfer syntax and data set. Memory stays bounded: the file is mapped, not read.
     Raises NOT_DICOM, MALFORMED_DICOM, INVALID_UID, SOP_CLASS_MISMATCH.
     """
@@ -327,13 +363,16 @@ def examine(path: Path, announced: Announced | None) -> tuple[dicom.Uids, str]:
         uids = dicom.uids(_named(encoded))
         _refuse_mismatch(encoded, uids, announced)
         _refuse_contradictions(uids, {element.tag for element in encoded.data_set})
+        del encoded
+        begins = data_set_offset(data)
+        if content is not None and content[0] == begins:
+            return uids, content[1]
         view = memoryview(data)
         try:
             digest = hashlib.sha256(uids.transfer_syntax.encode() + b"\0")
-            digest.update(view[data_set_offset(data) :])
+            digest.update(view[begins:])
         finally:
             view.release()
-        del encoded
     return uids, digest.hexdigest()
 
 

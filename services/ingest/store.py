@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, cast
 
-from sqlalchemy import Engine, case, func, or_, select, text, update
+from sqlalchemy import Engine, Table, bindparam, case, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -136,6 +137,11 @@ class StudyStore:
         self._reading = sessionmaker(database.reader(engine), expire_on_commit=False)
         self._postgres = engine.dialect.name == "postgresql"
 
+    @property
+    def one_writer(self) -> bool:
+        """Whether transactions that write come one after the other, so that it pays to do several things in one."""
+        return not self._postgres
+
     def check(self) -> None:
         """One round trip to the database. Raises DEPENDENCY_UNAVAILABLE where it does not answer."""
         database.ping(self._engine)
@@ -143,48 +149,80 @@ class StudyStore:
     # -- the door -------------------------------------------------------------------------------------------------
 
     def receive(self, arrival: Arrival, now: datetime) -> tuple[Instance, bool]:
-        """Make an arrival durable as a row; return it, and whether the same object was there before.
+        """Make one arrival durable as a row; see `receive_many`."""
+        return self.receive_many([arrival], now)[0]
+
+    def receive_many(
+        self, arrivals: Sequence[Arrival], now: datetime, confirmed: Mapping[int, int] = MappingProxyType({})
+    ) -> list[tuple[Instance, bool]]:
+        """Make arrivals durable as rows; return each, and whether the same object was there before.
 
         The same (SOP Instance UID, digest) is the same row. Another digest under a known SOP Instance UID is a row of
-        its own, and it and the others are flagged as in conflict (law 3).
+        its own, and it and the others are flagged as in conflict (law 3). `confirmed` goes with the same transaction,
+        see `confirm_received`. Several arrivals at once are for SQLite, which has one writer; on PostgreSQL two such
+        transactions could wait for each other.
         """
-        with self._sessions.begin() as session:
-            self._lock_instance_uid(session, arrival.sop_instance_uid)
-            known = list(
-                session.scalars(
-                    select(Instance).where(Instance.sop_instance_uid == arrival.sop_instance_uid).order_by(Instance.id)
-                )
-            )
-            for instance in known:
-                if instance.content_sha256 == arrival.content_sha256:
-                    return instance, True
-            study = self._open_study(session, arrival, now)
-            instance = _new_instance(study, arrival, conflict=bool(known), now=now)
-            session.add(instance)
-            self._arrived(study, now)
-            study.instances += 1
-            study.modalities = "+".join(sorted({*study.modalities.split("+"), arrival.modality} - {""}))[:200]
-            self._flag_conflict(session, known, study, now)
+        with self._sessions.begin() as session, session.no_autoflush:
+            self._confirm(session, confirmed, now)
+            known = self._known(session, sorted({arrival.sop_instance_uid for arrival in arrivals}))
+            studies: dict[str, Study] = {}
+            received: list[tuple[Instance, bool]] = []
+            for arrival in arrivals:
+                others = known.setdefault(arrival.sop_instance_uid, [])
+                same = next((one for one in others if one.content_sha256 == arrival.content_sha256), None)
+                if same is not None:
+                    received.append((same, True))
+                    continue
+                study = studies.get(arrival.study_instance_uid) or self._open_study(session, arrival, now)
+                studies[arrival.study_instance_uid] = study
+                instance = _new_instance(study, arrival, conflict=bool(others), now=now)
+                session.add(instance)
+                self._arrived(study, now)
+                if others:
+                    session.flush()
+                    self._flag_conflict(session, others, study, now)
+                others.append(instance)
+                received.append((instance, False))
             session.flush()
-            return instance, False
+            return received
 
     def confirm_received(self, indexes: Mapping[int, int], now: datetime) -> None:
         """The log has the `received` records of these instances (row to index): they go to work."""
         with self._sessions.begin() as session:
-            # In the order of their studies, so that two of these never wait for each other.
-            rows = session.execute(
-                select(Instance.id, Instance.study_id)
-                .where(Instance.id.in_(sorted(indexes)))
-                .order_by(Instance.study_id, Instance.id)
-            ).all()
-            for instance_id, study_id in rows:
-                study = self._locked(session, study_id)
-                instance = session.get_one(Instance, instance_id)
-                if instance.record_index is None:
-                    instance.state = next_instance_state(InstanceState(instance.state), InstanceEvent.RECORDED)
-                    instance.record_index = indexes[instance_id]
-                if study.state in ACTIVE_STATES:
-                    study.next_action_at = now
+            self._confirm(session, indexes, now)
+
+    def _confirm(self, session: Session, indexes: Mapping[int, int], now: datetime) -> None:
+        if not indexes:
+            return
+        # Studies first and in their order, so that two of these never wait for each other.
+        of_these = select(Instance.study_id).where(Instance.id.in_(sorted(indexes)))
+        held = list(
+            session.scalars(select(Study.id).where(Study.id.in_(of_these)).order_by(Study.id).with_for_update())
+        )
+        instances, studies = cast(Table, Instance.__table__), cast(Table, Study.__table__)
+        session.execute(
+            update(instances)
+            .where(instances.c.id == bindparam("row"), instances.c.record_index.is_(None))
+            .values(
+                state=next_instance_state(InstanceState.STORED, InstanceEvent.RECORDED), record_index=bindparam("index")
+            ),
+            [{"row": row, "index": index} for row, index in sorted(indexes.items())],
+        )
+        session.execute(
+            update(studies)
+            .where(studies.c.id.in_(held), studies.c.state.in_(sorted(ACTIVE_STATES)))
+            .values(next_action_at=now)
+        )
+
+    def _known(self, session: Session, uids: Sequence[str]) -> dict[str, list[Instance]]:
+        """The rows under these SOP Instance UIDs, which are locked until the transaction ends."""
+        for uid in uids:
+            self._lock_instance_uid(session, uid)
+        known: dict[str, list[Instance]] = {}
+        rows = select(Instance).where(Instance.sop_instance_uid.in_(uids)).order_by(Instance.id)
+        for instance in session.scalars(rows):
+            known.setdefault(instance.sop_instance_uid, []).append(instance)
+        return known
 
     def unconfirmed(self) -> list[int]:
         """Instances whose `received` record was never confirmed, oldest first; read once at the start of a process."""
@@ -205,6 +243,10 @@ class StudyStore:
             session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:uid, 0))"), {"uid": uid})
 
     def _open_study(self, session: Session, arrival: Arrival, now: datetime) -> Study:
+        wanted = select(Study).where(Study.study_instance_uid == arrival.study_instance_uid).with_for_update()
+        study = session.scalars(wanted).one_or_none()
+        if study is not None:
+            return study
         insert = postgresql.insert(Study) if self._postgres else sqlite.insert(Study)
         session.execute(
             insert.values(
@@ -224,9 +266,7 @@ class StudyStore:
                 instances=0,
             ).on_conflict_do_nothing(index_elements=["study_instance_uid"])
         )
-        return session.scalars(
-            select(Study).where(Study.study_instance_uid == arrival.study_instance_uid).with_for_update()
-        ).one()
+        return session.scalars(wanted).one()
 
     def _arrived(self, study: Study, now: datetime) -> None:
         study.state = next_study_state(StudyState(study.state), StudyEvent.INSTANCE)
@@ -488,6 +528,7 @@ class StudyStore:
                 decision.cursor = self._next(session, _DECISIONS)
             study.revision = decision.revision
             study.verdict, study.reasons = decision.verdict, list(decision.reasons)
+            study.decided_at = decision.decided_at
             study.attempts = 0
             study.last_error = 0
             current = study.generation == decision.generation
