@@ -248,7 +248,9 @@ def measure(detector: Any, data: Path | None, count: int, seed: int) -> dict[str
         "recall": {key: round(float(np.mean(values)), 4) for key, values in hit.items()},
         "counts": {key: len(values) for key, values in hit.items()},
         "average_precision": round(average_precision(boxes_seen, needed, len(hit["all"])), 4),
-        "wrongly_blanked": {"median": float(np.median(wrong)), "mean": float(np.mean(wrong)), "p95": float(np.percentile(wrong, 95))},
+        "wrongly_blanked": {
+            "median": float(np.median(wrong)), "mean": float(np.mean(wrong)), "p95": float(np.percentile(wrong, 95)),
+        },
     }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ HALO: Final = 32
 """What a tile sees on every side beyond the cells that are taken from it, pixels."""
 SHRINK: Final = 4
 """A second look is taken at the picture this much smaller, for large letters."""
-DOUBTFUL: Final = 0.35
+DOUBTFUL: Final = 0.3
 """Cells beside text count as text from this part of the threshold on."""
 GAP: Final = 1.2
 """Words further apart than so many heights are not joined to a line."""

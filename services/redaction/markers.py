@@ -33,7 +33,7 @@ def kept(frame: NDArray[Any], found: list[Found]) -> list[Found]:
 
 def _alone(one: Found, found: list[Found]) -> bool:
     room = _ALONE * one.height
-    return one.width <= 3 * one.height and not any(
+    return one.width <= 4 * one.height and not any(
         other is not one
         and other.left - room < one.left + one.width
         and one.left < other.left + other.width + room
@@ -45,7 +45,8 @@ def _alone(one: Found, found: list[Found]) -> bool:
 
 def _reads(frame: NDArray[Any], one: Found) -> str:
     """What stands in the box, if every stroke of it belongs to one of at most two sure letters; else nothing."""
-    for room in (4 + one.height // 4, max(one.height, one.width)):  # the box may cut what it found
+    side = max(one.height, one.width)
+    for room in (4 + one.height // 4, side, 2 * side):  # the box may cut what it found
         rows = slice(max(0, one.top - room), one.top + one.height + room)
         part = np.asarray(frame[rows, max(0, one.left - room) : one.left + one.width + room], np.float32)
         low, high = (float(part.min()), float(part.max())) if part.size else (0.0, 0.0)
