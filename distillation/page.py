@@ -32,15 +32,16 @@ def render(report: Mapping[str, Any], outcomes: Sequence[Outcome], pictures: Ite
         "<h2>Gates</h2>" + _gates(outcomes),
         "<h2>Masks against people</h2>" + _masks(served["masks"], report["reference"]["masks"]),
         "<h3>Labels that keep the convention</h3>" + _masks(served["labels_of_the_convention"], {}),
-        "<h2>Pictures</h2><p>People's outlines above, the model's below.</p>" + "".join(map(_figure, pictures)),
+        "<h2>Pictures</h2><p>People's outlines on the left, the model's on the right.</p>"
+        + "".join(map(_figure, pictures)),
         "<h2>Faults never trained on</h2>" + _faults(served["faults"]),
         "<h2>Calibration</h2>" + "".join(_calibration(served["calibration"])),
         "<h2>Selective prediction</h2>" + _selective(served["selective"]),
         "<h2>Not a chest</h2>" + _flat({k: v for k, v in served["not_a_chest"].items() if isinstance(v, dict)}),
         "<h2>Cardiothoracic ratio</h2>" + _flat({"all": _plain(served["cardiothoracic_ratio"])}),
         "<h2>Subgroups</h2>" + "".join(_subgroups(served["subgroups"])),
-        "<h2>Speed</h2><p>Joules are modelled.</p>"
-        + _flat({"8 bits": served["speed"], "fp32": report["reference"]["speed"]}),
+        "<h2>Speed</h2><p>Joules are modelled.</p>",
+        _flat({"8 bits": served["speed"], "fp32": report["reference"]["speed"]}),
     ]
     if "beside" in report:
         parts.append("<h2>Beside another model</h2>" + _flat(report["beside"]["differences"]))

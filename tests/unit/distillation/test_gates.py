@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_no_bar_is_beyond_its_target(built: Path) -> None:
 @pytest.mark.timeout(240)
 def test_a_model_quantised_a_tensor_on_four_noise_images_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[train]'")
-    from distillation import evaluate
+    from distillation import evaluate, page
     from distillation.compress import quantise
 
     assert SHARED is not None
@@ -201,6 +202,10 @@ def test_a_model_quantised_a_tensor_on_four_noise_images_is_refused(tmp_path: Pa
         report = evaluate.report(folder, SHARED / "data" / "cxr", ("val",), None, most=12)
         lost[folder] = report["summary"]["dice_lost_by_8_bits"]
         _write(tmp_path, report | {"most_of_a_group": None})
+    shown = page.render(report, gates.hold(gates.read(), report), [("a <caption>", b"png")])
+    assert "not held" in shown
+    assert "a &lt;caption&gt;" in shown
+    assert not re.search(r'(src|href)="(?!data:)', shown), "the page stands alone"
     (gate,) = (one for one in gates.read() if one.path == ("summary", "dice_lost_by_8_bits"))
     assert lost[MODEL] <= gate.bar < lost[tmp_path]
     with pytest.raises(release.Refused, match=gate.name):
