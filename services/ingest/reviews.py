@@ -110,19 +110,13 @@ class Reviews:
         """Counts of what was decided and reviewed in a span of time, and of where studies are now."""
         found = Summary()
         with self._reading.begin() as session:
-            day = self._day(Decision.decided_at)
+            day = self._day(Study.decided_at)
             # A few combinations of reasons for each day, not a row a study: the database counts.
-            reasons = cast(Decision.reasons, Text)
+            columns = (day, Study.modalities, Study.verdict, cast(Study.reasons, Text))
             counted = session.execute(
-                select(day, Study.modalities, Decision.verdict, reasons, func.count())
-                .join(Study, Study.id == Decision.study_id)
-                .where(
-                    Decision.decided_at >= start,
-                    Decision.decided_at < before,
-                    Decision.cursor.is_not(None),
-                    Decision.revision == Study.revision,
-                )
-                .group_by(day, Study.modalities, Decision.verdict, reasons)
+                select(*columns, func.count())
+                .where(Study.decided_at >= start, Study.decided_at < before)
+                .group_by(*columns)
             )
             for on, modalities, verdict, given, count in counted:
                 found.decisions[on, modalities, verdict] += count

@@ -82,6 +82,8 @@ class Study(Base):
     """`Verdict` of the newest decision that is in the log; 0 before the first."""
     reasons: Mapped[list[int]] = mapped_column(JSON, default=list)
     """`Reason` numbers of that decision, worst first."""
+    decided_at: Mapped[datetime | None] = mapped_column(Utc)
+    """Of that decision."""
     modalities: Mapped[str] = mapped_column(String(200), default="")
     """Modalities of its instances in the order of the alphabet, joined by "+"."""
     instances: Mapped[int] = mapped_column(Integer, default=0)
@@ -89,6 +91,7 @@ class Study(Base):
 
     __table_args__ = (
         Index("ix_studies_verdict", "verdict", "id"),
+        Index("ix_studies_decided", "decided_at"),
         Index("ix_studies_due", "next_action_at"),
         Index("ix_studies_state", "state", "id"),
         Index("ix_studies_waiting", "waiting_for"),
@@ -171,10 +174,7 @@ class Decision(Base):
     cursor: Mapped[int | None] = mapped_column(BigInteger, unique=True)
     """Place in the order in which decisions became visible; null while it is not."""
 
-    __table_args__ = (
-        UniqueConstraint("study_id", "revision", name="uq_decisions_revision"),
-        Index("ix_decisions_time", "decided_at"),
-    )
+    __table_args__ = (UniqueConstraint("study_id", "revision", name="uq_decisions_revision"),)
 
 
 class Delivery(Base):

@@ -40,7 +40,9 @@ def decided(studies: StudyStore, engine: Engine, arrival: Make, *, revision: int
                 cursor=1,
             )
         )
-        session.execute(update(Study).where(Study.id == study_id).values(revision=revision))
+        session.execute(
+            update(Study).where(Study.id == study_id).values(revision=revision, verdict=2, reasons=[4], decided_at=NOW)
+        )
     return study_id
 
 

@@ -19,7 +19,9 @@ _NEWEST = """
         verdict = COALESCE((SELECT d.verdict FROM decisions d WHERE d.study_id = studies.id
             AND d.revision = studies.revision), 0),
         reasons = COALESCE((SELECT d.reasons FROM decisions d WHERE d.study_id = studies.id
-            AND d.revision = studies.revision), '[]')
+            AND d.revision = studies.revision), '[]'),
+        decided_at = (SELECT d.decided_at FROM decisions d WHERE d.study_id = studies.id
+            AND d.revision = studies.revision)
 """
 
 
@@ -40,12 +42,13 @@ def upgrade() -> None:
     """Add the columns, fill them, make the table."""
     op.add_column("studies", sa.Column("verdict", sa.Integer, nullable=False, server_default="0"))
     op.add_column("studies", sa.Column("reasons", sa.JSON, nullable=False, server_default="[]"))
+    op.add_column("studies", sa.Column("decided_at", _TIME))
     op.add_column("studies", sa.Column("modalities", sa.String(200), nullable=False, server_default=""))
     op.add_column("studies", sa.Column("instances", sa.Integer, nullable=False, server_default="0"))
     op.execute(_NEWEST)
     _sum_up_instances()
     op.create_index("ix_studies_verdict", "studies", ["verdict", "id"])
-    op.create_index("ix_decisions_time", "decisions", ["decided_at"])
+    op.create_index("ix_studies_decided", "studies", ["decided_at"])
     op.create_table(
         "reviews",
         sa.Column("id", _ID, primary_key=True),

@@ -1,0 +1,100 @@
+"""How long each page of the console takes at the server with many studies: `python -m benchmarks.console`.
+
+Starts a real cluster below a temporary folder, fills ingest's database with studies and decisions as they would stand
+there, and asks for each page several times as a person would, over HTTPS. Prints the median and the worst; exit status
+1 where a median is over 300 ms. The log holds only what the pages themselves record; its own pages with a million
+records are measured by `benchmarks/audit_query.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from tests.wire.console_house import Browser, console_house
+
+LIMIT_MS = 300.0
+PAGES = (
+    ("radiographer", "/studies"),
+    ("radiographer", "/studies?rows=1"),
+    ("radiographer", "/studies?verdict=REJECT"),
+    ("radiographer", "/studies?state=DEAD_LETTER"),
+    ("radiographer", "/studies?page={middle}"),
+    ("radiographer", "/studies/{study}"),
+    ("radiographer", "/quality?days=365"),
+    ("radiographer", "/quality?days=7"),
+    ("operator", "/operator"),
+    ("auditor", "/audit"),
+    ("auditor", "/audit?kind=DECIDED"),
+    ("auditor", "/audit/dossiers/{study}"),
+    ("administrator", "/people"),
+    ("radiographer", "/help"),
+)
+
+
+def studies(count: int) -> Iterator[tuple[object, ...]]:
+    """Rows of studies over a year: two of three accepted, one in fifty in the dead letter."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    for number in range(count):
+        at = str(now - timedelta(seconds=number * 31_536_000 / count))
+        state = "DEAD_LETTER" if number % 50 == 0 else "DONE"
+        verdict = (1, 1, 2, 1, 1, 3)[number % 6]
+        reasons = json.dumps([] if verdict == 1 else [7 + number % 4])
+        yield number + 1_000, f"1.2.3.{number}", f"2.25.{10**30 + number}", state, at, at, verdict, reasons
+
+
+def fill(database: Path, count: int) -> None:
+    """Put the rows in their places."""
+    with sqlite3.connect(database, timeout=60) as link:
+        rows = list(studies(count))
+        link.executemany(
+            "INSERT INTO studies (id, study_instance_uid, pseudonym, state, first_received_at, last_received_at,"
+            " verdict, reasons, decided_at, generation, revision, waiting_for, attempts, last_error, modalities,"
+            " instances) VALUES (?,?,?,?,?,?,?,?,?,1,1,'',0,0,'DX',1)",
+            [(*row, row[5]) for row in rows],
+        )
+        link.executemany(
+            "INSERT INTO decisions (study_id, revision, generation, verdict, reasons, details, policy_sha256,"
+            " software_build, instances, decided_at, record_index, cursor) VALUES (?,1,1,?,?,'[]','','','[]',?,?,?)",
+            [(row[0], row[6], row[7], row[5], row[0], row[0]) for row in rows],
+        )
+        link.execute("ANALYZE")
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=100_000)
+    parser.add_argument("--times", type=int, default=9)
+    given = parser.parse_args()
+    slow = 0
+    with tempfile.TemporaryDirectory() as folder, console_house(Path(folder)) as house:
+        fill(house.cluster.data / "ingest.db", given.studies)
+        people = {role: house.browser(role) for role in ("radiographer", "operator", "auditor", "administrator")}
+        print(f"{given.studies} studies\n{'page':<44}{'median ms':>10}{'worst ms':>10}")
+        for role, page in PAGES:
+            address = page.format(study=house.studies[0], middle=1_000 + given.studies // 2)
+            spent = [milliseconds(people[role], address) for _ in range(given.times)]
+            slow += statistics.median(spent) > LIMIT_MS
+            print(f"{page:<44}{statistics.median(spent):>10.0f}{max(spent):>10.0f}")
+    return 1 if slow else 0
+
+
+def milliseconds(person: Browser, page: str) -> float:
+    """How long the page took to come."""
+    began = time.perf_counter()
+    answer = person.get(page)
+    assert answer.status_code == 200, answer.text
+    return 1_000 * (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
