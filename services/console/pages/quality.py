@@ -31,7 +31,9 @@ async def quality(call: Call) -> Response:
     days, found = await _summary(call)
     weekly = days > 30
     columns = _columns(days, weekly=weekly)
-    verdicts = Counter((_column(one.day, weekly), one.verdict) for one in found.decisions for _ in range(one.count))
+    verdicts: Counter[tuple[str, int]] = Counter()
+    for one in found.decisions:
+        verdicts[_column(one.day, weekly), one.verdict] += one.count
     series = [
         (call.wording(name), name.lower(), [verdicts[column, number] for column in columns]) for number, name in SERIES
     ]
