@@ -6,6 +6,7 @@ been let in. Whatever a handler raises, the caller sees a code of the contracts 
 
 import asyncio
 import contextvars
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
@@ -17,7 +18,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from shared import logs, metrics, tracing
 from shared.access import ALWAYS_ADMITTED, METHODS, OPEN_ENDED, TALLIED
 from shared.errors import DETAILS_KEY, ErrorCode, StepwedgeError, to_status
-from shared.identity import CALLER, Identity, peer
+from shared.identity import CALLER, PERSON, PERSON_KEY, PERSON_NAME, Identity, peer
 from shared.refusals import Refusals
 
 # grpc.aio's own names are typed for its interceptors only in part.
@@ -168,6 +169,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
                         self._refusals.note(caller, context, method, refused.code)
                         raise
                     CALLER.set(caller)
+                    PERSON.set(_person(caller, context))
                     with self._admitted(method), self._until_drained(method):
                         yield
                 except StepwedgeError as raised:
@@ -272,6 +274,16 @@ def _admit(caller: Identity, method: str, context: Context) -> None:
         )
     if context.time_remaining() is None and method not in OPEN_ENDED:
         raise StepwedgeError(ErrorCode.ERROR_CODE_DEADLINE_REQUIRED, "a call must carry a deadline")
+
+
+def _person(caller: Identity, context: Context) -> str:
+    """For whom the caller asks; what anybody but the console says of it is not read."""
+    if caller != Identity.CONSOLE:
+        return ""
+    said = [value for key, value in context.invocation_metadata() or () if key == PERSON_KEY]
+    if said and (len(said) > 1 or not re.fullmatch(PERSON_NAME, str(said[0]))):
+        raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, f"the metadata {PERSON_KEY} names no account")
+    return str(said[0]) if said else ""
 
 
 def _parse(data: Any, deserialize: Callable[[bytes], Any] | None) -> Any:

@@ -49,6 +49,16 @@ CALLER: ContextVar[Identity] = ContextVar("caller")
 """Who made the call that is being handled, once it was let in; set by `shared.guard` for the handler's task."""
 
 
+PERSON: ContextVar[str] = ContextVar("person", default="")
+"""The account of the person for whom the console makes the call that is being handled, or is being made; else empty."""
+
+PERSON_KEY = "stepwedge-person"
+"""Name of the metadata that says it. `shared.guard` believes it of the console alone, which signs people in."""
+
+PERSON_NAME = r"(?=.{1,64}\Z)[a-z][a-z0-9]*(?:[._-][a-z0-9]+)*"
+"""What an account may be called."""
+
+
 def caller() -> Identity:
     """Return who made the call that is being handled. Raises LookupError outside any."""
     return CALLER.get()

@@ -18,10 +18,12 @@ class Own:
     """A record that the log itself makes of an act."""
 
     key: str
-    """How its idempotency key begins."""
+    """How its idempotency key begins; where `once`, the whole key."""
     outcome: audit_pb2.EventOutcome.ValueType
     fields: dict[str, Any] = field(default_factory=dict)
     """Of `Record`: the event, and what it is about."""
+    once: bool = False
+    """Whether the log takes it once however often it is tried, as it does the records of others."""
 
 
 class Act(Protocol):

@@ -708,14 +708,27 @@ class Draft:
             made = act.perform(self._connection, self._now_us, self._before.head.size)
         if act.makes_facets:
             self._facets = store.facets(self._connection)
-        return [] if made is None else [self._append_own(made.key, made.outcome, **made.fields)]
+        if made is None:
+            return []
+        if not made.once:
+            return [self._append_own(made.key, made.outcome, **made.fields)]
+        digest = store.key_hash(Identity.AUDIT.value, made.key)
+        self._found.update(
+            (digest, (entry.index, {})) for entry in store.find_keys(self._connection, [digest]).values()
+        )
+        if digest not in self._found:
+            index = self._append_own(made.key, made.outcome, once=True, **made.fields)
+            self._found[digest] = index, {}
+        return [self._found[digest][0]]
 
-    def _append_own(self, key: str, outcome: audit_pb2.EventOutcome.ValueType, **event: Any) -> int:
-        """Append a record that the log itself makes; its index."""
+    def _append_own(
+        self, key: str, outcome: audit_pb2.EventOutcome.ValueType, *, once: bool = False, **event: Any
+    ) -> int:
+        """Append a record that the log itself makes; its index. `key` is the whole key where `once`."""
         own = self._own
         own.take(own.highest + 1, self._now_us)
         made = audit_pb2.Record(
-            idempotency_key=f"{key}/{uuid.uuid4()}",
+            idempotency_key=key if once else f"{key}/{uuid.uuid4()}",
             incarnation=own.name,
             sequence=own.highest,
             outcome=outcome,

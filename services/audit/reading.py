@@ -196,9 +196,7 @@ class _whole_tiles:  # noqa: N801 - reads as a statement
             raise StepwedgeError(ErrorCode.ERROR_CODE_LOG_INCONSISTENT, "tiles of the tree are missing") from None
 
 
-_RETENTION = {
-    name.removeprefix("RETENTION_CLASS_"): number for name, number in audit_pb2.RetentionClass.items()
-}
+_RETENTION = {name.removeprefix("RETENTION_CLASS_"): number for name, number in audit_pb2.RetentionClass.items()}
 
 
 def to_entry(row: StoredEntry, attachments: Mapping[str, bytes]) -> audit_pb2.Entry:

@@ -24,7 +24,7 @@ from services.audit.acts import Own
 from services.audit.answers import Answers
 from services.audit.log import Log
 from shared.errors import ErrorCode, StepwedgeError
-from shared.identity import Identity
+from shared.identity import PERSON, Identity
 from stepwedge.audit.v1 import audit_pb2
 
 FRESH_SECONDS = 600.0
@@ -92,7 +92,7 @@ class Reads:
         Parameters
         ----------
         reader
-            Who, by the certificate.
+            Who, by the certificate; the person for whom it asks is that of the call.
         method
             Name of the method.
         asked
@@ -109,7 +109,7 @@ class Reads:
         StepwedgeError
             AUDIT_UNAVAILABLE or LOG_INCONSISTENT: then nothing is handed out.
         """
-        event = audit_pb2.ReadEvent(reader=reader.value, method=method, entries=entries, more=more)
+        event = audit_pb2.ReadEvent(reader=reader.value, person=PERSON.get(), method=method, entries=entries, more=more)
         event.filters.extend(filters(asked))
         await self._answers.of(self._log.perform(Read(event, _about(about or asked))))
 
@@ -117,7 +117,7 @@ class Reads:
         """Record a read that came to nothing, as far as the log takes it: nothing was handed out."""
         if error.code in _AWAY:
             return
-        event = audit_pb2.ReadEvent(reader=reader.value, method=method, refusal=error.code)
+        event = audit_pb2.ReadEvent(reader=reader.value, person=PERSON.get(), method=method, refusal=error.code)
         event.filters.extend(filters(asked))
         try:
             await self._answers.of(self._log.perform(Read(event, _about(asked))))
@@ -145,7 +145,8 @@ class Reads:
         return inner, recorded if 0 <= time.time() - recorded < FRESH_SECONDS else None
 
     def _mac(self, token: str, since: int, reader: Identity) -> str:
-        return hmac.new(self._key, f"{reader.value}\n{since}\n{token}".encode(), hashlib.sha256).hexdigest()[:32]
+        whose = f"{reader.value}\n{PERSON.get()}\n{since}\n{token}"
+        return hmac.new(self._key, whose.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def filters(asked: Message) -> Iterator[audit_pb2.ReadFilter]:
@@ -169,8 +170,6 @@ def _value(one: FieldDescriptor, value: Any) -> str:
         return record.timestamp(value.seconds, value.nanos) if inside else ""
     if one.type == FieldDescriptor.TYPE_STRING:
         return value if one.name in _SHAPES and _SHAPES[one.name].fullmatch(value) else ""
-    if one.type == FieldDescriptor.TYPE_BYTES:  # a token of the blind index: keyed, and still not for everyone
-        return hashlib.sha256(value).hexdigest()
     if one.type in (FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_UINT64):
         return str(value) if value < 10**19 else ""
     if one.type == FieldDescriptor.TYPE_BYTES:

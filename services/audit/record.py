@@ -25,7 +25,7 @@ from google.protobuf.message import Message
 
 from services.audit.tiles import MAX_ENTRY
 from shared.errors import ErrorCode, StepwedgeError
-from shared.identity import Identity
+from shared.identity import PERSON_NAME, Identity
 from stepwedge.audit.v1 import audit_pb2
 
 SCHEMA = "stepwedge.record/1"
@@ -45,7 +45,7 @@ _UID = r"2\.25\.[1-9][0-9]{22,38}"
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _VERSION = r"(?:[A-Za-z][A-Za-z_-]{0,63}[/-]?)?[0-9]{1,4}(?:\.[0-9]{1,4}){0,3}(?:[+-][0-9A-Za-z.]{1,64})?"
 _NAME = r"(?=[0-9_-]*[a-z])[a-z0-9][a-z0-9_-]{0,62}"
-_PERSON = r"(?=.{1,64}\Z)[a-z][a-z0-9]*(?:[._-][a-z0-9]+)*"  # the name of an account: staff
+_PERSON = PERSON_NAME  # staff
 _ROLE = r"radiographer|operator|auditor|administrator"
 _STANDARD_UID = r"1\.2\.840\.10008\.[0-9.]{1,49}|private"
 _SUBJECT = r"SW-[A-Z2-7]{24}"
@@ -117,6 +117,7 @@ SHAPES: Mapping[str, str] = {
     "ReadFilter.name": r"[a-z][a-z0-9_]{0,31}",
     "ReadFilter.value": rf"{_UID}|{_SUBJECT}|{_HEX}|[A-Z][A-Z0-9_]{{0,31}}|0|[1-9][0-9]{{0,18}}|{_PRODUCER}|{_MOMENT}",
     "ReadEvent.reader": _CALLER,
+    "ReadEvent.person": _PERSON,
     "ReadEvent.method": r"[A-Z][A-Za-z]{0,63}",
     "RefusedCallEvent.caller": _CALLER,
     "RefusedCallEvent.certificate_sha256": r"[0-9a-f]{64}",

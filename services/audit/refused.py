@@ -20,13 +20,15 @@ class RefusedCall:
 
     makes_facets: ClassVar[bool] = False
 
+    key: str
     outcome: audit_pb2.EventOutcome.ValueType
     event: Message
     occurred_at: Timestamp = field(default_factory=Timestamp)
 
     def perform(self, connection: sa.Connection, now_us: int, size: int) -> Own:
         """The record."""
-        return Own("refused", self.outcome, {"refused_call": self.event, "occurred_at": self.occurred_at})
+        fields = {"refused_call": self.event, "occurred_at": self.occurred_at}
+        return Own(self.key, self.outcome, fields, once=True)
 
     def committed(self) -> None:
         """Nothing is to be done."""
@@ -47,8 +49,8 @@ class OwnRecorder:
         event: Message,
         occurred_at: datetime | None = None,
     ) -> int:
-        """Record it; its index. The log gives the key itself, so a second try after a failure is a second record."""
+        """Record it; its index, also where an earlier try had come to be durable after all."""
         when = Timestamp()
         when.FromDatetime((occurred_at or datetime.now(UTC)).astimezone(UTC).replace(tzinfo=None))
-        receipt = await self._answers.of(self._log.perform(RefusedCall(outcome, event, when)))
+        receipt = await self._answers.of(self._log.perform(RefusedCall(key, outcome, event, when)))
         return receipt.indexes[0]

@@ -91,6 +91,13 @@ class AuditService(ProofCalls, GuardianCalls, audit_pb2_grpc.AuditServiceService
         await self._reads.record(caller(), "GetProof", request, entries=1)
         return proof
 
+    async def ListHolds(self, request: audit_pb2.ListHoldsRequest, context: Any) -> audit_pb2.ListHoldsResponse:
+        """The holds that stand; each names a study or a subject."""
+        async with self._read("ListHolds", request):
+            standing = await super().ListHolds(request, context)
+        await self._reads.record(caller(), "ListHolds", request, entries=len(standing.holds))
+        return standing
+
     @contextlib.asynccontextmanager
     async def _read(self, method: str, request: Any) -> AsyncIterator[None]:
         """Record the read where what is inside is refused; where it succeeds, that is for who knows what was read."""

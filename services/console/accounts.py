@@ -18,6 +18,7 @@ from sqlalchemy import Boolean, DateTime, Engine, Integer, String, delete, func,
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from shared.errors import ErrorCode, StepwedgeError
+from shared.identity import PERSON_NAME
 from shared.settings import RoleName
 
 ROLES: Final[tuple[str, ...]] = get_args(RoleName)
@@ -27,7 +28,7 @@ LONGEST_PASSWORD: Final = 256
 FAILURES: Final = 5
 """Wrong passwords in a row after which an account is locked."""
 LOCKED: Final = timedelta(minutes=15)
-NAME: Final = re.compile(r"(?=.{1,64}\Z)[a-z][a-z0-9]*(?:[._-][a-z0-9]+)*")
+NAME: Final = re.compile(PERSON_NAME)
 """What an account may be called; the same as the log takes for a person."""
 
 # Passwords that everybody tries first; a longer list is of no use at twelve characters and a lock after five.

@@ -16,7 +16,7 @@ from shared import keys
 from shared.audit import Recorder
 from shared.errors import ErrorCode, StepwedgeError, from_rpc
 from shared.identification import BlindIndex, Number
-from shared.identity import SERVICES, Identity
+from shared.identity import PERSON, PERSON_KEY, SERVICES, Identity
 from shared.pki import Credentials
 from shared.rpc import channel
 from shared.settings import Settings
@@ -105,10 +105,16 @@ class Gateway:
             return ""
 
 
+def _for_whom() -> tuple[tuple[str, str], ...]:
+    """Metadata that names the person whose page this is, so that the log's record of a read names them too."""
+    person = PERSON.get()
+    return ((PERSON_KEY, person),) if person else ()
+
+
 async def call(method: Any, request: Message, *, seconds: float = 10.0) -> Any:
     """Call with a deadline. Raises the StepwedgeError that the service answered."""
     try:
-        return await method(request, timeout=seconds)
+        return await method(request, timeout=seconds, metadata=_for_whom())
     except grpc.RpcError as error:
         raise from_rpc(error) from None
 
@@ -116,7 +122,7 @@ async def call(method: Any, request: Message, *, seconds: float = 10.0) -> Any:
 async def stream(method: Any, request: Message, *, seconds: float = 600.0) -> AsyncIterator[Any]:
     """Call a method that streams. Raises as `call`."""
     try:
-        async for message in method(request, timeout=seconds):
+        async for message in method(request, timeout=seconds, metadata=_for_whom()):
             yield message
     except grpc.RpcError as error:
         raise from_rpc(error) from None

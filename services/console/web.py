@@ -28,6 +28,7 @@ from services.console.requests import Requests
 from services.console.wording import Wording, chosen, languages
 from shared import logs
 from shared.errors import ErrorCode, StepwedgeError
+from shared.identity import PERSON
 from shared.settings import Console
 from stepwedge.common.v1.common_pb2 import Outcome, Reason, Structure, Verdict
 from stepwedge.ingest.v1.ingest_pb2 import InstanceState, StudyState
@@ -198,6 +199,7 @@ async def _call(request: Request) -> Call:
 
 async def _answer(request: Request, handler: Handler, roles: frozenset[str] | None) -> Response:
     call = await _call(request)
+    PERSON.set(call.person.name if call.person else "")
     try:
         if roles is not None:
             if call.person is None:

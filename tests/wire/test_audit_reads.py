@@ -11,7 +11,7 @@ import pytest
 from services.audit import reads
 from services.audit.store import Store
 from shared.errors import ErrorCode, from_rpc
-from shared.identity import Identity
+from shared.identity import PERSON_KEY, Identity
 from shared.pki import Credentials
 from shared.settings import Settings
 from stepwedge.audit.v1 import audit_pb2
@@ -88,6 +88,40 @@ async def test_a_read_is_recorded_with_who_what_and_how_much(audit: Running, met
     assert {one.name: one.value for one in read.filters} == asked
     assert (entry.producer, entry.record.study) == ("audit", study)
     assert entry.record.outcome == audit_pb2.EVENT_OUTCOME_SUCCESS
+
+
+async def test_whoever_looks_at_the_holds_is_recorded(audit: Running) -> None:
+    await audit(Identity.OPERATOR).ListHolds(audit_pb2.ListHoldsRequest(), timeout=10)
+    (entry,) = await recorded(audit)
+    assert (entry.record.read.reader, entry.record.read.method) == ("operator", "ListHolds")
+
+
+def for_whom(person: str) -> tuple[tuple[str, str], ...]:
+    return ((PERSON_KEY, person),)
+
+
+async def test_the_console_says_for_whom_it_reads_and_nobody_else_is_believed(audit: Running) -> None:
+    request = audit_pb2.QueryEntriesRequest(producer="ingest", page_size=2)
+    for who, said in ((Identity.CONSOLE, "a.meier"), (Identity.AUDITOR, "a.meier")):
+        page = await audit(who).QueryEntries(request, timeout=10, metadata=for_whom(said))
+    found = [(entry.record.read.reader, entry.record.read.person) for entry in await recorded(audit)]
+    assert found == [("console", "a.meier"), ("auditor", "")]
+    # Records of a person's reads are found by the person.
+    own = await first_page(audit, actor="a.meier", page_size=10)
+    assert [entry.record.read.person for entry in own.entries] == ["a.meier"]
+    for wrong in ("A Meier", "x" * 65, "=1+1"):
+        with pytest.raises(grpc.RpcError) as refused:
+            await audit(Identity.CONSOLE).QueryEntries(request, timeout=10, metadata=for_whom(wrong))
+        assert from_rpc(refused.value).code == ErrorCode.ERROR_CODE_INVALID_REQUEST
+    # A page that was given to one person is another read in the hands of the next.
+    page = await audit(Identity.CONSOLE).QueryEntries(request, timeout=10, metadata=for_whom("a.meier"))
+    before = len(await recorded(audit))
+    following = audit_pb2.QueryEntriesRequest(producer="ingest", page_size=2, page_token=page.next_page_token)
+    await audit(Identity.CONSOLE).QueryEntries(following, timeout=10, metadata=for_whom("a.meier"))
+    await audit(Identity.CONSOLE).QueryEntries(following, timeout=10, metadata=for_whom("b.schmidt"))
+    persons = [entry.record.read.person for entry in (await recorded(audit))[before:]]
+    assert persons[-1] == "b.schmidt"
+    assert persons.count("a.meier") == 0
 
 
 async def test_the_pages_of_a_query_are_one_read_and_a_made_up_or_borrowed_page_is_another(audit: Running) -> None:

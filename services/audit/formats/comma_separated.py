@@ -49,6 +49,7 @@ COLUMNS: tuple[str, ...] = (
     *(f"{kind}.{name}" for kind, names in _EVENTS.items() for name in names),
     *_LATER,
     *(f"redacted.{name}" for name in _LATER_OF_REDACTION),
+    "read.person",
     "other",
 )
 """The columns, in order; new ones come at the end. Members that have none stand in `other` as canonical JSON."""

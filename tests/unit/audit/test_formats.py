@@ -101,6 +101,7 @@ SAMPLE: Mapping[str, Any] = {
     "AuthenticatedEvent.act": "sign_in",
     "AuthenticatedEvent.method": "local",
     "AuthenticatedEvent.by": "admin",
+    "ReadEvent.person": "anna.b",
     "ReadFilter.name": "study",
     "ReadFilter.value": uid(9),
     "ReadEvent.reader": "auditor",

@@ -1,5 +1,6 @@
 """The sequencer on both databases: order, durability, idempotency, numbering, and what it refuses to go on from."""
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from services.audit import record, sequences, store
 from services.audit.high_water import HighWater
 from services.audit.log import Log
 from services.audit.reading import Reader
+from services.audit.refused import OwnRecorder
 from services.audit.store import Filter, Store
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
@@ -147,6 +149,24 @@ def test_the_same_key_with_other_content_is_a_conflict_and_takes_nothing_of_its_
     assert raised.value.code == ErrorCode.ERROR_CODE_IDEMPOTENCY_CONFLICT
     assert len(entries(log.store)) == 1
     close(log)
+
+
+async def test_a_refused_call_that_is_recorded_again_after_an_unknown_end_is_recorded_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    event = audit_pb2.RefusedCallEvent(
+        method="stepwedge.audit.v1.AuditService/Append", error=ErrorCode.ERROR_CODE_UNAUTHENTICATED, count=1
+    )
+    outcome = audit_pb2.EVENT_OUTCOME_SERIOUS_FAILURE
+    indexes = []
+    for _ in range(2):  # the second time by another process, which knows nothing of the first
+        log = open_log(database_url, tmp_path)
+        own = OwnRecorder(log)
+        same = [own.record(key="refused/one", outcome=outcome, event=event) for _ in range(2)]
+        indexes.extend(await asyncio.gather(*same))
+        indexes.append(await own.record(key="refused/one", outcome=outcome, event=event))
+        await asyncio.to_thread(close, log)
+    assert indexes == [0] * 6
 
 
 def test_two_producers_never_meet_in_a_key(sqlite_url: str, tmp_path: Path) -> None:
