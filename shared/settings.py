@@ -5,6 +5,7 @@ Relative paths are resolved against the folder of the TOML file, or the working 
 that does not exist is an error, never ignored.
 """
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterator
@@ -39,6 +40,9 @@ from shared.transparency.cosignature import WitnessKey
 PREFIX = "STEPWEDGE_"
 FILE_VARIABLE = "STEPWEDGE_CONFIG"
 
+ANY_TITLE = "*"
+"""Stands for every calling AE title that is not named."""
+
 _UNSET = Path()
 _file: ContextVar[Path | None] = ContextVar("settings_file", default=None)
 
@@ -70,6 +74,10 @@ def _ae_title(value: str) -> str:
     return value
 
 
+def _network(value: str) -> str:
+    return str(ipaddress.ip_network(value, strict=False))
+
+
 def _base() -> Path:
     file = _file.get()
     return (file.parent if file else Path.cwd()).resolve()
@@ -91,6 +99,7 @@ def _absolute(value: Path) -> Path:
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 OptionalEndpoint = Annotated[str, AfterValidator(_optional_endpoint)]
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Network = Annotated[str, AfterValidator(_network)]
 DatabaseUrl = Annotated[str, AfterValidator(_database_url), Field(repr=False)]
 File = Annotated[Path, AfterValidator(_absolute)]
 Positive = Annotated[int, Field(gt=0)]
@@ -192,6 +201,17 @@ class Destination(Section):
     """Verdicts with which a study goes there."""
 
 
+class CommitmentPeer(Section):
+    """A DICOM peer that asks for storage commitment."""
+
+    ae_title: AeTitle
+    """Its AE title, as it calls us and as we call it."""
+    host: Annotated[str, Field(min_length=1)]
+    """Host name or IP address."""
+    port: Annotated[int, Field(ge=1, le=65535)]
+    """TCP port."""
+
+
 class Ingest(Service):
     """The front door."""
 
@@ -200,14 +220,32 @@ class Ingest(Service):
     workers: Positive = 2
     database: DatabaseUrl = ""
     """SQLAlchemy URL; default an SQLite file in the data folder."""
-    dimse: Endpoint = "127.0.0.1:11112"
-    """Where DICOM associations are accepted, host:port."""
+    dimse: OptionalEndpoint = "127.0.0.1:11112"
+    """Where DICOM associations are accepted, host:port; empty for nowhere but `dimse_tls`."""
+    dimse_tls: OptionalEndpoint = ""
+    """Where DICOM associations over mutual TLS are accepted, host:port (PS3.15 B.9; usually port 2762)."""
+    dimse_tls_certificate: File = _UNSET
+    """Certificate that the door shows there, with its chain, PEM."""
+    dimse_tls_key: File = _UNSET
+    """Its private key, PEM."""
+    dimse_tls_ca: File = _UNSET
+    """CA certificates, one of which must have signed the certificate of whoever calls there, PEM."""
     ae_title: AeTitle = "STEPWEDGE"
     """Own AE title."""
+    check_called_ae_title: bool = False
+    """Reject associations that call another AE title than `ae_title` and `other_ae_titles`."""
+    other_ae_titles: list[AeTitle] = []
+    """Further AE titles that the door answers to."""
     calling_ae_titles: list[AeTitle] = []
     """Calling AE titles that are let in; empty for any."""
+    calling_networks: dict[str, list[Network]] = {}
+    """Networks (10.1.2.0/24) from which a calling AE title is let in; under "*" for all titles that are not named."""
     max_associations: Positive = 32
     """Associations open at once."""
+    max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 1 << 18
+    """Longest P-DATA-TF PDU taken, announced to the sender (PS3.8 D.1)."""
+    commitment_peers: list[CommitmentPeer] = []
+    """Where the outcome of a storage commitment is sent, if the association that asked is gone."""
     max_object_bytes: Positive = 2_147_483_648
     """Largest object taken, bytes."""
     quiet_seconds: Seconds = 10.0
@@ -220,6 +258,18 @@ class Ingest(Service):
     """TOML file of the policy."""
     destinations: list[Destination] = []
     """Where decided studies are forwarded."""
+
+    @model_validator(mode="after")
+    def _has_a_dicom_door(self) -> Self:
+        if not self.dimse and not self.dimse_tls:
+            raise ValueError("dimse and dimse_tls cannot both be empty")
+        files = (self.dimse_tls_certificate, self.dimse_tls_key, self.dimse_tls_ca)
+        if self.dimse_tls and _UNSET in files:
+            raise ValueError("dimse_tls needs dimse_tls_certificate, dimse_tls_key and dimse_tls_ca")
+        for title in self.calling_networks:
+            if title != ANY_TITLE:
+                _ae_title(title)
+        return self
 
     @field_validator("destinations")
     @classmethod

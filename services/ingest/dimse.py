@@ -10,6 +10,7 @@ import asyncio
 import logging
 import select
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -34,7 +35,8 @@ from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when the module is read
 from pynetdicom.transport import AddressInformation, AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-from services.ingest import metrics
+from services.ingest import dicom_tls, metrics
+from services.ingest.admission import Admission, Negotiation
 from services.ingest.door import RECORD_SECONDS, Announced, Door, Incoming, Kept
 from shared import logs
 from shared.errors import ErrorCode, StepwedgeError
@@ -68,8 +70,6 @@ UNRECOGNIZED_OPERATION: Final = 0x0211
 IMPLEMENTATION_CLASS_UID: Final = "2.25.219318437153370129845962184113450937652"
 IMPLEMENTATION_VERSION_NAME: Final = "STEPWEDGE"
 
-MAX_PDU_BYTES: Final = 1 << 18
-"""Announced maximum length of a PDU (PS3.8 D.1); fewer, longer PDUs cost less in Python."""
 _MAX_NEGOTIATION_BYTES: Final = 1 << 20  # 128 presentation contexts with all their transfer syntaxes fit in well
 _MAX_COMMAND_BYTES: Final = 1 << 14
 _MAX_OTHER_DATA_SET_BYTES: Final = 1 << 24
@@ -176,7 +176,8 @@ class BoundedReader(DULServiceProvider):
         try:
             header = connection.receive(6, deadline)
             kind, length = header[0], int.from_bytes(header[2:6], "big")
-            limit = _MAX_NEGOTIATION_BYTES if kind == _A_ASSOCIATE_RQ else MAX_PDU_BYTES + 6
+            longest = (self.assoc.acceptor.maximum_length or 0) + 6
+            limit = _MAX_NEGOTIATION_BYTES if kind == _A_ASSOCIATE_RQ else longest
             if kind not in _PDU_TYPES or length > limit:
                 self.event_queue.put("Evt19")  # unrecognized or invalid PDU
                 return
@@ -361,8 +362,9 @@ def _uid(command: Dataset, keyword: str) -> str:
 class Acceptor(Association):
     """One association, as acceptor."""
 
-    def __init__(self, ae: AE, door: Door) -> None:
+    def __init__(self, ae: AE, door: Door, admission: Admission) -> None:
         super().__init__(ae, MODE_ACCEPTOR)
+        self.acse = Negotiation(self, admission)
         self.dul = BoundedReader(self)
         # These set the timers of the upper layer, which is a new one.
         self.acse_timeout = ae.acse_timeout
@@ -421,7 +423,7 @@ class _Handler(RequestHandler):
     def _create_association(self) -> Association:
         # A C-STORE response is two small PDUs; without this each waits for the sender's delayed acknowledgement.
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        association = Acceptor(self.ae, self.server.door)
+        association = Acceptor(self.ae, self.server.door, self.server.admission)
         association._server = self.server
         # pynetdicom finds its associations by this name.
         association.name = f"AcceptorThread@{self.client_address[1]}"
@@ -449,10 +451,14 @@ class _Server(ThreadedAssociationServer):
         ae: AE,
         address: tuple[str, int],
         door: Door,
+        admission: Admission,
+        tls: ssl.SSLContext | None,
         on_store: Callable[[evt.Event], Dataset | int],
         on_echo: Callable[[evt.Event], Dataset | int],
     ) -> None:
         self.door = door
+        self.admission = admission
+        self._tls = tls
         self.on_store = on_store
         self.on_echo = on_echo
         self._most_connections = 2 * ae.maximum_associations
@@ -461,6 +467,19 @@ class _Server(ThreadedAssociationServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Let a connection in, unless there are many that have not even asked for an association."""
         return len(self.active_associations) < self._most_connections
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Make the association; over TLS once both sides have proved themselves, in the connection's own thread."""
+        if self._tls is not None:
+            request.settimeout(NEGOTIATION_SECONDS)
+            try:
+                request = self._tls.wrap_socket(request, server_side=True)
+            except OSError as error:  # of which ssl.SSLError is one
+                metrics.ASSOCIATIONS_ENDED.labels("no_tls").inc()
+                _log.warning("connection refused", reason="TLS", error=type(error).__name__)
+                self.shutdown_request(request)
+                return
+        super().finish_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """The base class would print a traceback, values and all."""
@@ -487,43 +506,58 @@ class DimseServer:
         self._ae = AE(settings.ae_title)
         self._ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         self._ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        self._ae.maximum_pdu_size = MAX_PDU_BYTES
+        self._ae.maximum_pdu_size = settings.max_pdu_bytes
         self._ae.maximum_associations = settings.max_associations
-        self._ae.require_calling_aet = settings.calling_ae_titles
         self._ae.acse_timeout = NEGOTIATION_SECONDS
         self._ae.dimse_timeout = NETWORK_SECONDS
         self._ae.network_timeout = NETWORK_SECONDS
         # Every storage SOP class, private ones too, in whatever transfer syntax is proposed first: bytes are kept as
         # they come, so nothing needs to be understood (see `_silence` for the switch).
         self._ae.add_supported_context(Verification)
+        admission = Admission(settings)
+        self._servers = [self._listening(settings.dimse, admission, None)] if settings.dimse else []
+        if settings.dimse_tls:
+            self._servers.append(self._listening(settings.dimse_tls, admission, dicom_tls.server_context(settings)))
+        self.address = ", ".join(_address(server) for server in self._servers)
+        self._threads = [
+            threading.Thread(target=server.serve_forever, args=(0.1,), name="dimse", daemon=True)
+            for server in self._servers
+        ]
+
+    def _listening(self, endpoint: str, admission: Admission, tls: ssl.SSLContext | None) -> _Server:
+        address = host_and_port(endpoint)
         try:
-            self._server = _Server(self._ae, host_and_port(settings.dimse), door, self._on_store, self._on_echo)
+            server = _Server(self._ae, address, self._door, admission, tls, self._on_store, self._on_echo)
         except OSError:
             raise StepwedgeError(
-                ErrorCode.ERROR_CODE_CONFIGURATION, f"DICOM cannot be served on {settings.dimse}: taken or not ours"
+                ErrorCode.ERROR_CODE_CONFIGURATION, f"DICOM cannot be served on {endpoint}: taken or not ours"
             ) from None
-        self._ae._servers.append(self._server)
-        host, port = self._server.server_address[:2]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="dimse", daemon=True)
+        self._ae._servers.append(server)
+        return server
 
     def start(self) -> None:
         """Accept connections."""
         # Threads that come back from the disk or the network take the interpreter from one another much sooner than
         # after Python's 5 ms, which several times for each object would be most of what a sender waits.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def drain(self, seconds: float) -> None:
         """Take no new connections, let the open associations end by themselves, abort those that do not; blocks."""
-        self._server.shutdown()
+        for server in self._servers:
+            server.shutdown()
         deadline = time.monotonic() + seconds
-        while self._server.active_associations and time.monotonic() < deadline:
+        while self._open() and time.monotonic() < deadline:
             time.sleep(0.05)
-        for association in self._server.active_associations:
+        for association in self._open():
             with suppress(Exception):
                 association.abort()
-        self._thread.join(5.0)
+        for thread in self._threads:
+            thread.join(5.0)
+
+    def _open(self) -> list[Association]:
+        return [association for server in self._servers for association in server.active_associations]
 
     def _on_echo(self, event: evt.Event) -> Dataset | int:
         """PS3.4 A.4: here success says more than the standard asks, namely that a C-STORE would succeed."""
@@ -572,6 +606,11 @@ class DimseServer:
         except (FutureTimeoutError, CancelledError):
             future.cancel()
             raise StepwedgeError(ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE, "the log did not answer in time") from None
+
+
+def _address(server: _Server) -> str:
+    host, port = server.server_address[:2]
+    return f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}"
 
 
 def _silence() -> None:

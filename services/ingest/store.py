@@ -178,6 +178,8 @@ class StudyStore:
                 instance = _new_instance(study, arrival, conflict=bool(others), now=now)
                 session.add(instance)
                 self._arrived(study, now)
+                study.instances += 1
+                study.modalities = "+".join(sorted({*study.modalities.split("+"), arrival.modality} - {""}))[:200]
                 if others:
                     session.flush()
                     self._flag_conflict(session, others, study, now)

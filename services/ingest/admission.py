@@ -1,0 +1,71 @@
+"""Who may open an association: the title that is called, the title that calls, and the network it calls from."""
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from pynetdicom.acse import ACSE
+from pynetdicom.association import Association
+
+from shared import logs
+from shared.settings import ANY_TITLE, Ingest
+
+# PS3.8 Table 9-21: rejected for good, by the service user, for this reason.
+CALLING_NOT_RECOGNIZED: Final = 3
+CALLED_NOT_RECOGNIZED: Final = 7
+
+_log = logs.get_logger(__name__)
+
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Admission:
+    """The rules of the settings."""
+
+    def __init__(self, settings: Ingest) -> None:
+        self._called = {settings.ae_title, *settings.other_ae_titles} if settings.check_called_ae_title else None
+        self._calling = frozenset(settings.calling_ae_titles)
+        self._networks: Mapping[str, Sequence[_Network]] = {
+            title: [ipaddress.ip_network(network) for network in networks]
+            for title, networks in settings.calling_networks.items()
+        }
+
+    def refusal(self, called: str, calling: str, address: str) -> int:
+        """The reason of an A-ASSOCIATE-RJ (PS3.8 9.3.4); 0 to let in."""
+        if self._called is not None and called.strip() not in self._called:
+            return CALLED_NOT_RECOGNIZED
+        if self._calling and calling.strip() not in self._calling:
+            return CALLING_NOT_RECOGNIZED
+        networks = self._networks.get(calling.strip(), self._networks.get(ANY_TITLE))
+        if networks is not None and not _within(address, networks):
+            return CALLING_NOT_RECOGNIZED
+        return 0
+
+
+class Negotiation(ACSE):
+    """pynetdicom's negotiation, once the rules let the requestor in."""
+
+    def __init__(self, association: Association, admission: Admission) -> None:
+        super().__init__(association)
+        self._admission = admission
+
+    def _negotiate_as_acceptor(self) -> None:
+        request, address = self.requestor.primitive, self.requestor.address
+        assert request is not None
+        reason = self._admission.refusal(request.called_ae_title or "", request.calling_ae_title or "", address or "")
+        if not reason:
+            super()._negotiate_as_acceptor()
+            return
+        # Titles come from the network and may hold anything, so they stay out of the line.
+        _log.warning("association rejected", reason="called AE title" if reason == CALLED_NOT_RECOGNIZED else "caller")
+        self.send_reject(0x01, 0x01, reason)
+        self.assoc.kill()
+
+
+def _within(address: str, networks: Sequence[_Network]) -> bool:
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return any((mapped or found) in network for network in networks)
