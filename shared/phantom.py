@@ -59,6 +59,8 @@ class Anatomy:
     """Turn of the body in the plane of the detector."""
     breast: float = 0.0
     """Weight of the breast shadows, 0 to 1."""
+    rotation_degrees: float = 0.0
+    """Turn of the body about its long axis; where positive, what lies in front moves to the patient's left."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Phantom:
     margins_mm: Mapping[Edge, float]
     """From the lungs to each edge of the field, negative where they are cut off; right and left are the patient's."""
     photometric_interpretation: str = "MONOCHROME2"
+    exposure: float = 1.0
+    """Quanta at the detector over the usual, which is the target."""
 
 
 def chest(
@@ -141,6 +145,7 @@ def chest(
         seed=seed,
         anatomy=chosen,
         margins_mm=MappingProxyType(_margins(truth.masks["lungs_full"], window, spacing)),
+        exposure=exposure,
     )
 
 
@@ -222,6 +227,25 @@ _TRACHEA: Final = ((-7, 20), (-7, 100), (-6, 145), (-24, 172), (-18, 178), (2, 1
                    (8, 100), (8, 20))  # fmt: skip
 
 
+# How far in front of the middle of the body the midline of a structure lies, mm; towards the side of the chest, where
+# front and back meet, it is nothing.
+_IN_FRONT_MM: Final = MappingProxyType(
+    {"right": 15.0, "left": 15.0, "heart": 45.0, "mediastinum": 15.0, "trachea": 5.0, "spine": -70.0, "ribs": -70.0,
+     "rib ends": 70.0, "clavicles": 60.0, "blades": -60.0, "breasts": 100.0}
+)  # fmt: skip
+_HALF_CHEST_MM: Final = 150.0
+
+
+def _rotated(points: Outline, structure: str, degrees: float) -> Outline:
+    """Where points of a structure, mm, fall when the body turns about its long axis in a parallel beam."""
+    if degrees == 0:
+        return points
+    turn = np.deg2rad(degrees)
+    across = points[:, 0]
+    depth = _IN_FRONT_MM[structure] * np.maximum(0.0, 1.0 - np.abs(across) / _HALF_CHEST_MM)
+    return np.stack([across * np.cos(turn) + depth * np.sin(turn), points[:, 1]], axis=1)
+
+
 class _Canvas:
     """The plane of the detector, larger than the field, and how outlines are drawn on it."""
 
@@ -280,13 +304,14 @@ def _outline(anatomy: Anatomy, random: np.random.Generator) -> Mapping[str, Outl
         outline[:, 0] *= anatomy.width * stretch
         return outline
 
-    return {
+    outlines = {
         "right": _smooth(sized((*_LUNG_LATERAL, *_RIGHT_BASE, *_LUNG_MEDIAL), 2.5, -1.0)),
         "left": _smooth(sized((*_LUNG_LATERAL, *_LEFT_BASE, *_LUNG_MEDIAL), 2.5)),
         "heart": _smooth(sized(_HEART, 2.5, anatomy.heart)),
         "mediastinum": _smooth(sized(_MEDIASTINUM, 1.5)),
         "trachea": _smooth(sized(_TRACHEA, 0.8)),
     }
+    return {name: _rotated(outline, name, anatomy.rotation_degrees) for name, outline in outlines.items()}
 
 
 class _Truth:
@@ -314,7 +339,7 @@ def _water(canvas: _Canvas, truth: _Truth, anatomy: Anatomy, random: np.random.G
     in_front = truth.mediastinum & (1 - truth.heart)
     water += canvas.soften(canvas.dome(in_front, 12.0, 8.0), 1.5)
     water -= canvas.soften(canvas.dome(truth.trachea, 26.0, 4.0), 1.0)
-    water += _spine(canvas)
+    water += _spine(canvas, anatomy)
     water += _vessels(canvas, truth.lungs, anatomy, random)
     water += _ribs(canvas, anatomy, random) + _shoulders(canvas, anatomy, random)
     water += _below_the_diaphragm(canvas, truth.lungs, random)
@@ -369,17 +394,21 @@ def _body(canvas: _Canvas, anatomy: Anatomy) -> Plane:
     return canvas.soften((thickness * section).astype(np.float32), 4.0)
 
 
-def _spine(canvas: _Canvas) -> Plane:
+def _spine(canvas: _Canvas, anatomy: Anatomy) -> Plane:
+    def turned(points: Sequence[tuple[float, float]]) -> Outline:
+        return _rotated(np.array(points, np.float64), "spine", anatomy.rotation_degrees)
+
     levels = np.arange(-140.0, 590.0, 23.0)
-    column = [(np.array([[0.0, -150.0], [0.0, 600.0]]), 34.0, 11.0)]
-    bodies = [(np.array([[-11.0, y], [11.0, y]]), 14.0, 6.0) for y in levels]
-    pedicles = [(np.array([[x, y - 2.0], [x, y + 2.0]]), 5.0, 4.0) for y in levels for x in (-9.0, 9.0)]
+    column = [(turned([(0.0, -150.0), (0.0, 600.0)]), 34.0, 11.0)]
+    bodies = [(turned([(-11.0, y), (11.0, y)]), 14.0, 6.0) for y in levels]
+    pedicles = [(turned([(x, y - 2.0), (x, y + 2.0)]), 5.0, 4.0) for y in levels for x in (-9.0, 9.0)]
     return canvas.bands(column, 2.0) + canvas.bands(bodies) + canvas.bands(pedicles)
 
 
 def _ribs(canvas: _Canvas, anatomy: Anatomy, random: np.random.Generator) -> Plane:
     """Ten pairs: behind, they fall from the spine to the side; in front, on from there towards the middle."""
     behind, front = [], []
+    turn = anatomy.rotation_degrees
     for number in range(10):
         y = 66.0 + number * 23.5 * anatomy.height
         reach = float(np.interp(number, [0, 2, 5, 9], [62.0, 108.0, 138.0, 148.0])) * anatomy.width
@@ -388,27 +417,28 @@ def _ribs(canvas: _Canvas, anatomy: Anatomy, random: np.random.Generator) -> Pla
         for side in (-1.0, 1.0):
             line = [(18.0, y), (0.45 * reach, y - 7.0), (0.8 * reach, y + 0.25 * fall), (reach, y + fall),
                     (1.01 * reach, y + fall + 16.0)]  # fmt: skip
-            behind += _bone(np.array(line) * [side, 1.0], 10.0, weight)
+            behind += _bone(_rotated(np.array(line) * [side, 1.0], "ribs", turn), 10.0, weight)
             if 1 <= number <= 6:
                 line = [
                     (1.01 * reach, y + fall + 10.0),
                     (0.86 * reach, y + fall + 26.0),
                     (0.62 * reach, y + fall + 44.0),
                 ]
-                front += _bone(np.array(line) * [side, 1.0], 11.0, 0.7 * weight)
+                front += _bone(_rotated(np.array(line) * [side, 1.0], "rib ends", turn), 11.0, 0.7 * weight)
     return canvas.bands(behind) + canvas.bands(front)
 
 
 def _shoulders(canvas: _Canvas, anatomy: Anatomy, random: np.random.Generator) -> Plane:
     """Clavicles and scapulae."""
-    lift = float(random.uniform(-6.0, 10.0))
+    lift, turn = float(random.uniform(-6.0, 10.0)), anatomy.rotation_degrees
     clavicles, blades = [], np.zeros((canvas.rows, canvas.columns), np.float32)
     for side in (-1.0, 1.0):
         size = np.array([side * anatomy.width, 1.0])
         line = [(20, 98), (52, 88 - 0.3 * lift), (92, 80 - lift), (128, 62 - lift), (160, 52 - lift)]
-        clavicles += _bone(np.array(line, np.float64) * size, 12.0, 24.0)
+        clavicles += _bone(_rotated(np.array(line, np.float64) * size, "clavicles", turn), 12.0, 24.0)
         scapula = [(150, 66), (140, 110), (142, 160), (150, 205), (172, 150), (178, 90)]
-        blades += canvas.dome(canvas.fill(_smooth(np.array(scapula, np.float64) * size)), 16.0, 3.0)
+        scapulae = _smooth(_rotated(np.array(scapula, np.float64) * size, "blades", turn))
+        blades += canvas.dome(canvas.fill(scapulae), 16.0, 3.0)
     return canvas.bands(clavicles) + canvas.soften(blades, 1.0)
 
 
@@ -456,7 +486,8 @@ def _breasts(canvas: _Canvas, anatomy: Anatomy) -> Plane:
     for side in (-1.0, 1.0):
         centre = np.array([side * 88.0 * anatomy.width, 262.0])
         outline = centre + np.stack([54.0 * np.cos(angles), 50.0 * np.sin(angles)], axis=1)
-        plane += canvas.dome(canvas.fill(outline), 34.0 * anatomy.breast, 20.0)
+        turned = _rotated(outline, "breasts", anatomy.rotation_degrees)
+        plane += canvas.dome(canvas.fill(turned), 34.0 * anatomy.breast, 20.0)
     return canvas.soften(plane, 3.0)
 
 
@@ -661,6 +692,7 @@ def to_dicom(
         "ImagerPixelSpacing": [f"{phantom.spacing_mm:.6f}"] * 2,
         **_times(study_date),
         **_pixels(phantom),
+        **_exposure(phantom),
     }
     for keyword, value in elements.items():
         setattr(ds, keyword, value)
@@ -694,6 +726,19 @@ def _pixels(phantom: Phantom) -> Mapping[str, Any]:
     }
 
 
+_TARGET_INDEX: Final = 250.0  # 2.5 uGy at the detector (IEC 62494-1), usual for a chest
+
+
+def _exposure(phantom: Phantom) -> Mapping[str, str]:
+    """Exposure index, its target and the deviation index between them (PS3.3 C.8.7.1, IEC 62494-1)."""
+    index = _TARGET_INDEX * phantom.exposure
+    return {
+        "ExposureIndex": f"{index:.8g}",
+        "TargetExposureIndex": f"{_TARGET_INDEX:g}",
+        "DeviationIndex": f"{10 * np.log10(phantom.exposure):.1f}",
+    }
+
+
 _DIGITISED: Final = MappingProxyType({"KVP": "110", "PlateType": "phantom"})
 """What Computed Radiography adds (PS3.3 C.8.1)."""
 
@@ -713,7 +758,7 @@ def _digital_x_ray(phantom: Phantom) -> Mapping[str, Any]:
         "PositionerType": "",
         "DetectorType": "",
         "AnatomicRegionSequence": [_code("816094009", "SCT", "Chest")],
-        "ViewCodeSequence": [_code("399348003", "SCT", "postero-anterior")],
+        "ViewCodeSequence": [_code("272479007", "SCT", "postero-anterior")],
         "AcquisitionContextSequence": [],
     }
 

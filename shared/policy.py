@@ -53,10 +53,14 @@ class Rule(_Table):
     modalities: frozenset[str] = frozenset()
     """Modalities (0008,0060) that it is bound to; empty for all."""
     mention: bool = False
-    """List the reason even where the verdict stays ACCEPT."""
+    """List the reason even where the verdict stays ACCEPT; NOT_ASSESSABLE only where the rule names it."""
     FAIL: VerdictName | None = None
     WARN: VerdictName | None = None
     NOT_ASSESSABLE: VerdictName | None = None
+
+    def mentions(self, outcome: str) -> bool:
+        """Whether an outcome is listed although the verdict stays ACCEPT."""
+        return self.mention and (outcome != "NOT_ASSESSABLE" or self.NOT_ASSESSABLE is not None)
 
     @field_validator("finding")
     @classmethod
@@ -136,7 +140,7 @@ class Policy:
             rule = self._rule(name(finding.code), modality)
             meaning = getattr(rule, outcome, None) or getattr(self._file.default, outcome)
             verdict = Verdict.Value(f"VERDICT_{meaning}")
-            if verdict != Verdict.VERDICT_ACCEPT or (rule is not None and rule.mention):
+            if verdict != Verdict.VERDICT_ACCEPT or (rule is not None and rule.mentions(outcome)):
                 judged.append((verdict, finding.code))
         return _worst(judged)
 

@@ -26,6 +26,19 @@ WORDS: Mapping[Reason.ValueType, str] = MappingProxyType(
         Reason.REASON_CARDIOTHORACIC_RATIO: "The heart is wide in proportion to the chest.",
         Reason.REASON_IMAGE_TOO_SMALL: "The image is too small to assess.",
         Reason.REASON_IMPLAUSIBLE_ANATOMY: "The outlines of the lungs are implausible in number, size or place.",
+        Reason.REASON_EXPOSURE: "The exposure at the detector was far from its target.",
+        Reason.REASON_ROTATION: "The chest may be turned about its long axis.",
+        Reason.REASON_INSPIRATION: "The lungs look less breathed in than usual.",
+        Reason.REASON_TURNED: "The image stands on its side or upside down.",
+        Reason.REASON_MIRRORED: "Right and left look exchanged.",
+        Reason.REASON_COLLIMATION: "The collimated field ends at or inside the lungs.",
+        Reason.REASON_UNUSED_DEPTH: "Only a small part of the grey values that the image could hold is used.",
+        Reason.REASON_FRAMES: "The number of frames contradicts the pixel data, or frames are repeated.",
+        Reason.REASON_SPACING: "The distance of the pixels is absent or impossible.",
+        Reason.REASON_LATERALITY: "Side, orientation and body part contradict each other.",
+        Reason.REASON_VIEW: "The attributes of the view contradict each other.",
+        Reason.REASON_DATES: "Dates in the header cannot be.",
+        Reason.REASON_ATTRIBUTES_ABSENT: "Attributes that this kind of object requires are absent.",
     }
 )
 

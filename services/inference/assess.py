@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from services.inference import chest, general, masks, registry, thresholds
+from services.inference import chest, collimation, general, header, masks, registry, thresholds
 from services.inference.chest import Look
-from services.inference.coverage import DERIVED, VOLUMES, Coverage, coverage, modality_of
+from services.inference.coverage import DERIVED, RADIOGRAPHY, VOLUMES, Coverage, coverage, modality_of
 from services.inference.findings import (
     FAIL,
     NOT_ASSESSABLE,
@@ -28,6 +28,7 @@ from services.inference.findings import (
     measurement_as_json,
     name,
 )
+from services.inference.header import UNSTATED, Stated
 from services.inference.pixels import Frame, frame_of, has_pixels, picture, picture_size, plain
 from services.inference.preprocessing import Preprocessed, preprocess
 from shared import dicom, paths
@@ -154,7 +155,7 @@ class Assessor:
             if error.code != ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE:
                 raise
             return AssessmentResult([finding(Reason.REASON_PIXELS_UNDECODABLE, FAIL, error.message)], [])
-        return self._assess(frame, modality, covered.coverage, covered.why)
+        return self._assess(frame, modality, covered.coverage, covered.why, header.stated(dataset))
 
     def assess_array(
         self, image: NDArray[Any], *, inverted: bool = False, spacing_mm: tuple[float, float] | None = None
@@ -206,26 +207,31 @@ class Assessor:
             return AssessmentResult([finding(Reason.REASON_PIXELS_UNDECODABLE, FAIL, error.message)], [])
         return self._assess(frame, "DX", Coverage.COVERED, "")
 
-    def _assess(self, frame: Frame, modality: str, covered: Coverage, why: str) -> AssessmentResult:
+    def _assess(
+        self, frame: Frame, modality: str, covered: Coverage, why: str, stated: Stated = UNSTATED
+    ) -> AssessmentResult:
         rows, columns = frame.values.shape
         found = [
             finding(Reason.REASON_PIXELS_UNDECODABLE, PASS, _which(frame)),
             finding(Reason.REASON_NO_PIXELS, PASS, "the object has pixel data"),
+            *stated.findings,
         ]
         if modality in DERIVED:  # no picture of a patient: small, empty and clipped with reason
             found.append(finding(Reason.REASON_NO_MODEL, NOT_ASSESSABLE, why))
+            found.sort(key=lambda one: ORDER[one.code])
             return AssessmentResult(found, [], rows, columns)
         size = _size(frame, thresholds.LEAST_SIDE if covered is Coverage.OTHER else thresholds.LEAST_SIDE_CHEST)
         blank = _blank(frame)
         found += [size, blank]
         seen: Look | None = None
+        grey: list[Value] = []
         pin: Pin | None = None
         if covered is not Coverage.OTHER and size.outcome == PASS and blank.outcome != FAIL:
             why = _unfit(frame)
             if why and covered is Coverage.COVERED:
                 found.append(finding(Reason.REASON_NOT_A_CHEST, FAIL, why))
             elif not why:
-                seen, pin, of_chest = self._look(frame)
+                seen, pin, of_chest = self._look(frame, stated)
                 if covered is Coverage.SILENT and seen.is_foreign():
                     seen = None
                     why = "the header names no body part, and the pixels do not look like a frontal chest radiograph"
@@ -233,13 +239,16 @@ class Assessor:
                     found += of_chest
         if not frame.colour and frame.bits > 1:  # neither has a range of grey to clip
             found.append(_saturated(frame, seen, of_a_chest=covered is Coverage.COVERED or seen is not None))
+            grey = [*general.estimates(frame.values)]
+            found += _unused_depth(frame, grey[0]) if modality in RADIOGRAPHY else []
         if seen is None and why and covered is not Coverage.COVERED:
             found.append(finding(Reason.REASON_NO_MODEL, NOT_ASSESSABLE, why))
         found.sort(key=lambda one: ORDER[one.code])
         confidence = None if seen is None else seen.confidence
-        return AssessmentResult(found, list(_measurements(found, seen)), rows, columns, confidence, pin, seen)
+        measured = list(_measurements(found, [*stated.values, *grey, *([] if seen is None else chest.values(seen))]))
+        return AssessmentResult(found, measured, rows, columns, confidence, pin, seen)
 
-    def _look(self, frame: Frame) -> tuple[Look, Pin, list[Finding]]:
+    def _look(self, frame: Frame, stated: Stated) -> tuple[Look, Pin, list[Finding]]:
         """The model's look at a radiograph; once more with black and white exchanged where they were wrong, and once
         more turned upright where it was turned."""
         prepared = preprocess(frame.values, frame.inverted)
@@ -253,7 +262,9 @@ class Assessor:
             looks.append(chest.upright(self.model, righted.grid, looks[-1]))
         seen = looks[-1]
         found += [chest.not_a_chest(seen), *chest.margins(seen), chest.low_confidence(seen), chest.anatomy(seen)]
-        found.append(chest.cardiothoracic(seen))
+        found += [chest.cardiothoracic(seen), chest.rotation(seen), chest.inspiration(seen)]
+        found += [chest.turned(seen, stated.directions), chest.mirrored(seen, stated.directions)]
+        found.append(collimation.finding_of(seen, collimation.blades(righted, stated.field)))
         return seen, self._pin(prepared, looks), found
 
     def _look_at(self, prepared: Preprocessed, frame: Frame) -> Look:
@@ -351,14 +362,25 @@ def _saturated(frame: Frame, seen: Look | None, *, of_a_chest: bool) -> Finding:
     return finding(code, outcome, words[outcome], value=value, threshold=limit.fail)
 
 
-def _measurements(found: Sequence[Finding], seen: Look | None) -> Iterator[Measurement]:
+def _unused_depth(frame: Frame, levels: Value) -> list[Finding]:
+    """UNUSED_DEPTH, of a radiograph large enough to hold that many grey values."""
+    least = next((least for bits, least in thresholds.LEVELS if frame.bits >= bits), 0)
+    if not least or frame.values.size < 64 * least or frame.values.dtype.kind not in "iu":
+        return []
+    few = levels.value < least
+    words = "few of the grey values that the stored bits allow are used" if few else "the depth of the image is used"
+    found = finding(Reason.REASON_UNUSED_DEPTH, WARN if few else PASS, words, value=levels, threshold=float(least))
+    return [found]
+
+
+def _measurements(found: Sequence[Finding], beside: Sequence[Value]) -> Iterator[Measurement]:
     """Every value of the findings, then those that stand for themselves, each name once."""
     told: set[str] = set()
     for one in found:
         if one.HasField("measurement") and one.measurement.name not in told:
             told.add(one.measurement.name)
             yield one.measurement
-    for value in [] if seen is None else chest.values(seen):
+    for value in beside:
         if value.name not in told:
             told.add(value.name)
             yield value.message()

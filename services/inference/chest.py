@@ -64,6 +64,8 @@ class Look:
     nested: Mapping[str, Nested]
     turned: int = 0
     """Quarter turns clockwise by which the image was found turned, and by which it was turned back for this look."""
+    first_turned: float = 0.0
+    """Probability of that turn, by the look before."""
 
     @property
     def cell(self) -> tuple[float, float]:
@@ -72,6 +74,12 @@ class Look:
             return 1 / self.where.height, 1 / self.where.width
         rows, columns = self.spacing_mm
         return rows * self.where.rows / self.where.height, columns * self.where.columns / self.where.width
+
+    @property
+    def aspect(self) -> float:
+        """Height of a cell of the grid over its width, in the patient; pixels without spacing count as square."""
+        rows, columns = self.spacing_mm or (1.0, 1.0)
+        return rows * self.where.rows / self.where.height / (columns * self.where.columns / self.where.width)
 
     @property
     def confidence(self) -> float:
@@ -123,6 +131,7 @@ def upright(model: Model, grid: NDArray[np.uint8], seen: Look) -> Look:
         spacing_mm=seen.spacing_mm,
         nested=masks.nested(logits, seen.where),
         turned=turns,
+        first_turned=seen.probabilities[list(_TURNS)[turns - 1]],
     )
 
 
@@ -199,7 +208,7 @@ def _margin(seen: Look, name: str, side: Side) -> Finding:
     lungs = seen.nested["lungs_full"]
     cell = seen.cell[side.axis]
     unit, limit = ("mm", thresholds.MARGIN_MM) if seen.spacing_mm else ("1", thresholds.MARGIN)
-    low, middle, high = (cell * _clear_cells(mask, side) for mask in (lungs.loose, lungs.middle, lungs.tight))
+    low, middle, high = (cell * clear_cells(mask, side) for mask in (lungs.loose, lungs.middle, lungs.tight))
     value = Value(name, middle, unit, low, high)
     outcome = FAIL if high <= limit.fail else WARN if low <= limit.warn else PASS
     words = {
@@ -207,11 +216,11 @@ def _margin(seen: Look, name: str, side: Side) -> Finding:
         WARN: "the lungs end at or close to this edge",
         FAIL: "the lungs reach this edge: they are cut off, or nearly so",
     }
-    boxes = [] if outcome == PASS else [_edge_box(seen, lungs.middle, side)]
+    boxes = [] if outcome == PASS else [edge_box(seen, lungs.middle, side)]
     return finding(side.code, outcome, words[outcome], value=value, threshold=limit.fail, boxes=boxes)
 
 
-def _clear_cells(mask: Mask, side: Side) -> int:
+def clear_cells(mask: Mask, side: Side) -> int:
     """Cells between the mask and its edge; the whole extent where the mask is empty."""
     filled = np.flatnonzero(mask.sum(1 - side.axis) >= _LEAST_CELLS)
     length = int(mask.shape[side.axis])
@@ -220,9 +229,9 @@ def _clear_cells(mask: Mask, side: Side) -> int:
     return int(length - 1 - filled[-1]) if side.from_end else int(filled[0])
 
 
-def _edge_box(seen: Look, mask: Mask, side: Side) -> Box:
+def edge_box(seen: Look, mask: Mask, side: Side) -> Box:
     """The strip of the image from its edge to the lung and a little into it, as wide as the lung is there."""
-    length, depth = mask.shape[side.axis], _clear_cells(mask, side) + 4
+    length, depth = mask.shape[side.axis], clear_cells(mask, side) + 4
     strip = slice(length - depth, length) if side.from_end else slice(0, depth)
     part = mask[strip] if side.axis == 0 else mask[:, strip]
     across = np.flatnonzero(part.any(side.axis))
@@ -253,14 +262,7 @@ def anatomy(seen: Look) -> Finding:
 
 def _oddities(seen: Look) -> Iterator[tuple[Outcome.ValueType, str]]:
     if seen.turned:
-        yield FAIL, f"the image is turned: {list(_TURNS.values())[seen.turned - 1]}"
-        return
-    for flag, turn in _TURNS.items():
-        outcome = _above(seen.probabilities[flag], thresholds.TURNED)
-        if outcome != PASS:
-            yield WARN, f"the image may be turned: {turn}"
-    if seen.probabilities["mirrored"] >= thresholds.MIRRORED.warn:
-        yield WARN, "right and left look exchanged"
+        return  # TURNED says so; outlines are of the image turned back, and no rule here is made for them
     full = seen.nested["lungs_full"].middle
     if not full.any():
         yield FAIL, "no lungs were found"
@@ -308,9 +310,127 @@ def cardiothoracic(seen: Look) -> Finding:
     return finding(code, PASS, "width of the heart over width of the lung fields", value=ratio)
 
 
+_BAND: Final = (0.15, 0.50)
+"""Part of the height of the lung fields in which their widths are compared: below the apices, above the heart."""
+
+
+def rotation_index(right: Mask, left: Mask) -> float | None:
+    """(left - right) / (left + right) of the mean widths of the two lung fields, bool [height, width], between the
+    apices and the heart; None where one of them is not there. Positive where the left one is wider."""
+    if not (right.any() and left.any()):
+        return None
+    rows = [np.flatnonzero(mask.any(1)) for mask in (right, left)]
+    top, bottom = max(int(one[0]) for one in rows), min(int(one[-1]) for one in rows)
+    band = slice(top + round(_BAND[0] * (bottom - top)), top + round(_BAND[1] * (bottom - top)) + 1)
+    wide_right, wide_left = (int(mask[band].sum()) for mask in (right, left))
+    return (wide_left - wide_right) / (wide_left + wide_right) if wide_left and wide_right else None
+
+
+def lung_height(mask: Mask) -> float:
+    """Cells from the apex of a lung field, bool [height, width], to its base in the middle third of its columns, where
+    the dome of the diaphragm is; 0 where there is none."""
+    columns = np.flatnonzero(mask.any(0))
+    if len(columns) == 0:
+        return 0.0
+    third = len(columns) // 3
+    middle = mask[:, columns[third] : columns[len(columns) - 1 - third] + 1]
+    filled = middle.any(0)
+    if not filled.any():
+        return 0.0
+    base = mask.shape[0] - np.argmax(middle[::-1, filled], axis=0)
+    return float(np.median(base) - np.flatnonzero(mask.any(1))[0])
+
+
 def _width(mask: Mask) -> int:
     columns = np.flatnonzero(mask.any(0))
     return int(columns[-1] - columns[0] + 1) if len(columns) else 0
+
+
+_STORED_TURNS: Final[Mapping[tuple[str, str], int]] = {("L", "F"): 0, ("H", "L"): 1, ("R", "H"): 2, ("F", "R"): 3}
+"""Patient Orientation (0020,0020) of a frontal image -> quarter turns clockwise from upright."""
+
+
+def turned(seen: Look, directions: tuple[str, str]) -> Finding:
+    """TURNED. directions: of rows and columns by the header, empty where unsaid."""
+    code, limit = Reason.REASON_TURNED, thresholds.TURNED
+    if seen.is_foreign() or not seen.nested["lungs_full"].middle.any():
+        return finding(code, NOT_ASSESSABLE, "no chest was found that could stand upright")
+    found, likeliest = seen.turned, max(_TURNS, key=lambda flag: seen.probabilities[flag])
+    value = Value("probability_turned", seen.first_turned if found else seen.probabilities[likeliest])
+    stored = _STORED_TURNS.get((directions[0][:1], directions[1][:1]))
+    if found and found == stored:
+        return finding(code, WARN, "the image is turned, as its header says", value=value, threshold=limit.fail)
+    if found:
+        words = f"the image is turned: {list(_TURNS.values())[found - 1]}"
+        return finding(code, FAIL, words, value=value, threshold=limit.fail)
+    if value.value >= limit.warn:
+        words = f"the image may be turned: {_TURNS[likeliest]}"
+        return finding(code, WARN, words, value=value, threshold=limit.fail)
+    return finding(code, PASS, "the image stands upright", value=value, threshold=limit.fail)
+
+
+def mirrored(seen: Look, directions: tuple[str, str]) -> Finding:
+    """MIRRORED. directions: as `turned`."""
+    code, limit = Reason.REASON_MIRRORED, thresholds.MIRRORED
+    if not seen.outlines_hold or seen.is_foreign():
+        return finding(code, NOT_ASSESSABLE, "outlines that are unsure, or of no chest, tell no side")
+    value = Value("probability_mirrored", seen.probabilities["mirrored"])
+    said = (directions[0][:1], directions[1][:1]) == ("R", "F")
+    looks, looks_upright = value.value >= limit.warn, value.value <= 1 - limit.warn
+    words = {
+        (True, False): "right and left look exchanged",
+        (True, True): "right and left are exchanged, as the header says",
+        (False, True): "the header says that right and left are exchanged, and they do not look it",
+    }.get((looks, said), "right and left look as they should")
+    doubt = looks or (said and looks_upright)
+    return finding(code, WARN if doubt else PASS, words, value=value, threshold=limit.warn)
+
+
+def rotation(seen: Look) -> Finding:
+    """ROTATION: WARN where the index lies beyond what chests have; never FAIL."""
+    code, (least, most) = Reason.REASON_ROTATION, thresholds.ROTATION[0]
+    if not measurable(seen):
+        return finding(code, NOT_ASSESSABLE, _UNMEASURABLE)
+    right, left = (seen.nested[f"{side}_lung_field"] for side in ("right", "left"))
+    found = [
+        rotation_index(one, other)
+        for one, other in ((right.middle, left.middle), (right.loose, left.tight), (right.tight, left.loose))
+    ]
+    if any(one is None for one in found):
+        return finding(code, NOT_ASSESSABLE, "a lung field was not found")
+    middle, low, high = (float(one) for one in found if one is not None)
+    value = Value("rotation_index", middle, "1", min(low, middle), max(high, middle))
+    beyond = not least <= middle <= most
+    words = "the lung fields differ in width as they hardly do in a straight chest" if beyond else "no gross difference"
+    return finding(code, WARN if beyond else PASS, words, value=value, threshold=least if middle < 0 else most)
+
+
+def inspiration(seen: Look) -> Finding:
+    """INSPIRATION: FAIL where the whole interval lies below the limit, WARN where it straddles it."""
+    code, limit = Reason.REASON_INSPIRATION, thresholds.INSPIRATION
+    if not measurable(seen):
+        return finding(code, NOT_ASSESSABLE, _UNMEASURABLE)
+    found = [_inspiration(seen, *pair) for pair in (("middle", "middle"), ("tight", "loose"), ("loose", "tight"))]
+    if not all(found):
+        return finding(code, NOT_ASSESSABLE, "a lung field was not found")
+    middle = found[0]
+    low, high = min(found[1], middle), max(found[2], middle)
+    value = Value("inspiration_index", middle, "1", low, high)
+    outcome = FAIL if high < limit.fail else WARN if low < limit.warn else PASS
+    words = {
+        PASS: "the lungs are as high for their width as usual",
+        WARN: "the lungs may be low for their width",
+        FAIL: "the lungs are low for their width",
+    }
+    return _finding(code, outcome, words, value, limit.fail)
+
+
+def _inspiration(seen: Look, height: str, width: str) -> float:
+    """Height of masks of one kind over width of masks of another; 0 where there is none."""
+    fields = [seen.nested[f"{side}_lung_field"] for side in ("right", "left")]
+    heights = [lung_height(getattr(one, height)) for one in fields]
+    across = _width(getattr(fields[0], width) | getattr(fields[1], width))
+    return float(np.mean(heights)) * seen.aspect / across if all(heights) and across else 0.0
 
 
 def values(seen: Look) -> Iterator[Value]:
@@ -324,8 +444,6 @@ def values(seen: Look) -> Iterator[Value]:
         yield Value(f"confidence_{group}", score)
     yield Value("probability_inverted", seen.probabilities["inverted"])
     yield Value("quarter_turns", float(seen.turned), "{quarter_turns}")
-    yield Value("probability_turned", max(seen.probabilities[turn] for turn in _TURNS))
-    yield Value("probability_mirrored", seen.probabilities["mirrored"])
     yield Value("probability_not_a_chest", seen.probabilities["not_a_chest"])
     yield Value("feature_distance", seen.distance)
 

@@ -97,6 +97,44 @@ def coverage(dataset: Dataset) -> Covered:
     return Covered(Coverage.COVERED if named else Coverage.SILENT)
 
 
+class Part(StrEnum):
+    """What body part and anatomic region say together."""
+
+    CHEST = "chest"
+    OTHER = "other"
+    UNSAID = "unsaid"
+    CONTRADICTED = "contradicted"
+    """One says the chest, the other something else."""
+
+
+def part_of(dataset: Dataset) -> Part:
+    """Hold Body Part Examined (0018,0015) against Anatomic Region Sequence (0008,2218)."""
+    by_text, by_code = _part_by_text(dataset), _part_by_code(dataset)
+    if by_text is not None and by_code is not None and by_text != by_code:
+        return Part.CONTRADICTED
+    chest = by_code if by_text is None else by_text
+    return Part.UNSAID if chest is None else Part.CHEST if chest else Part.OTHER
+
+
+def view_named(dataset: Dataset) -> set[str]:
+    """The views that View Position (0018,5101) and View Code Sequence (0054,0220) name: AP, PA, or LATERAL for all
+    that are not frontal. A code for frontal without direction names none."""
+    text = _text(dataset, "ViewPosition")
+    words = {"".join(letter for letter in word if letter.isalpha()) for word in text.split()}
+    named = words & FRONTAL_VIEWS
+    if not named and words & _OTHER_VIEWS:
+        named = {"LATERAL"}
+    return named | {_VIEW_CODES[code] for code in _codes(dataset, "ViewCodeSequence") if code in _VIEW_CODES}
+
+
+_VIEW_CODES: Final = {
+    **dict.fromkeys(("R-10206", "399348003"), "AP"),
+    **dict.fromkeys(("R-10214", "272479007"), "PA"),
+    **dict.fromkeys(("R-10236", "399067008", "R-10232", "399173006", "R-10228", "399198007"), "LATERAL"),
+}
+"""Codes of PS3.16 CID 4010: projections, the lateral ones together."""
+
+
 def modality_of(dataset: Dataset) -> str:
     """Modality (0008,0060), else what the SOP class implies, else empty."""
     value = _text(dataset, "Modality")
@@ -104,17 +142,24 @@ def modality_of(dataset: Dataset) -> str:
 
 
 def _part(dataset: Dataset) -> bool | None:
-    """Whether the body part is the chest; None where nothing known is said."""
+    """Whether the body part is the chest, by its words before its codes; None where nothing known is said."""
+    by_text = _part_by_text(dataset)
+    return _part_by_code(dataset) if by_text is None else by_text
+
+
+def _part_by_text(dataset: Dataset) -> bool | None:
     text = _text(dataset, "BodyPartExamined")
     squeezed = "".join(letter for letter in text if letter.isalpha())
     if squeezed in _OTHER_PARTS or any(phrase in squeezed for phrase in _NOT_CHEST_PHRASES):
         return False
     if any(word in squeezed for word in _CHEST_WORDS):
         return True
-    codes = _codes(dataset, "AnatomicRegionSequence")
-    if codes:
-        return any(code in _CHEST_CODES for code in codes)
     return None
+
+
+def _part_by_code(dataset: Dataset) -> bool | None:
+    codes = _codes(dataset, "AnatomicRegionSequence")
+    return any(code in _CHEST_CODES for code in codes) if codes else None
 
 
 def _view(dataset: Dataset) -> bool | None:

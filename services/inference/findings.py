@@ -108,8 +108,116 @@ TABLE: Final = (
         "Implausible outlines",
         "",
         "Lungs absent, too small or too large, fields of very different size, in the wrong order or at odds with the "
-        "lungs in full; or the image is turned or mirrored",
+        "lungs in full",
         "own rules, services/inference/thresholds.py",
+    ),
+    Definition(
+        Reason.REASON_TURNED,
+        "Turned by quarters",
+        "1",
+        "Probability that the picture stands on its side or upside down; WARN at most where Patient Orientation "
+        "(0020,0020) says that it is stored so",
+        "PS3.3 C.7.6.1.1.1; model",
+    ),
+    Definition(
+        Reason.REASON_MIRRORED,
+        "Right and left exchanged",
+        "1",
+        "Probability that right and left are exchanged, against Patient Orientation (0020,0020) or, where it is "
+        "silent, against the custom; WARN at most, since hearts do lie on the right",
+        "PS3.3 C.7.6.1.1.1; model",
+    ),
+    Definition(
+        Reason.REASON_ROTATION,
+        "Rotation index",
+        "1",
+        "Difference of the mean widths of the two lung fields between apices and heart over their sum, positive where "
+        "the left one is wider, its interval from the nested masks: an index, no angle. WARN at most. It was held "
+        "against a digital phantom, where a degree moves it by 0.002 and anatomy by 0.1, and against nobody's reading: "
+        "it shows a gross difference of the sides, and no rotation of the size that occurs. People agree on rotation at "
+        "kappa 0.5",
+        "after doi 10.3233/XST-210990; own measurement, services/inference/thresholds.py",
+    ),
+    Definition(
+        Reason.REASON_INSPIRATION,
+        "Inspiration index",
+        "1",
+        "Mean height of the lung fields from apex to dome of the diaphragm over the widest extent of both, its "
+        "interval from the nested masks. Habitus and disease change it as breath does. Held against a digital "
+        "phantom and against nobody's count of ribs",
+        _EUR + "; own measurement, services/inference/thresholds.py",
+    ),
+    Definition(
+        Reason.REASON_COLLIMATION,
+        "Collimation",
+        "1",
+        "Share of the picture behind the blades, by the collimator's or shutter's edges in the header, or else by a "
+        "uniform white border; WARN and FAIL as the margins, where the lungs reach the edge of the field at a blade",
+        "PS3.3 C.8.7.3, C.7.6.11; services/inference/collimation.py",
+    ),
+    Definition(
+        Reason.REASON_EXPOSURE,
+        "Deviation index",
+        "dB",
+        "10 log10 of Exposure Index (0018,1411) over Target Exposure Index (0018,1412); WARN also where the stored "
+        "Deviation Index (0018,1413) contradicts it. Without both indices, or with one that is no number above zero, "
+        "NOT_ASSESSABLE",
+        "IEC 62494-1:2008; limits of AAPM TG-116",
+    ),
+    Definition(
+        Reason.REASON_UNUSED_DEPTH,
+        "Unused depth",
+        "{levels}",
+        "Different grey values in a radiograph against those that its bits stored allow",
+        "PS3.3 C.7.6.3.1; own limit, services/inference/thresholds.py",
+    ),
+    Definition(
+        Reason.REASON_FRAMES,
+        "Frames",
+        "{frames}",
+        "FAIL where the pixel data holds more or fewer frames than Number of Frames (0028,0008) states, WARN where "
+        "frames repeat the one before byte for byte, unless they hold one value only",
+        "PS3.3 C.7.6.6, PS3.5 A.4",
+    ),
+    Definition(
+        Reason.REASON_SPACING,
+        "Distance of the pixels",
+        "1",
+        "FAIL where Pixel Spacing, Imager Pixel Spacing or Nominal Scanned Pixel Spacing states what cannot be; the "
+        "value is the distance of rows over that of columns",
+        "PS3.3 10.7.1.3, C.8.6.1",
+    ),
+    Definition(
+        Reason.REASON_LATERALITY,
+        "Side and orientation",
+        "",
+        "Contradictions among Laterality (0020,0060), Image Laterality (0020,0062), Patient Orientation (0020,0020), "
+        "Body Part Examined (0018,0015) and Anatomic Region Sequence (0008,2218)",
+        "PS3.3 C.7.3.1, C.7.6.1.1.1, C.8.11.2; PS3.16 Annex L",
+    ),
+    Definition(
+        Reason.REASON_VIEW,
+        "View",
+        "",
+        "Contradictions among View Position (0018,5101), View Code Sequence (0054,0220) and Patient Orientation "
+        "(0020,0020); the pixels are not asked, since the model does not tell AP from PA",
+        "PS3.3 C.8.11.5, PS3.16 CID 4010",
+    ),
+    Definition(
+        Reason.REASON_DATES,
+        "Dates",
+        "",
+        "Dates that are none of the calendar, before birth, before X-rays, or acquired after the content was made; "
+        "never held against the clock, since a replay must give the same answer",
+        "PS3.5 6.2, PS3.3 C.7.6.1",
+    ),
+    Definition(
+        Reason.REASON_ATTRIBUTES_ABSENT,
+        "Required attributes",
+        "{attributes}",
+        "Attributes of type 1 of every image, and of Digital X-Ray, that are absent or empty: a short list, no "
+        "validator of IODs",
+        "PS3.3 C.7.6.3, C.8.11",
     ),
     Definition(
         Reason.REASON_CARDIOTHORACIC_RATIO,
@@ -152,6 +260,20 @@ MEASUREMENTS: Final[Mapping[str, str]] = {
     "probability_turned": "Largest probability of a turn by 90, 180 or 270 degrees that is left",
     "probability_mirrored": "Probability of exchanged sides",
     "probability_not_a_chest": "Probability that this is no frontal chest radiograph",
+    "rotation_index": "Left less right lung field over both, by their mean widths between apices and heart",
+    "inspiration_index": "Height of the lung fields over their width",
+    "collimated_share": "Share of the picture behind the blades",
+    "deviation_index": "10 log10 of the exposure index over its target",
+    "exposure_index": "Exposure Index (0018,1411) as the object has it",
+    "target_exposure_index": "Target Exposure Index (0018,1412) as the object has it",
+    "stored_deviation_index": "Deviation Index (0018,1413) as the object has it",
+    "grey_levels": "Different grey values, of every so many pixels where there are more than two million",
+    "noise": "Noise in the central part, as a share of the range of its grey values; an estimate",
+    "sharpness": "Steepest slopes in the central part over those after a blur: 1 is blurred, 2 is sharp; an estimate",
+    "repeated_frames": "Frames that repeat the one before byte for byte",
+    "frames_held": "Frames that the pixel data holds, where that is not what is stated",
+    "pixel_aspect": "Distance of the rows over that of the columns",
+    "attributes_absent": "Required attributes that are absent or empty",
     "feature_distance": "Distance of the model's features from the training images'",
 }
 """Name of every measurement -> what it is."""

@@ -1,8 +1,10 @@
-"""What can be said of any image without a model: whether it is blank, and whether its grey values are clipped."""
+"""What can be said of any image without a model: whether it is blank, whether its grey values are clipped, and
+estimates of its depth, noise and sharpness."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.findings import Value
 from services.inference.preprocessing import GRID, Letterbox, letterbox
 
 BLOCKS = 64
@@ -23,6 +26,8 @@ _CENTRE = 0.6
 """Share of each side that the central box takes: inside the collimation and the air of a usual exposure."""
 _MANY = 2 << 20
 """Pixels beyond which an image is thinned out before it is measured."""
+_PART = 1024
+"""Rows and columns of the central part in which noise and sharpness are estimated."""
 _NEARLY_ALL = 0.995
 """Share of the pixels on one value that makes an image blank whatever the rest is."""
 _MARKER = 0.04
@@ -167,3 +172,35 @@ def _shares(plane: NDArray[np.bool_], where: Letterbox) -> NDArray[np.float32]:
     shrunk = cv2.resize(plane.view(np.uint8) * np.uint8(255), (where.width, where.height), interpolation=cv2.INTER_AREA)
     box[:] = shrunk / np.float32(255)
     return grid
+
+
+def estimates(values: NDArray[Any]) -> Iterator[Value]:
+    """Grey levels, noise and sharpness of a grey picture [rows, columns]; the last two of its central part, in the
+    spacing of its own pixels, and only where that has 32 rows and columns and more than one value."""
+    yield Value("grey_levels", float(_levels(_thinned(values))), "{levels}")
+    rows, columns = (slice((n - min(n, _PART)) // 2, (n + min(n, _PART)) // 2) for n in values.shape)
+    part = values[rows, columns].astype(np.float32)
+    low, high = (float(end) for end in np.percentile(part[::4, ::4], (1, 99))) if min(part.shape) >= 32 else (0.0, 0.0)
+    if not high > low:
+        return
+    part = np.clip((part - low) / (high - low), -1.0, 2.0)
+    # The difference of two Laplacians is blind to slopes and curves (Immerkaer 1996).
+    residue = cv2.filter2D(part, -1, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32))
+    yield Value("noise", float(np.median(np.abs(residue[1:-1, 1:-1]))) / (0.6745 * 6))
+    steep, blurred = (_steepest(part, sigma) for sigma in (1.0, 2.0))
+    if blurred > 0:
+        yield Value("sharpness", steep / blurred)
+
+
+def _levels(values: NDArray[Any]) -> int:
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+        low = int(values.min())
+        return int(np.count_nonzero(np.bincount(values.ravel().astype(np.int32) - low)))
+    return len(np.unique(values))
+
+
+def _steepest(part: NDArray[np.float32], sigma: float) -> float:
+    """The slope that one pixel in 200 reaches, after a blur of `sigma` pixels."""
+    soft = cv2.GaussianBlur(part, (0, 0), sigma)
+    across, down = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
+    return float(np.percentile(cv2.magnitude(across, down)[::2, ::2], 99.5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -153,10 +153,13 @@ def luminance(stored: NDArray[Any]) -> NDArray[Any]:
     return grey
 
 
-def spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
-    """Distance of rows and of columns, mm, from the first attribute that holds a possible one: Pixel Spacing, Imager
-    Pixel Spacing (PS3.3 10.7.1.3), Nominal Scanned Pixel Spacing (C.8.6.1)."""
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+SPACINGS: Final = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+"""PS3.3 10.7.1.3, C.8.6.1; the first that is possible counts."""
+
+
+def spacing_mm(dataset: Dataset, keywords: Sequence[str] = SPACINGS) -> tuple[float, float] | None:
+    """Distance of rows and of columns, mm, from the first attribute that holds a possible one."""
+    for keyword in keywords:
         value = dataset.get(keyword)
         try:
             found = _plausible((float(value[0]), float(value[1])))

@@ -1,0 +1,431 @@
+"""What the header alone shows to be wrong: exposure, distances, sides, views, dates, absent attributes, frames.
+
+Nothing here is held against the clock, since a replay must give the same answer; nothing here repeats a value of the
+header, except numbers that identify nobody.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames, parse_basic_offsets, parse_fragments
+from pydicom.multival import MultiValue
+from pydicom.uid import UID
+
+from services.inference import thresholds
+from services.inference.coverage import RADIOGRAPHY, Part, modality_of, part_of, view_named
+from services.inference.findings import FAIL, NOT_ASSESSABLE, PASS, WARN, Value, finding
+from services.inference.pixels import SPACINGS, spacing_mm
+from stepwedge.common.v1.common_pb2 import Finding, Outcome, Reason
+
+Said = tuple["Outcome.ValueType", str]
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What the header says that the checks of the pixels need, and what is wrong with it.
+
+    findings: of this module. values: measurements beside them. directions: of Patient Orientation, as `directions`.
+    field: top, bottom, left, right of the open field in pixels from the upper left corner, half open; None where no
+    blade or shutter is named.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    values: tuple[Value, ...] = ()
+    directions: tuple[str, str] = ("", "")
+    field: tuple[int, int, int, int] | None = None
+
+
+UNSTATED: Final = Stated()
+
+
+def stated(dataset: Dataset) -> Stated:
+    """All of it, of one object with pixels."""
+    return Stated(tuple(findings(dataset)), tuple(exposure_values(dataset)), directions(dataset), open_field(dataset))
+
+
+def findings(dataset: Dataset) -> Iterator[Finding]:
+    """Every finding that the header of an object with pixels allows, each at most once."""
+    for check in _CHECKS:
+        found = check(dataset)
+        if found is not None:
+            yield found
+
+
+# --- exposure (IEC 62494-1) --------------------------------------------------------------------------------------
+
+
+def exposure(dataset: Dataset) -> Finding | None:
+    """EXPOSURE: the deviation index 10 log10(EI / EI_T), from the attributes (0018,1411) and (0018,1412)."""
+    if modality_of(dataset) not in RADIOGRAPHY:
+        return None
+    code, limit = Reason.REASON_EXPOSURE, thresholds.DEVIATION
+    index, target = (number(dataset, keyword) for keyword in ("ExposureIndex", "TargetExposureIndex"))
+    if index is None or target is None:
+        lacking = "no exposure index" if index is None else "no target exposure index"
+        return finding(code, NOT_ASSESSABLE, f"the object names {lacking}")
+    if not (_possible_index(index) and _possible_index(target)):
+        return finding(code, NOT_ASSESSABLE, "the exposure index or its target is no number above zero")
+    deviation = 10 * math.log10(index / target)
+    value = Value("deviation_index", deviation)
+    distance = abs(deviation)
+    outcome = FAIL if distance > limit.fail else WARN if distance > limit.warn else PASS
+    side = "over" if deviation > 0 else "under"
+    words = {
+        PASS: "the exposure is close to its target",
+        WARN: f"{side}exposed by more than a quarter of the target",
+        FAIL: f"{side}exposed by more than a factor of two",
+    }[outcome]
+    stored = number(dataset, "DeviationIndex")
+    if stored is not None and not abs(stored - deviation) <= thresholds.DEVIATION_STORED.fail:
+        outcome, words = max(outcome, WARN), f"{words}; the stored deviation index contradicts it"
+    return finding(code, outcome, words, value=value, threshold=math.copysign(limit.fail, deviation))
+
+
+def exposure_values(dataset: Dataset) -> Iterator[Value]:
+    """The indices as the object has them."""
+    if modality_of(dataset) in RADIOGRAPHY:
+        for keyword, name in _INDICES.items():
+            found = number(dataset, keyword)
+            if found is not None and math.isfinite(found):
+                yield Value(name, max(-1e9, min(found, 1e9)))
+
+
+_INDICES: Final = {
+    "ExposureIndex": "exposure_index",
+    "TargetExposureIndex": "target_exposure_index",
+    "DeviationIndex": "stored_deviation_index",
+}
+
+
+def _possible_index(value: float) -> bool:
+    low, high = thresholds.POSSIBLE_INDEX[:2]
+    return low <= value <= high  # NaN compares false
+
+
+# --- blades (PS3.3 C.8.7.3 X-Ray Collimator, C.7.6.11 Display Shutter) -------------------------------------------
+
+
+def open_field(dataset: Dataset) -> tuple[int, int, int, int] | None:
+    """What rectangular blades, or else a rectangular shutter, leave open; edges count from 1, and lie just outside."""
+    rows, columns = (number(dataset, keyword) or 0.0 for keyword in ("Rows", "Columns"))
+    for kind, shape in (("Collimator", "CollimatorShape"), ("Shutter", "ShutterShape")):
+        if "RECTANGULAR" not in str(dataset.get(shape, "")).upper():
+            continue
+        names = ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
+        edges = [number(dataset, f"{kind}{name}Edge") for name in names]
+        if any(edge is None or math.isnan(edge) for edge in edges):
+            continue
+        top, bottom, left, right = (edge for edge in edges if edge is not None)
+        # Some devices give edges of another matrix, before it was cropped: they are believed inside of this one only.
+        inside = 0 <= top < bottom <= rows + 1 and 0 <= left < right <= columns + 1
+        if inside and (bottom - top) * (right - left) >= _LEAST_FIELD * rows * columns:
+            return int(top), min(int(rows), int(bottom) - 1), int(left), min(int(columns), int(right) - 1)
+    return None
+
+
+_LEAST_FIELD: Final = 0.25
+"""Share of the picture that is open at least; less is another matrix, or a mistake."""
+
+
+# --- distances (PS3.3 10.7.1) ------------------------------------------------------------------------------------
+
+
+def spacing(dataset: Dataset) -> Finding | None:
+    """SPACING: FAIL where a distance is stated and impossible, NOT_ASSESSABLE where a radiograph states none."""
+    code = Reason.REASON_SPACING
+    stated = [keyword for keyword in SPACINGS if dataset.get(keyword) not in (None, "")]
+    believed = spacing_mm(dataset)
+    if not stated:
+        if modality_of(dataset) not in RADIOGRAPHY:
+            return None
+        return finding(code, NOT_ASSESSABLE, "no distance of the pixels is stated; lengths are shares of the field")
+    wrong = [keyword for keyword in stated if spacing_mm(dataset, (keyword,)) is None]
+    if wrong and modality_of(dataset) in RADIOGRAPHY:
+        return finding(code, FAIL, "a distance of the pixels is stated that no detector has")
+    if believed is None:  # microscopy and nuclear medicine have others
+        values = [_pair(dataset.get(keyword)) for keyword in stated]
+        if all(all(0 < one < 1000 for one in pair) for pair in values if pair) and all(values):
+            return None
+        return finding(code, FAIL, "a distance of the pixels is stated that cannot be")
+    ratio = believed[0] / believed[1]
+    words = "the pixels are square" if abs(ratio - 1) < 0.001 else "the pixels are not square; measures heed it"
+    return finding(code, PASS, words, value=Value("pixel_aspect", ratio))
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    try:
+        found = float(value[0]), float(value[1])
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+    return found
+
+
+# --- sides (PS3.3 C.7.6.1.1.1, C.7.3.1, C.8.11.2) ----------------------------------------------------------------
+
+_AXES: Final = {"L": 0, "R": 0, "A": 1, "P": 1, "H": 2, "F": 2}
+_SIDES: Final = ("Laterality", "ImageLaterality", "PatientOrientation")
+_SIDED: Final = frozenset({"R", "L"})
+_PAIRED_PARTS: Final = """
+    ANKLE ARM CALCANEUS CLAVICLE ELBOW FEMUR FIBULA FINGER FOOT FOREARM HAND HEEL HUMERUS KNEE LEG LOWERLEG PATELLA
+    RADIUS SCAPULA SHOULDER TIBIA THUMB TOE ULNA UPPERARM WRIST
+"""
+_PAIRED: Final = frozenset(_PAIRED_PARTS.split())
+"""Parts of PS3.16 Annex L of which everybody has two."""
+
+
+def laterality(dataset: Dataset) -> Finding | None:
+    """LATERALITY: contradictions among Laterality (0020,0060), Image Laterality (0020,0062), Patient Orientation
+    (0020,0020) and the body part."""
+    said = list(_contradictions(dataset))
+    if not said and not any(dataset.get(keyword) for keyword in _SIDES):
+        return None
+    outcome, words = max(said, key=lambda one: one[0], default=(PASS, "side and orientation agree"))
+    return finding(Reason.REASON_LATERALITY, outcome, words)
+
+
+def _contradictions(dataset: Dataset) -> Iterator[Said]:
+    series, image = (text(dataset, keyword) for keyword in ("Laterality", "ImageLaterality"))
+    if {series, image} == _SIDED:
+        yield FAIL, "series and image name opposite sides"
+    if series not in ("", "R", "L") or image not in ("", "R", "L", "U", "B"):
+        yield WARN, "a side is named by a word that is none"
+    part = part_of(dataset)
+    if part is Part.CONTRADICTED:
+        yield WARN, "body part and anatomic region contradict each other"
+    if modality_of(dataset) in RADIOGRAPHY:
+        if part is Part.CHEST and _SIDED & {series, image} and view_named(dataset) & {"AP", "PA"}:
+            yield WARN, "a frontal chest is named as of one side"
+        squeezed = "".join(letter for letter in text(dataset, "BodyPartExamined") if letter.isalpha())
+        if squeezed in _PAIRED and not series and not image and not _sided_code(dataset):
+            yield WARN, "a part of which there are two is named without its side"
+    rows, columns = directions(dataset)
+    if rows and columns and _AXES.get(rows[0], -1) == _AXES.get(columns[0], -2):
+        yield FAIL, "rows and columns are said to run along one axis of the body"
+
+
+def _sided_code(dataset: Dataset) -> bool:
+    """Whether the anatomic region carries a modifier, which may be its side."""
+    items = dataset.get("AnatomicRegionSequence") or []
+    return any(isinstance(item, Dataset) and item.get("AnatomicRegionModifierSequence") for item in items)
+
+
+def directions(dataset: Dataset) -> tuple[str, str]:
+    """Patient Orientation (0020,0020): where the rows and where the columns run, in capitals; empty where unsaid."""
+    value = dataset.get("PatientOrientation")
+    if not isinstance(value, (MultiValue, list, tuple)) or len(value) != 2:
+        return "", ""
+    return str(value[0]).strip().upper(), str(value[1]).strip().upper()
+
+
+def view(dataset: Dataset) -> Finding | None:
+    """VIEW: View Position (0018,5101), View Code Sequence (0054,0220) and Patient Orientation against each other. The
+    pixels are not asked: the model does not tell AP from PA."""
+    if modality_of(dataset) not in RADIOGRAPHY:
+        return None
+    named = view_named(dataset)
+    if not named:
+        return None
+    code = Reason.REASON_VIEW
+    if {"AP", "PA"} <= named:
+        return finding(code, FAIL, "one attribute says AP and another PA")
+    if len(named) > 1:
+        return finding(code, FAIL, "attributes name different views")
+    rows, _ = directions(dataset)
+    if named & {"AP", "PA"} and rows[:1] in {"A", "P"}:
+        return finding(code, FAIL, "the view is frontal, but the rows are said to run between front and back")
+    return finding(code, PASS, "the attributes of the view agree")
+
+
+# --- dates (PS3.5 6.2) -------------------------------------------------------------------------------------------
+
+_DATE: Final = re.compile(r"(\d{4})[.]?(\d{2})[.]?(\d{2})")
+_DAYS: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_DATES: Final = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
+_FIRST_YEAR: Final = 1895
+_LAST_YEAR: Final = 2999  # redaction may have moved dates; those of this century are not told from others
+
+
+def dates(dataset: Dataset) -> Finding | None:
+    """DATES: days that do not exist, before X-rays were known, before birth, or acquired after the content was made."""
+    kept = {keyword: text(dataset, keyword) for keyword in (*_DATES, "PatientBirthDate")}
+    kept = {keyword: value for keyword, value in kept.items() if value}
+    if not set(kept) & set(_DATES):
+        return None
+    code = Reason.REASON_DATES
+    read = {keyword: _day(value) for keyword, value in kept.items()}
+    if None in read.values():
+        return finding(code, FAIL, "a date is none of the calendar")
+    days = {keyword: value for keyword, value in read.items() if value is not None}
+    if any(not _FIRST_YEAR <= days[keyword] // 10000 <= _LAST_YEAR for keyword in days if keyword in _DATES):
+        return finding(code, FAIL, "the image is said to be older than X-rays, or of another millennium")
+    birth = days.get("PatientBirthDate", 0)
+    if any(value < birth for value in days.values()):
+        return finding(code, FAIL, "the image is said to be older than the patient")
+    if days.get("AcquisitionDate", 0) > days.get("ContentDate", 10**9):
+        return finding(code, WARN, "the image is said to be acquired after its content was made")
+    return finding(code, PASS, "the dates can be")
+
+
+def _day(value: str) -> int | None:
+    """Year, month and day as one number; None for none of the calendar."""
+    found = _DATE.fullmatch(value)
+    if found is None:
+        return None
+    year, month, day = (int(part) for part in found.groups())
+    if not 1 <= month <= 12 or not 1 <= day <= _DAYS[month - 1]:
+        return None
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    return None if (month, day) == (2, 29) and not leap else 10000 * year + 100 * month + day
+
+
+# --- absent attributes (PS3.3 C.7.6.3, C.8.11; type 1 only) ------------------------------------------------------
+
+_EVERY_IMAGE: Final = """
+    SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality SamplesPerPixel PhotometricInterpretation
+    Rows Columns BitsAllocated
+"""
+_DIGITAL_X_RAY: Final = """
+    ImageLaterality PixelIntensityRelationship PixelIntensityRelationshipSign RescaleIntercept RescaleSlope
+    PresentationLUTShape BurnedInAnnotation LossyImageCompression ImagerPixelSpacing PresentationIntentType
+"""
+_REQUIRED: Final = {
+    "1.2.840.10008.5.1.4.1.1.1.1": _DIGITAL_X_RAY,
+    "1.2.840.10008.5.1.4.1.1.1.1.1": _DIGITAL_X_RAY,
+}
+"""SOP class -> attributes of type 1 beyond those of every image."""
+
+
+def attributes(dataset: Dataset) -> Finding:
+    """ATTRIBUTES_ABSENT: those of type 1 that are absent or empty. A short list, no validator of IODs."""
+    wanted = (_EVERY_IMAGE + _REQUIRED.get(str(dataset.get("SOPClassUID", "")), "")).split()
+    absent = [keyword for keyword in wanted if dataset.get(keyword) in (None, "")]
+    value = Value("attributes_absent", float(len(absent)), "{attributes}")
+    words = f"absent or empty: {', '.join(absent)}" if absent else "the attributes that are looked for are there"
+    return finding(Reason.REASON_ATTRIBUTES_ABSENT, WARN if absent else PASS, words, value=value, threshold=1.0)
+
+
+# --- frames (PS3.3 C.7.6.6, PS3.5 A.4) ---------------------------------------------------------------------------
+
+
+def frames(dataset: Dataset) -> Finding | None:
+    """FRAMES: Number of Frames (0028,0008) against the pixel data, and frames that repeat the one before byte for byte.
+
+    Nothing is decoded. A frame of one value only is not counted as a repetition.
+    """
+    code = Reason.REASON_FRAMES
+    stated = number(dataset, "NumberOfFrames")
+    data = dataset.get("PixelData")
+    if not isinstance(data, bytes) or not data:
+        return None
+    if stated is not None and not (stated >= 1 and stated == int(stated)):
+        return finding(code, WARN, "the number of frames is no whole number above zero")
+    count = int(stated or 1)
+    encapsulated = _is_encapsulated(dataset)
+    held = _encapsulated_frames(data, count) if encapsulated else _native_frames(dataset, data)
+    if held is None or held == count:
+        many = 1 < count <= _MOST_FRAMES
+        repeated = _repeated(_parts(dataset, data, count, encapsulated=encapsulated)) if many else 0
+        value = Value("repeated_frames", float(repeated), "{frames}")
+        if modality_of(dataset) in _LOOPS:
+            return finding(code, PASS, "a loop, whose frames may repeat", value=value)
+        words = "frames repeat the one before" if repeated else "the pixel data holds the frames that are stated"
+        return finding(code, WARN if repeated else PASS, words, value=value, threshold=1.0)
+    words = "the pixel data holds {} frames than are stated".format("more" if held > count else "fewer")
+    return finding(code, FAIL, words, value=Value("frames_held", float(held), "{frames}"), threshold=float(count))
+
+
+_MOST_FRAMES: Final = 100_000
+_LOOPS: Final = frozenset({"US", "IVUS", "XA", "RF", "ECHO", "ES", "GM", "XC"})
+"""Modalities that film: what stands still, or is sampled slowly, repeats."""
+
+
+def _is_encapsulated(dataset: Dataset) -> bool:
+    syntax = UID(str(getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID", "")))
+    return bool(syntax.is_transfer_syntax and syntax.is_encapsulated)
+
+
+def _native_frames(dataset: Dataset, data: bytes) -> int | None:
+    """Whole frames that fit, padding left out; None where the header does not say how long one is."""
+    length = _frame_bits(dataset)
+    return None if not length else (8 * len(data)) // length
+
+
+def _frame_bits(dataset: Dataset) -> int:
+    sizes = [number(dataset, keyword) for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
+    if any(size is None or not size > 0 for size in sizes) or "422" in text(dataset, "PhotometricInterpretation"):
+        return 0
+    return math.prod(int(size) for size in sizes if size is not None)
+
+
+def _encapsulated_frames(data: bytes, count: int) -> int | None:
+    """How many frames the table of offsets, or else the fragments, allow for; None where nothing contradicts."""
+    try:
+        offsets = parse_basic_offsets(data)
+        fragments, _ = parse_fragments(data[4 * len(offsets) + 8 :])
+    except Exception:  # noqa: BLE001 - pydicom raises whatever the bytes make it raise; the decoder tells
+        return None
+    if offsets:
+        return len(offsets)
+    return fragments if fragments < count else None
+
+
+def _parts(dataset: Dataset, data: bytes, count: int, *, encapsulated: bool) -> Iterator[Any]:
+    """The stored bytes of every frame."""
+    if encapsulated:
+        try:
+            yield from generate_frames(data, number_of_frames=count)
+        except Exception:  # noqa: BLE001 - as above
+            return
+        return
+    length = _frame_bits(dataset)
+    if length and not length % 8:
+        whole = memoryview(data)
+        for index in range(min(count, len(data) * 8 // length)):
+            yield whole[index * length // 8 : (index + 1) * length // 8]
+
+
+def _repeated(parts: Iterable[Any]) -> int:
+    return sum(one == other and not _of_one_byte(one) for one, other in pairwise(parts))
+
+
+def _of_one_byte(part: Any) -> bool:
+    given = bytes(part)
+    return given.count(given[:1]) == len(given)
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def number(dataset: Dataset, keyword: str) -> float | None:
+    """A number of the header; NaN for what is there and is none; None where it is absent or empty."""
+    value = dataset.get(keyword)
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """Text of the header in capitals; empty where there is none."""
+    value = dataset.get(keyword)
+    return value.strip("\0 ").upper() if isinstance(value, str) else ""
+
+
+_CHECKS: Final[tuple[Callable[[Dataset], Finding | None], ...]] = (
+    exposure,
+    spacing,
+    laterality,
+    view,
+    dates,
+    attributes,
+    frames,
+)
