@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from services.redaction import content, dates, private, values, words
+from services.redaction import content, dates, private, unlisted_text, values, words
 from services.redaction.codes import MEANING, Mode, coded
 from services.redaction.dates import TEMPORAL
 from services.redaction.dummies import WORD, dummy
@@ -27,6 +27,7 @@ _REMOVED: Final = {
 }
 _FREE_TEXT: Final = frozenset({"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"})
 _WORDY: Final = frozenset({"LO", "LT", "SH", "ST", "UC", "UT"})
+_UNLISTED: Final = _WORDY | {"UR"}
 _SEVERAL: Final = frozenset({"LO", "SH", "UC"})
 _LENGTHS: Final = {"AE": 16, "CS": 16, "LO": 64, "SH": 16}
 """Most characters of one value (PS3.5 6.2)."""
@@ -36,6 +37,7 @@ _UNMOVED: Final = DateShift(0, None)
 _NOTHING: Final[Mapping[int, Action]] = {}
 _SAID: Final = dict.fromkeys(content.VALUES, Action.KEEP)
 _SAID_MOVED: Final = dict.fromkeys(content.VALUES, Action.SHIFT)
+_SAID_DATES: Final = frozenset({0x0040A120, 0x0040A121})
 _BYTES: Final = frozenset({"OB", "OW"})
 
 
@@ -112,7 +114,7 @@ class Cleaner:
             done = _HANDLERS[action](self, element, encoding, mode, depth)
             if done is None:
                 continue
-            soften = mode is not Mode.PLAIN or tag == MEANING
+            soften = mode is not Mode.PLAIN or tag == MEANING or tag in unlisted_text.CODES
             if soften and action is Action.KEEP and done.items is None and tag not in over:
                 public = values.is_public_code(elements) if public is None else public
                 done = self._in_item(done, public, mode)
@@ -122,9 +124,15 @@ class Cleaner:
         return [kept[tag] for tag in sorted(kept)]
 
     def _in_item(self, element: Element, public: bool, mode: Mode) -> Element:
-        """A kept value by what it stands in; the meaning of a private code is free text everywhere."""
+        """A kept value by what it stands in; the meaning of a code is free text everywhere."""
         if mode is Mode.PLAIN:
-            return element if public else coded(element, public, Mode.CLEAN) or element
+            if element.tag == MEANING:
+                return coded(element, public, Mode.CLEAN) or element
+            text = decode(element.value, DEFAULT)
+            if not text or unlisted_text.is_code(element.tag, text, public=public):
+                return element
+            self._counts.add("C")
+            return self._labelled(element, element.vr, text)
         return coded(element, public, mode) or self._softened(element, mode)
 
     def _empty(self, element: Element, encoding: Sequence[str], mode: Mode, depth: int) -> Element | None:
@@ -218,7 +226,28 @@ class Cleaner:
             if element.tag not in STRUCTURAL and self._names_somebody(element, encoding):
                 self._counts.add("C")
                 return self._without_echo(element, encoding) if vr == "CS" else dummy(element, vr)
+            if vr in _UNLISTED and not listed and not (element.tag >> 16) & 1:
+                element = self._unlisted(element, vr, encoding)
         return element if element.vr == vr else Element(element.tag, vr, element.value, None, element.fragments)
+
+    def _unlisted(self, element: Element, vr: str, encoding: Sequence[str]) -> Element:
+        """Text that no table lists: the words and technical tokens that name nobody, or something in its place."""
+        tag, text = element.tag, decode(element.value, encoding)
+        if tag == MEANING or tag in unlisted_text.CODES:
+            return element  # judged with the code's scheme
+        left = unlisted_text.checked(tag, vr, text)
+        if left == text or text.encode() == WORD:
+            return element
+        self._counts.add("C")
+        if left is not None:
+            return Element(tag, vr, _ascii(left).encode())
+        return self._labelled(element, vr, text) if unlisted_text.refers(tag) else dummy(element, vr)
+
+    def _labelled(self, element: Element, vr: str, text: str) -> Element:
+        """A pseudonym for what leads to another place of the object: the same for the same."""
+        if vr not in ("LO", "SH", "UC"):
+            return dummy(element, vr)
+        return Element(element.tag, vr, self._pseudonyms.label("text", text).encode())
 
     def _kept_uid(self, element: Element, encoding: Sequence[str], depth: int, *, listed: bool) -> Element | None:
         if listed or self._keep_uids:
@@ -232,6 +261,9 @@ class Cleaner:
         text = decode(element.value, encoding)
         if not text:
             return Element(element.tag, vr)
+        if element.tag in _SAID_DATES and text[:8] in self._echoes:
+            self._counts.add("DATE")  # a report says when somebody was born, and no option keeps that
+            return dummy(element, vr)
         if (self._keep_dates or listed) and dates.is_moment(vr, text):
             return element if element.vr == vr else Element(element.tag, vr, element.value)
         if self._move_dates:

@@ -22,7 +22,7 @@ from shared.errors import ErrorCode, StepwedgeError
 TABLES: Final = Path(__file__).parent / "tables"
 PROFILES: Final = Path(__file__).parent / "profiles"
 EDITION: Final = "2026c"
-ENGINE: Final = "3"
+ENGINE: Final = "4"
 """Part of every profile's digest; grows whenever the same object and the same tables give another result."""
 
 
@@ -127,6 +127,9 @@ _BY_TYPE: Final = {"3": "XZD", "2": "ZD", "1": "D"}
 
 _NEVER_TYPE_2: Final = frozenset({0x00081110})
 """X/Z in the table, and Type 3 with one item or more wherever a stored object has it: empty it would be invalid."""
+
+_NO_PLANES: Final = frozenset((*range(0x5020, 0x5100), *range(0x6020, 0x6100)))
+"""Groups that look like those of curves and overlays and are none (PS3.5 7.6)."""
 
 _MISPLACED: Final = frozenset({0x0000, 0x0002, 0x0004})
 """Groups that no data set has: commands, meta information, and the directory's (PS3.15 E.1.1)."""
@@ -385,6 +388,8 @@ def unlisted(tag: int) -> Action:
         return Action.CURVE
     if 0x6000 <= group <= 0x601E:
         return Action.OVERLAY
+    if group in _NO_PLANES:
+        return Action.UNKNOWN
     if tag & 0xFFFF == 0:
         return Action.SILENT
     if group in _MISPLACED:

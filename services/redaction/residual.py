@@ -43,6 +43,7 @@ _NOTHING: Final = frozenset(
 ) | {b""}
 _MAX_PATTERNS: Final = 5000
 _MIN_BYTES: Final = 5
+_MIN_DIGITS: Final = 7  # of a number of somebody, without its letters, that a whole value is taken for
 _HEAD, _TAIL = 4096, 256  # of a compressed frame: where comments, application data and what was appended stand
 _TEMPORAL: Final = frozenset({"DA", "DT", "TM"})
 _NUMERIC: Final = frozenset({"DS", "IS", "DA", "DT", "TM", "AS"})
@@ -286,6 +287,7 @@ class _Looking:
         self.terms = {word for word in sought.words if " " in word or any(c.isdigit() for c in word)}
         self.digits = _Finder(run.encode() for run in sought.runs | sought.words if len(run) >= 8 and run.isdigit())
         self.numbers = {word for word in sought.words if len(word) >= 6}
+        self.numbers |= {digits for run in sought.runs if len(digits := re.sub(r"\D", "", run)) >= _MIN_DIGITS}
 
     def hit(self, code: str) -> None:
         self.hits[code] = self.hits.get(code, 0) + 1

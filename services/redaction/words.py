@@ -10,7 +10,7 @@ from services.redaction.profile import TABLES
 from services.redaction.text import fold
 
 _TOKEN: Final = re.compile(r"[^\W\d_]+|\d+(?:[.,]\d+)?")
-_OTHER: Final = re.compile(r"[^\w \-/+.,:;%()\[\]*=<>&#\r\n]")
+_OTHER: Final = re.compile(r"[^\w \-/+.,:;%()\[\]*=<>&#'\r\n]")
 _MOST_DIGITS: Final = 3
 _MOST_IN_A_RUN: Final = 4
 """More digits that only separators keep apart may be a number of somebody, a day or a telephone number."""
@@ -23,6 +23,10 @@ _LETTERS: Final = re.compile(r"[^\W\d_]{2,}")
 _TERM: Final = re.compile(r"[A-Z0-9_ \-./+]{1,16}")
 _TERM_WORD: Final = re.compile(r"[A-Z]+")
 _SHORT: Final = 2
+_TECHNICAL: Final = re.compile(r"[^\W_]+")
+_PARTS: Final = re.compile(r"[A-Za-z]+|\d+")
+_SHORT_PART: Final = 3
+_MOST_DIGITS_OF_A_CODE: Final = 6
 
 
 def _lines(name: str) -> frozenset[str]:
@@ -47,6 +51,33 @@ def cleaned(text: str) -> str:
     text = _OTHER.sub(" ", _SPELT.sub(" ", _RUN.sub(_short_runs, text)))
     kept = _SPACES.sub(" ", _TOKEN.sub(_known, text)).strip(_PADDING)
     return kept if _LETTERS.search(kept) else ""
+
+
+@lru_cache(maxsize=16384)
+def technical(text: str) -> str:
+    """As `cleaned`, for labels and settings of devices: short tokens of letters and digits stay too; may be empty."""
+    if len(text) <= _SHORT and text.isascii() and text.isalpha():
+        return text
+    text = _OTHER.sub(" ", _SPELT.sub(" ", _RUN.sub(_short_runs, text)))
+    kept = _SPACES.sub(" ", _TECHNICAL.sub(_known_or_mixed, text)).strip()
+    return kept if any(c.isalnum() for c in kept) else ""
+
+
+@lru_cache(maxsize=4096)
+def is_code(text: str) -> bool:
+    """Whether a value or a designator of a private scheme is made of known words, short letters and few digits."""
+    if not text.isascii() or sum(c.isdigit() for c in text) > _MOST_DIGITS_OF_A_CODE:
+        return False
+    return all(len(word) <= _SHORT_PART or fold(word) in vocabulary() for word in _LETTERS.findall(text))
+
+
+def _known_or_mixed(match: re.Match[str]) -> str:
+    """The token where letters and digits alternate in it and neither run is long ("T1TFE", "B30s", "1H")."""
+    token = match.group()
+    parts = _PARTS.findall(token)
+    if token.isascii() and len(parts) > 1 and max(map(len, parts)) <= _SHORT_PART:
+        return token if sum(c.isdigit() for c in token) <= _MOST_IN_A_RUN else ""
+    return _TOKEN.sub(_known, token)
 
 
 def _short_runs(match: re.Match[str]) -> str:
