@@ -14,6 +14,7 @@ from services.ingest.identification import Identifier
 from services.ingest.reviews import Reviews
 from services.ingest.service import IngestService
 from services.ingest.states import StudyState
+from services.ingest.storage_commitment import Commitments
 from services.ingest.store import MIGRATIONS, StudyStore
 from shared import database, keys, logs
 from shared.audit import Recorder
@@ -79,7 +80,9 @@ class Ingest:
             ready=self._ready,
             confirmed=self._hallway.ring,
         )
-        self._dimse = DimseServer(section, self._door, asyncio.get_running_loop())
+        self._dimse = DimseServer(
+            section, self._door, Commitments(self._engine, self._objects), asyncio.get_running_loop()
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     def attach(self, server: Server) -> None:

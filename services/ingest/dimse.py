@@ -1,4 +1,4 @@
-"""The DICOM door: C-ECHO and C-STORE as SCP (PS3.7 9.1.1 and 9.1.5; PS3.4 Annexes A and B) on top of pynetdicom.
+"""The DICOM door: C-ECHO, C-STORE and storage commitment as SCP (PS3.4 Annexes A, B and J) on top of pynetdicom.
 
 pynetdicom's state machine and negotiation are used as they are. Three of its parts are replaced, because a door must
 not trust who knocks: how a PDU is read from the socket (bounded in length and in time), how the fragments of a message
@@ -27,8 +27,8 @@ from pynetdicom import AE, _config, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
-from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE
+from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RSP, DIMSEMessage
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION, N_EVENT_REPORT
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
@@ -38,6 +38,15 @@ from pynetdicom.transport import AddressInformation, AssociationSocket, RequestH
 from services.ingest import dicom_tls, metrics
 from services.ingest.admission import Admission, Negotiation
 from services.ingest.door import RECORD_SECONDS, Announced, Door, Incoming, Kept
+from services.ingest.storage_commitment import (
+    PUSH_MODEL,
+    Commitments,
+    Due,
+    RefusedError,
+    Reporter,
+    event_report,
+    requested,
+)
 from shared import logs
 from shared.errors import ErrorCode, StepwedgeError
 from shared.settings import Ingest, host_and_port
@@ -314,7 +323,8 @@ class FragmentsToFile(DIMSEServiceProvider):
         self._command.clear()
         self.message = DIMSEMessage()
         complete = self.message.decode_msg(command, self.assoc)
-        if type(self.message).__name__.endswith("_RSP"):
+        # The only request of ours is the report of a storage commitment.
+        if type(self.message).__name__.endswith("_RSP") and not isinstance(self.message, N_EVENT_REPORT_RSP):
             raise ValueError("a response to nothing")
         if isinstance(self.message, C_STORE_RQ):
             self._reception = self._receive(self.message, context_id)
@@ -362,8 +372,11 @@ def _uid(command: Dataset, keyword: str) -> str:
 class Acceptor(Association):
     """One association, as acceptor."""
 
-    def __init__(self, ae: AE, door: Door, admission: Admission) -> None:
+    def __init__(self, ae: AE, door: Door, admission: Admission, commitments: Commitments) -> None:
         super().__init__(ae, MODE_ACCEPTOR)
+        self._door = door
+        self._commitments = commitments
+        self._reports: dict[int, Due | None] = {}
         self.acse = Negotiation(self, admission)
         self.dul = BoundedReader(self)
         # These set the timers of the upper layer, which is a new one.
@@ -379,12 +392,21 @@ class Acceptor(Association):
             super().run_reactor()
         finally:
             self._fragments.end()
+            for due in filter(None, self._reports.values()):
+                with suppress(StepwedgeError):  # it is due by itself in a while
+                    self._commitments.hurry(due.id)
             metrics.ASSOCIATIONS.dec()
             how = "aborted" if self.is_aborted else "rejected" if self.is_rejected else "released"
             metrics.ASSOCIATIONS_ENDED.labels(how).inc()
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
-        """Serve a C-STORE or a C-ECHO; answer at once any other message, which pynetdicom would leave unanswered."""
+        """Serve what is served; answer at once any other message, which pynetdicom would leave unanswered."""
+        if isinstance(msg, N_EVENT_REPORT) and msg.MessageIDBeingRespondedTo is not None:
+            self._took_report(msg)
+            return
+        if self._is_commitment(msg, context_id):
+            self._commit(msg, context_id)
+            return
         echo = isinstance(msg, C_ECHO) and msg.AffectedSOPClassUID == Verification
         if msg.is_valid_request and (echo or isinstance(msg, C_STORE)):
             super()._serve_request(msg, context_id)
@@ -393,6 +415,54 @@ class Acceptor(Association):
             self.abort()
         else:
             self._refuse(msg, context_id)
+
+    def _is_commitment(self, msg: Any, context_id: int) -> bool:
+        context = self._accepted_cx.get(context_id)
+        return (
+            isinstance(msg, N_ACTION)
+            and msg.is_valid_request
+            and context is not None
+            and context.abstract_syntax == msg.RequestedSOPClassUID == PUSH_MODEL
+        )
+
+    def _commit(self, request: N_ACTION, context_id: int) -> None:
+        """Answer a request for storage commitment, and report its outcome behind the answer (PS3.4 J.3)."""
+        context = self._accepted_cx[context_id]
+        due, status = None, SUCCESS
+        try:
+            transaction, references = requested(request, context)
+            self._door.settle()
+            due = self._commitments.accept((self.requestor.ae_title or "").strip(), transaction, references)
+        except RefusedError as error:
+            status = error.status
+        except StepwedgeError as error:
+            _log.warning("storage commitment refused", code=error.name)
+            status = PROCESSING_FAILURE
+        response = N_ACTION()
+        response.MessageIDBeingRespondedTo = request.MessageID
+        response.AffectedSOPClassUID = request.RequestedSOPClassUID
+        response.AffectedSOPInstanceUID = request.RequestedSOPInstanceUID
+        response.ActionTypeID = request.ActionTypeID
+        response.Status = status
+        self.dimse.send_msg(response, context_id)
+        if due is not None:
+            with suppress(StepwedgeError):  # then it is reported on an association of ours
+                message_id = len(self._reports) % 0xFFFF + 1
+                report = event_report(*self._commitments.outcome(due), context, message_id)
+                self._reports[message_id] = due
+                self.dimse.send_msg(report, context_id)
+
+    def _took_report(self, response: N_EVENT_REPORT) -> None:
+        due = self._reports.get(response.MessageIDBeingRespondedTo or 0)
+        if due is None:
+            _log.warning("association aborted", reason="a response to nothing")
+            self.abort()
+        elif response.Status == SUCCESS:
+            with suppress(StepwedgeError):  # then it is reported once more, which is harmless
+                self._commitments.reported(due.id)
+                self._reports[response.MessageIDBeingRespondedTo or 0] = None
+        else:
+            _log.warning("a peer did not take the report of a storage commitment")
 
     def _refuse(self, request: Any, context_id: int) -> None:
         """Answer a request that is not served (PS3.7 Annex C.5); the association goes on."""
@@ -423,7 +493,7 @@ class _Handler(RequestHandler):
     def _create_association(self) -> Association:
         # A C-STORE response is two small PDUs; without this each waits for the sender's delayed acknowledgement.
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        association = Acceptor(self.ae, self.server.door, self.server.admission)
+        association = Acceptor(self.ae, self.server.door, self.server.admission, self.server.commitments)
         association._server = self.server
         # pynetdicom finds its associations by this name.
         association.name = f"AcceptorThread@{self.client_address[1]}"
@@ -452,12 +522,14 @@ class _Server(ThreadedAssociationServer):
         address: tuple[str, int],
         door: Door,
         admission: Admission,
+        commitments: Commitments,
         tls: ssl.SSLContext | None,
         on_store: Callable[[evt.Event], Dataset | int],
         on_echo: Callable[[evt.Event], Dataset | int],
     ) -> None:
         self.door = door
         self.admission = admission
+        self.commitments = commitments
         self._tls = tls
         self.on_store = on_store
         self.on_echo = on_echo
@@ -495,12 +567,16 @@ class DimseServer:
         Address, AE titles and limits.
     door
         Where objects go.
+    commitments
+        What is asked of it about objects that went there.
     loop
         The event loop on which records are made.
     """
 
-    def __init__(self, settings: Ingest, door: Door, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, settings: Ingest, door: Door, commitments: Commitments, loop: asyncio.AbstractEventLoop) -> None:
         _silence()
+        self._commitments = commitments
+        self._reporter = Reporter(settings, commitments)
         self._door = door
         self._loop = loop
         self._ae = AE(settings.ae_title)
@@ -514,6 +590,7 @@ class DimseServer:
         # Every storage SOP class, private ones too, in whatever transfer syntax is proposed first: bytes are kept as
         # they come, so nothing needs to be understood (see `_silence` for the switch).
         self._ae.add_supported_context(Verification)
+        self._ae.add_supported_context(PUSH_MODEL)
         admission = Admission(settings)
         self._servers = [self._listening(settings.dimse, admission, None)] if settings.dimse else []
         if settings.dimse_tls:
@@ -527,7 +604,9 @@ class DimseServer:
     def _listening(self, endpoint: str, admission: Admission, tls: ssl.SSLContext | None) -> _Server:
         address = host_and_port(endpoint)
         try:
-            server = _Server(self._ae, address, self._door, admission, tls, self._on_store, self._on_echo)
+            server = _Server(
+                self._ae, address, self._door, admission, self._commitments, tls, self._on_store, self._on_echo
+            )
         except OSError:
             raise StepwedgeError(
                 ErrorCode.ERROR_CODE_CONFIGURATION, f"DICOM cannot be served on {endpoint}: taken or not ours"
@@ -542,6 +621,7 @@ class DimseServer:
         sys.setswitchinterval(_SWITCH_SECONDS)
         for thread in self._threads:
             thread.start()
+        self._reporter.start()
 
     def drain(self, seconds: float) -> None:
         """Take no new connections, let the open associations end by themselves, abort those that do not; blocks."""
@@ -555,6 +635,7 @@ class DimseServer:
                 association.abort()
         for thread in self._threads:
             thread.join(5.0)
+        self._reporter.stop()
 
     def _open(self) -> list[Association]:
         return [association for server in self._servers for association in server.active_associations]

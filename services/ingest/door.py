@@ -197,6 +197,7 @@ class Door:
     ) -> None:
         self._objects = objects
         self._arrivals = Arrivals(studies, self._ring)
+        self._studies = studies
         self._pseudonyms = pseudonyms
         self._recorder = recorder
         self._identifier = identifier
@@ -265,6 +266,10 @@ class Door:
         if self._confirming is None or self._confirming.done():
             self._confirming = asyncio.create_task(self._confirm(), name="confirmations")
 
+    def settle(self) -> None:
+        """Write down what the log was heard to have, so that whoever asks next is told so; blocks."""
+        self._arrivals.flush()
+
     async def flush(self) -> None:
         """Wait until everything that was accepted has gone to work."""
         self._hurry.set()
@@ -293,6 +298,8 @@ class Door:
 
     def _arrival(self, uids: dicom.Uids, sha256: str, content_sha256: str, size: int, channel: str) -> Arrival:
         name = self._pseudonyms
+        if name.rotated:  # a late image of a study bears names under the key that named the study
+            name = name.naming(uids.study, self._studies.name_of(uids.study))
         return Arrival(
             study_instance_uid=uids.study,
             series_instance_uid=uids.series,

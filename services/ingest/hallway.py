@@ -290,7 +290,8 @@ class Hallway:
         request = redaction_pb2.RedactInstanceRequest(
             object=common_pb2.ObjectReference(
                 zone=common_pb2.ZONE_ORIGINAL, sha256=instance.sha256, size_bytes=instance.size_bytes
-            )
+            ),
+            study=snapshot.study.pseudonym,
         )
         response = await self._call(
             claim,

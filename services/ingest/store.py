@@ -239,6 +239,12 @@ class StudyStore:
             instance = session.get_one(Instance, instance_id)
             return instance, session.get_one(Study, instance.study_id)
 
+    def name_of(self, study_instance_uid: str) -> str:
+        """The de-identified UID that a study has already; empty where nothing of it came yet."""
+        with self._reading.begin() as session:
+            wanted = select(Study.pseudonym).where(Study.study_instance_uid == study_instance_uid)
+            return session.scalars(wanted).one_or_none() or ""
+
     def _lock_instance_uid(self, session: Session, uid: str) -> None:
         # Two objects under one SOP Instance UID in two studies lock no common row; SQLite has one writer anyway.
         if self._postgres:

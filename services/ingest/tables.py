@@ -269,3 +269,23 @@ class Counter(Base):
 
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     value: Mapped[int] = mapped_column(BigInteger)
+
+
+class Commitment(Base):
+    """A storage commitment that a peer asked for (PS3.4 Annex J)."""
+
+    __tablename__ = "commitments"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    transaction_uid: Mapped[str] = mapped_column(String(64))
+    ae_title: Mapped[str] = mapped_column(String(16))
+    """Who asked, as it calls itself."""
+    references: Mapped[list[list[str]]] = mapped_column(JSON)
+    """SOP Class UID and SOP Instance UID of each object, in the order in which they were asked for."""
+    requested_at: Mapped[datetime] = mapped_column(Utc)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(Utc)
+    """When the outcome shall be reported next; null when it was, or was given up."""
+    reported_at: Mapped[datetime | None] = mapped_column(Utc)
+
+    __table_args__ = (UniqueConstraint("transaction_uid", "ae_title"), Index("ix_commitments_due", "next_attempt_at"))
