@@ -382,7 +382,7 @@ def mirrored(seen: Look, directions: tuple[str, str]) -> Finding:
         (True, True): "right and left are exchanged, as the header says",
         (False, True): "the header says that right and left are exchanged, and they do not look it",
     }.get((looks, said), "right and left look as they should")
-    doubt = looks or (said and looks_upright)
+    doubt = looks_upright if said else looks
     return finding(code, WARN if doubt else PASS, words, value=value, threshold=limit.warn)
 
 

@@ -134,8 +134,8 @@ TABLE: Final = (
         "Difference of the mean widths of the two lung fields between apices and heart over their sum, positive where "
         "the left one is wider, its interval from the nested masks: an index, no angle. WARN at most. It was held "
         "against a digital phantom, where a degree moves it by 0.002 and anatomy by 0.1, and against nobody's reading: "
-        "it shows a gross difference of the sides, and no rotation of the size that occurs. People agree on rotation at "
-        "kappa 0.5",
+        "it shows a gross difference of the sides, and no rotation of the size that occurs. People agree on rotation "
+        "at kappa 0.5",
         "after doi 10.3233/XST-210990; own measurement, services/inference/thresholds.py",
     ),
     Definition(
@@ -279,6 +279,17 @@ MEASUREMENTS: Final[Mapping[str, str]] = {
 """Name of every measurement -> what it is."""
 
 
+def as_markdown() -> str:
+    """The two tables as docs/findings.md holds them; `python -m services.inference.findings` prints them."""
+    lines = ["| code | title | unit | definition | source |", "|---|---|---|---|---|"]
+    for one in TABLE:
+        unit = f"`{one.unit}`" if one.unit else ""
+        lines.append(f"| `{name(one.code)}` | {one.title} | {unit} | {one.definition} | {one.source} |")
+    lines += ["", "| measurement | what it is |", "|---|---|"]
+    lines += [f"| `{measured}` | {words} |" for measured, words in MEASUREMENTS.items()]
+    return "\n".join(lines) + "\n"
+
+
 class Value(NamedTuple):
     """A measured value with its unit (UCUM) and, where there is one, its interval."""
 
@@ -344,3 +355,9 @@ def finding_as_json(message: Finding) -> dict[str, Any]:
             for box in message.boxes
         ]
     return shown
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(as_markdown())

@@ -110,7 +110,7 @@ def rendered_frame(dataset: Dataset, index: int, *, max_bytes: int) -> tuple[NDA
 
 
 def picture(data: bytes) -> Frame:
-    """A PNG, JPEG or TIFF file as one frame; the lowest value is black.
+    """A PNG, JPEG or TIFF file as one frame, turned as its EXIF orientation asks; the lowest value is black.
 
     Raises NOT_DICOM where the bytes are none of these, PIXELS_UNDECODABLE where they do not decode.
     """
@@ -121,7 +121,7 @@ def picture(data: bytes) -> Frame:
     if not (0 < columns * rows * sample_bytes <= MAX_FRAME_BYTES):
         raise _undecodable("the picture is larger than may be decoded, or empty")
     try:
-        stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
     except cv2.error:
         stored = None
     if stored is None or stored.size == 0:

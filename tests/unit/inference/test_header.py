@@ -1,0 +1,272 @@
+"""What the header alone shows to be wrong."""
+
+from __future__ import annotations
+
+import math
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
+from pydicom.uid import JPEG2000Lossless
+
+from services.inference import header
+from services.inference.assess import Assessor
+from services.inference.findings import name
+from services.redaction.engine import redact
+from services.redaction.profile import Profile
+from shared import paths, phantom
+from shared.policy import Policy
+from shared.pseudonyms import Pseudonyms
+from stepwedge.common.v1.common_pb2 import Finding, Outcome, Verdict
+
+SMALL = phantom.chest(1, columns=256, rows=320)
+
+
+def an_object(**attributes: Any) -> Dataset:
+    """A phantom's data set, with attributes set or (None) taken away."""
+    uids = dict.fromkeys(("study_uid", "series_uid", "sop_instance_uid"), "2.25.1")
+    dataset: Dataset = phantom.to_dicom(SMALL, patient_name="", patient_id="", **uids)
+    for keyword, value in attributes.items():
+        if value is None:
+            dataset.pop(keyword, None)
+        else:
+            with pydicom.config.disable_value_validation():
+                setattr(dataset, keyword, value)
+    return dataset
+
+
+def outcome(found: Finding | None) -> str:
+    """ "WARN" of OUTCOME_WARN; "-" where there is no finding."""
+    return "-" if found is None else Outcome.Name(found.outcome).removeprefix("OUTCOME_")
+
+
+def code(value: str) -> Sequence:
+    """A code sequence of one item."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", "x"
+    return Sequence([item])
+
+
+def test_a_good_object_passes_every_check() -> None:
+    assert {outcome(one) for one in header.findings(an_object())} == {"PASS"}
+    assert {outcome(one) for one in header.findings(an_object(Modality="CR", SOPClassUID="1.2.840.10008.5.1.4.1.1.1"))}
+
+
+@pytest.mark.parametrize(
+    ("index", "target", "expected", "deviation"),
+    [
+        ("250", "250", "PASS", 0.0),
+        ("313", "250", "PASS", 0.976),
+        ("320", "250", "WARN", 1.072),
+        ("200", "250", "PASS", -0.969),
+        ("190", "250", "WARN", -1.192),
+        ("500", "250", "FAIL", 3.010),
+        ("498", "250", "WARN", 2.993),
+        ("125", "250", "FAIL", -3.010),
+        ("250", None, "NOT_ASSESSABLE", None),
+        (None, "250", "NOT_ASSESSABLE", None),
+        ("250", "", "NOT_ASSESSABLE", None),
+        ("0", "250", "NOT_ASSESSABLE", None),
+        ("250", "0", "NOT_ASSESSABLE", None),
+        ("-250", "-250", "NOT_ASSESSABLE", None),
+        ("1e300", "250", "NOT_ASSESSABLE", None),
+        ("250", "1e-300", "NOT_ASSESSABLE", None),
+    ],
+)
+def test_the_deviation_index_is_recomputed(index: Any, target: Any, expected: str, deviation: float | None) -> None:
+    found = header.exposure(an_object(ExposureIndex=index, TargetExposureIndex=target, DeviationIndex=None))
+    assert found is not None
+    assert outcome(found) == expected
+    assert found.HasField("measurement") is (deviation is not None)
+    if deviation is not None:
+        assert found.measurement.value == pytest.approx(deviation, abs=0.001)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_index_that_is_no_number_is_not_assessable(value: float) -> None:
+    dataset = an_object(ExposureIndex=None)
+    dataset.ExposureIndex = pydicom.valuerep.DSfloat(value, validation_mode=0)
+    assert outcome(header.exposure(dataset)) == "NOT_ASSESSABLE"
+    assert all(math.isfinite(one.value) for one in header.exposure_values(dataset))
+
+
+@pytest.mark.parametrize(("stored", "expected"), [("0.0", "PASS"), ("0.1", "PASS"), ("-2.5", "WARN"), ("nan", "WARN")])
+def test_a_stored_deviation_index_that_contradicts_is_a_doubt(stored: str, expected: str) -> None:
+    dataset = an_object(DeviationIndex=None)
+    dataset.DeviationIndex = pydicom.valuerep.DSfloat(float(stored), validation_mode=0)
+    assert outcome(header.exposure(dataset)) == expected
+
+
+@pytest.mark.parametrize("exposure", [0.25, 0.7, 1.0, 1.5, 4.0])
+def test_the_phantoms_exposure_is_found(assessor: Assessor, exposure: float) -> None:
+    uids = dict.fromkeys(("study_uid", "series_uid", "sop_instance_uid"), "2.25.1")
+    drawn = phantom.chest(2, columns=512, rows=640, exposure=exposure)
+    buffer = BytesIO()
+    phantom.to_dicom(drawn, patient_name="", patient_id="", **uids).save_as(buffer, enforce_file_format=True)
+    result = assessor.assess_dicom(buffer.getvalue())
+    (found,) = [one for one in result.findings if name(one.code) == "EXPOSURE"]
+    assert found.measurement.value == pytest.approx(10 * math.log10(exposure), abs=0.001)
+    verdict, reasons = Policy.load(paths.POLICY).instance_verdict(result.findings, modality="DX")
+    assert (verdict == Verdict.VERDICT_REVIEW) is (abs(10 * math.log10(exposure)) > 3)
+    assert (found.code in reasons) is (exposure != 1.0)
+
+
+def test_other_modalities_have_no_deviation_index() -> None:
+    assert header.exposure(an_object(Modality="CT")) is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({}, "PASS"),
+        ({"ImagerPixelSpacing": ["0", "0"]}, "FAIL"),
+        ({"ImagerPixelSpacing": ["-0.2", "0.2"]}, "FAIL"),
+        ({"ImagerPixelSpacing": ["0.2", "2000"]}, "FAIL"),
+        ({"ImagerPixelSpacing": None}, "NOT_ASSESSABLE"),
+        ({"ImagerPixelSpacing": None, "Modality": "CT"}, "-"),
+        ({"ImagerPixelSpacing": None, "Modality": "CT", "PixelSpacing": ["0", "0"]}, "FAIL"),
+        ({"ImagerPixelSpacing": None, "Modality": "NM", "PixelSpacing": ["9", "9"]}, "-"),
+        ({"PixelSpacing": ["0.4", "0.2"]}, "PASS"),
+    ],
+)
+def test_a_distance_that_cannot_be_is_a_fault(attributes: dict[str, Any], expected: str) -> None:
+    assert outcome(header.spacing(an_object(**attributes))) == expected
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({}, "PASS"),
+        ({"Laterality": "L", "ImageLaterality": "R"}, "FAIL"),
+        ({"PatientOrientation": ["L", "R"]}, "FAIL"),
+        ({"PatientOrientation": ["P", "F"]}, "PASS"),
+        ({"ImageLaterality": "X"}, "WARN"),
+        ({"ImageLaterality": "L"}, "WARN"),
+        ({"BodyPartExamined": "KNEE"}, "WARN"),
+        ({"BodyPartExamined": "KNEE", "AnatomicRegionSequence": None}, "PASS"),
+        ({"BodyPartExamined": "KNEE", "AnatomicRegionSequence": None, "ImageLaterality": None}, "WARN"),
+        ({"Laterality": None, "ImageLaterality": None, "PatientOrientation": None}, "-"),
+    ],
+)
+def test_sides_that_contradict_each_other_are_found(attributes: dict[str, Any], expected: str) -> None:
+    assert outcome(header.laterality(an_object(**attributes))) == expected
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({}, "PASS"),
+        ({"ViewPosition": "AP"}, "FAIL"),
+        ({"ViewPosition": "LL"}, "FAIL"),
+        ({"ViewPosition": "AP", "ViewCodeSequence": code("399348003")}, "PASS"),
+        ({"ViewPosition": None}, "PASS"),
+        ({"ViewPosition": None, "ViewCodeSequence": None}, "-"),
+        ({"PatientOrientation": ["P", "F"]}, "FAIL"),
+    ],
+)
+def test_views_that_contradict_each_other_are_found(attributes: dict[str, Any], expected: str) -> None:
+    assert outcome(header.view(an_object(**attributes))) == expected
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"PatientBirthDate": "19700229"}, "FAIL"),
+        ({"PatientBirthDate": "19720229"}, "PASS"),
+        ({"PatientBirthDate": "20300101"}, "FAIL"),
+        ({"StudyDate": "20261301"}, "FAIL"),
+        ({"StudyDate": "00010101"}, "FAIL"),
+        ({"StudyDate": "2026.01.01"}, "PASS"),
+        ({"AcquisitionDate": "20260102"}, "WARN"),
+        ({"StudyDate": "", "ContentDate": "", "AcquisitionDate": ""}, "-"),
+    ],
+)
+def test_dates_that_cannot_be_are_found(attributes: dict[str, Any], expected: str) -> None:
+    assert outcome(header.dates(an_object(**attributes))) == expected
+
+
+def test_absent_attributes_are_named_by_their_keywords_alone() -> None:
+    found = header.attributes(an_object(ImageLaterality=None, BurnedInAnnotation=""))
+    assert outcome(found) == "WARN"
+    assert found.detail == "absent or empty: ImageLaterality, BurnedInAnnotation"
+
+
+def loop(frames: list[np.ndarray], **attributes: Any) -> Dataset:
+    """A native multi-frame object of another modality."""
+    data = b"".join(frame.astype("<u2").tobytes() for frame in frames)
+    return an_object(Modality="CT", PixelData=data, NumberOfFrames=len(frames), **attributes)
+
+
+def test_frames_that_are_missing_surplus_or_repeated_are_found() -> None:
+    image = SMALL.image
+    different = [image, image + 1, image + 2]
+    assert outcome(header.frames(loop(different))) == "PASS"
+    missing, surplus = loop(different), loop(different)
+    missing.NumberOfFrames, surplus.NumberOfFrames = 4, 2
+    assert [outcome(header.frames(one)) for one in (missing, surplus)] == ["FAIL", "FAIL"]
+    repeated = header.frames(loop([image, image, image + 1, image + 1]))
+    assert repeated is not None
+    assert (outcome(repeated), repeated.measurement.value) == ("WARN", 2)
+    empty = np.zeros_like(image)
+    assert outcome(header.frames(loop([empty, empty, image]))) == "PASS"
+    filmed = loop([image, image])
+    filmed.Modality = "US"
+    assert outcome(header.frames(filmed)) == "PASS"
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(2, "WARN"), (3, "FAIL"), (1, "FAIL")])
+def test_encapsulated_frames_are_counted_by_their_table(stated: int, expected: str) -> None:
+    part = bytes(range(256)) * 4
+    dataset = an_object(Modality="CT", NumberOfFrames=stated)
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    dataset.PixelData = encapsulate([part, part])
+    assert outcome(header.frames(dataset)) == expected
+
+
+@pytest.mark.parametrize("value", ["0", "-3"])
+def test_a_number_of_frames_that_is_none_is_a_doubt(value: str) -> None:
+    assert outcome(header.frames(an_object(NumberOfFrames=value))) == "WARN"
+
+
+def test_blades_of_another_matrix_are_not_believed() -> None:
+    def edges(*values: int) -> dict[str, str]:
+        names = ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
+        pairs = zip(names, values, strict=True)
+        return {"CollimatorShape": "RECTANGULAR"} | {f"Collimator{name}Edge": str(value) for name, value in pairs}
+
+    assert header.open_field(an_object(**edges(10, 300, 20, 240))) == (10, 299, 20, 239)
+    for wrong in ((-10, 300, 20, 240), (10, 3000, 20, 240), (300, 10, 20, 240), (10, 20, 20, 30)):
+        assert header.open_field(an_object(**edges(*wrong))) is None
+    assert header.open_field(an_object()) is None
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"PatientOrientation": "L"},
+        {"PatientOrientation": ["", ""]},
+        {"ViewCodeSequence": Sequence([])},
+        {"AnatomicRegionSequence": Sequence([Dataset()])},
+        {"Rows": None},
+        {"BitsAllocated": None},
+        {"PixelData": b"\0"},
+    ],
+)
+def test_no_header_breaks_the_checks(attributes: dict[str, Any]) -> None:
+    assert list(header.findings(an_object(**attributes)))
+
+
+def test_redaction_keeps_what_these_checks_read() -> None:
+    kept = ("ExposureIndex", "TargetExposureIndex", "DeviationIndex", "ImageLaterality", "PatientOrientation")
+    kept = (*kept, "ImagerPixelSpacing", "ViewPosition", "ViewCodeSequence", "AnatomicRegionSequence")
+    before = an_object()
+    buffer = BytesIO()
+    before.save_as(buffer, enforce_file_format=True)
+    clean = redact(buffer.getvalue(), Pseudonyms(bytes(range(32))), Profile.basic()).data
+    after = pydicom.dcmread(BytesIO(clean))
+    assert {keyword: after.get(keyword) for keyword in kept} == {keyword: before.get(keyword) for keyword in kept}
