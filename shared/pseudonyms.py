@@ -63,6 +63,7 @@ class Pseudonyms:
         self._keys = {purpose: _derive(key, purpose) for purpose in _PURPOSES}
         self._older = tuple(Pseudonyms(one) for one in older)
         self._uid = lru_cache(maxsize=65536)(self._make_uid)
+        self._under = lru_cache(maxsize=None)(self._make_under)
 
     @classmethod
     def load(cls, path: Path, key_id: str = "") -> Pseudonyms:
@@ -85,6 +86,26 @@ class Pseudonyms:
         info = _frame("project", name)
         older = [_expand(one._secret, info) for one in self._older]
         return Pseudonyms(_expand(self._secret, info), older)
+
+    @property
+    def rotated(self) -> bool:
+        """Whether the file has retired keys."""
+        return bool(self._older)
+
+    def naming(self, uid: str, pseudonym: str) -> Pseudonyms:
+        """The pseudonyms under which the UID once got this name: a retired key's, where the file has it still.
+
+        Late images of a study get the names that the study has, whatever was rotated since. These pseudonyms
+        themselves where nothing was named so, or `pseudonym` is empty.
+        """
+        if not pseudonym or self.uid(uid) == pseudonym:
+            return self
+        found = next((place for place, one in enumerate(self._older) if one.uid(uid) == pseudonym), None)
+        return self if found is None else self._under(found)
+
+    def _make_under(self, place: int) -> Pseudonyms:
+        secrets = [one._secret for one in self._older]
+        return Pseudonyms(secrets.pop(place), [self._secret, *secrets])
 
     @property
     def key_id(self) -> str:

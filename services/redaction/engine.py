@@ -75,9 +75,10 @@ class Names:
     subject: str = ""
 
 
-def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
-    """Redact one object; a function of its three arguments alone.
+def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile, study: str = "") -> Redacted:
+    """Redact one object; a function of its arguments alone.
 
+    study: the name that its study got before, if any: the object is named under the key that made that name.
     Raises NOT_DICOM, MALFORMED_DICOM, NOT_REDACTABLE, RESIDUAL_IDENTITY and, where pixels are cleaned,
     PIXELS_UNDECODABLE, as `RefusedError`; no message has a value.
     """
@@ -97,6 +98,10 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> Redacted:
     names = Names()
     try:
         original = parse(data)
+        before, pseudonyms = pseudonyms, pseudonyms.naming(values.first(original.data_set[::-1], _STUDY), study)
+        if pseudonyms is not before:
+            commitment = pseudonyms.commitment(hashlib.sha256(data).hexdigest())
+            receipt = replace(receipt, key_id=pseudonyms.key_id, input_commitment=commitment)
         names = _names(original, pseudonyms)
         sop_class = _accepted(original, profile)
         run = _Run(profile, pseudonyms, counts, original, sop_class, names.subject)

@@ -86,15 +86,15 @@ class Pool:
         except (BrokenProcessPool, TimeoutError):
             raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, "the workers of redaction do not start") from None
 
-    async def redact(self, sha256: str) -> Done:
-        """Redact the object of the zone `original` with this digest into the zone `deidentified`.
+    async def redact(self, sha256: str, study: str = "") -> Done:
+        """Redact the object of the zone `original` with this digest into the zone `deidentified`; study: as `redact`.
 
         Raises OBJECT_NOT_FOUND and what else the store raises; INTERNAL, transient, where the worker dies or hangs.
         """
         executor = self._executor
         try:
             async with asyncio.timeout(OBJECT_SECONDS):
-                result = await asyncio.get_running_loop().run_in_executor(executor, _redact, sha256)
+                result = await asyncio.get_running_loop().run_in_executor(executor, _redact, sha256, study)
         except BrokenProcessPool:
             self._replace(executor)
             raise StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "a worker of redaction died", permanent=False) from None
@@ -152,11 +152,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _redact(sha256: str) -> Done | Failed:
+def _redact(sha256: str, study: str) -> Done | Failed:
     try:
         data = _Worker.store.get(Zone.ORIGINAL, sha256)
         try:
-            redacted: Redacted = redact(data, _Worker.pseudonyms, _Worker.profile)
+            redacted: Redacted = redact(data, _Worker.pseudonyms, _Worker.profile, study)
         except RefusedError as error:
             return Done(error.receipt, error.names, refusal=error.code, message=error.message)
         stored = _Worker.store.put(Zone.DEIDENTIFIED, redacted.data)

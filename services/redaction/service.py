@@ -35,7 +35,7 @@ class RedactionService(redaction_pb2_grpc.RedactionServiceServicer):
         """Redact one object of the zone `original`."""
         if request.object.zone != common_pb2.ZONE_ORIGINAL:
             raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the object must be of the zone original")
-        done = await self._pool.redact(objects.validated(request.object.sha256))
+        done = await self._pool.redact(objects.validated(request.object.sha256), request.study)
         index = await self._record(done)
         if done.refusal is not None:
             raise StepwedgeError(done.refusal, done.message)

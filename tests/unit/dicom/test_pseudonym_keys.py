@@ -92,3 +92,20 @@ def test_a_file_that_others_may_read_is_not_rotated(file: Path) -> None:
     with pytest.raises(StepwedgeError):
         pseudonym_keys.rotate(file)
     assert file.read_bytes() == before
+
+
+def test_what_a_retired_key_named_goes_on_to_be_named_by_it(file: Path) -> None:
+    old = Pseudonyms.load(file)
+    pseudonym_keys.rotate(file)
+    middle = Pseudonyms.load(file)
+    pseudonym_keys.rotate(file)
+    new = Pseudonyms.load(file)
+    for one in (old, middle, new):
+        again = new.naming("1.2.840.1", one.uid("1.2.840.1"))
+        assert again.key_id == one.key_id
+        assert again.uid("1.2.840.2") == one.uid("1.2.840.2")
+        assert again.subject("MRN1") == one.subject("MRN1")
+        assert all(again.is_ours(other.uid("1.2.3")) for other in (old, middle, new))
+    assert new.naming("1.2.840.1", "") is new
+    assert new.naming("1.2.840.1", "2.25.1") is new
+    assert (old.rotated, new.rotated) == (False, True)

@@ -90,3 +90,16 @@ def test_references_between_redacted_objects_still_lead_to_each_other() -> None:
         one.save_as(out)
         made.append(pydicom.dcmread(io.BytesIO(redact(out.getvalue(), PSEUDONYMS, Profile.basic()).data)))
     assert made[0].ReferencedImageSequence[0].ReferencedSOPInstanceUID == made[1].SOPInstanceUID
+
+
+def test_a_late_image_after_a_rotation_gets_the_names_of_its_study() -> None:
+    file = next(path for path in BUNDLE if path.name == "CT_small.dcm").read_bytes()
+    before = redact(file, PSEUDONYMS, Profile.basic())
+    rotated = Pseudonyms(bytes(32), [KEY])
+    late = redact(file, rotated, Profile.basic(), before.study)
+    assert (late.study, late.series, late.instance, late.subject) == (
+        before.study, before.series, before.instance, before.subject,
+    )  # fmt: skip
+    assert late.receipt == before.receipt
+    assert late.data == before.data
+    assert redact(file, rotated, Profile.basic()).study != before.study

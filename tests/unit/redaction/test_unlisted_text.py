@@ -5,8 +5,9 @@ import io
 
 import pydicom
 import pytest
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from services.redaction import words
 from services.redaction.engine import RefusedError, redact
@@ -43,13 +44,13 @@ def test_a_strangers_name_goes_from_a_field_that_no_table_lists(keyword: str, pr
         ds = minimal()
         item = Dataset()
         for one in (ds, item):
-            setattr(one, keyword, text[:16] if pydicom.datadict.dictionary_VR(keyword) == "SH" else text)
+            setattr(one, keyword, text[:16] if dictionary_VR(keyword) == "SH" else text)
         ds.AnatomicRegionSequence = [item]
         data, result = made(ds, profile)
         assert b"zeziczan" not in data
         assert b"0192" not in data
         assert b"1971" not in data
-        assert tag_for_keyword(keyword) in result  # something valid stands there
+        assert keyword in result  # something valid stands there
 
 
 def test_a_name_split_over_two_fields_goes() -> None:
@@ -74,10 +75,10 @@ def test_settings_of_devices_stay() -> None:
     before = {element.tag: element.value for element in ds if element.tag >> 16 in (0x0018, 0x0020)}
     _, after = made(copy.deepcopy(ds))
     for tag, value in before.items():
-        if pydicom.datadict.dictionary_VR(tag) in ("LO", "SH"):
+        if dictionary_VR(tag) in ("LO", "SH"):
             assert after[tag].value == value
     assert (after.Manufacturer, after.ManufacturerModelName) == ("ACME", "LightSpeed Ultra")
-    assert list(after.SoftwareVersions) == ["V3.51*P25", "v 4"]
+    assert list(after.SoftwareVersions) == ["V3.51*P25", "syngo 4"]
 
 
 def test_what_leads_from_one_place_to_another_leads_there_still() -> None:
@@ -115,7 +116,7 @@ def test_a_group_beyond_those_of_overlays_and_curves_goes(tag: int) -> None:
 def test_the_digits_of_an_identifier_in_a_number_quarantine(keyword: str, vr: str) -> None:
     ds = minimal()
     ds.AccessionNumber = "ACC77120934"
-    ds.add_new(tag_for_keyword(keyword), vr, "77120934")
+    ds.add_new(Tag(keyword), vr, "77120934")
     with pytest.raises(RefusedError) as caught:
         redact(written(ds), PSEUDONYMS, Profile.basic())
     assert caught.value.code == ErrorCode.ERROR_CODE_RESIDUAL_IDENTITY
