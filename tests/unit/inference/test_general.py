@@ -117,3 +117,24 @@ def test_the_largest_images_are_thinned_out() -> None:
     wide[:, ::2] = 255
     assert general.structure(wide) is not None
     assert general.grey_range(wide).at_high.shape == (256, 256)
+
+
+def estimated(values: NDArray[Any]) -> dict[str, float]:
+    """Name -> value of the estimates."""
+    return {one.name: one.value for one in general.estimates(values)}
+
+
+def test_less_exposure_is_more_noise_and_blur_is_less_sharp() -> None:
+    drawn = {share: phantom.chest(4, columns=512, rows=640, exposure=share).image for share in (1.0, 0.25, 0.0625)}
+    noise = [estimated(image)["noise"] for image in drawn.values()]
+    assert noise == sorted(noise)
+    assert noise[2] > 2.5 * noise[0]
+    blurred = [estimated(cv2.GaussianBlur(drawn[1.0], (0, 0), sigma))["sharpness"] for sigma in (0.5, 1.5, 3.0)]
+    assert blurred == sorted(blurred, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros((40, 40), np.uint8), np.ones((3, 900), np.int16), np.eye(2, dtype=np.float32)]
+)
+def test_where_nothing_can_be_estimated_only_the_levels_are_counted(values: NDArray[Any]) -> None:
+    assert set(estimated(values)) == {"grey_levels"}
