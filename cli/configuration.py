@@ -74,7 +74,9 @@ def write_for_service(settings: Settings, service: str, file: Path) -> Path:
     identity = Identity(service)
     secrets = file.with_suffix(".secrets")
     own = pki.Credentials.load(settings.cluster.pki, identity)
-    wanted = [own.ca, own.certificate, own.key, *(settings.cluster.keys / name for name in KEYS_OF[identity])]
+    wanted = [own.ca, own.certificate, own.key]
+    if identity != Identity.AUDIT:  # whose key may be rotated, which is to replace the key itself and no copy of it
+        wanted += [settings.cluster.keys / name for name in KEYS_OF[identity]]
     _private_folder(secrets)
     for source in wanted:
         if source.exists():

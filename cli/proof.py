@@ -51,9 +51,10 @@ def rotate_key(folder: Path, config: Path | None, identity: str, *, json: bool) 
         if json:
             terminal.emit(told)
         else:
-            terminal.note(f"the log signs with a new key from {done.from_size} records on:\n{done.new_key}")
+            terminal.note(f"the log signs with a new key from {done.from_size} records on:")
+            terminal.note(done.new_key)
     if not json:
-        terminal.note(f"{file}: give it to those who run witnesses (--rotation) and to auditors")
+        terminal.note(f"{file}: give it to auditors; witnesses learn of the change from the log, or by --rotation")
 
 
 def verify_stamp(token: Path, checkpoint: Path, certificates: Path, *, json: bool) -> int:

@@ -48,6 +48,8 @@ KEYS_OF: Mapping[Identity, tuple[str, ...]] = MappingProxyType(
 )
 """Which keys lie in whose folder."""
 
+_ROTATED = frozenset({keys.SIGNING, keys.VERIFICATION})
+
 DATABASES = (Identity.INGEST, Identity.AUDIT)
 """Services that keep state, each in a database of its own name."""
 
@@ -77,6 +79,8 @@ def provision(root: Path, *, names: Sequence[str] = ("localhost",), origin: str,
             _hand_out(authority / "pki" / name, root / role.value / "pki", SERVICE_USER)
         (root / role.value / "keys").mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in wanted:
+            if name in _ROTATED and (root / role.value / "keys" / name).exists():
+                continue  # the log may have changed its key since: what lies here is newer than what was minted
             _hand_out(authority / "keys" / name, root / role.value / "keys", SERVICE_USER)
         _own(root / role.value, SERVICE_USER)
     if postgres is not None:

@@ -418,6 +418,9 @@ class Audit(Service):
     """File of the key that wraps the key of each subject; the service makes it, and replaces it at every erasure.
     Default identity-master.key in the keys folder, which the service must then be able to write. Keep it out of the
     backups of the database."""
+    keys: File = _UNSET
+    """Folder of the log's signing key and of audit.vkey; default the keys folder. The service writes there when its key
+    is rotated, so it must be the folder itself and no copy of it."""
     retention_default: Literal["M6", "Y6", "Y10", "Y15"] = "Y6"
     """How long a record is kept at least: six months, 6, 10 or 15 years. Records of models, of constancy tests and of
     alerts are kept ten years at least; those of erasure, legal holds, pruning and keys as long as the log."""
@@ -563,6 +566,8 @@ class Settings(BaseSettings):
                 setattr(self.console, key, self.cluster.pki / name)
         if self.audit.master_key == _UNSET:
             self.audit.master_key = self.cluster.keys / "identity-master.key"
+        if self.audit.keys == _UNSET:
+            self.audit.keys = self.cluster.keys
         self.objects.original = self.objects.original or str(data / "objects" / "original")
         self.objects.deidentified = self.objects.deidentified or str(data / "objects" / "deidentified")
         self.ingest.database = self.ingest.database or f"sqlite:///{data / 'ingest.db'}"

@@ -47,7 +47,7 @@ def open_log(settings: Settings) -> Log:
     with the_store.reading() as connection:
         known = store.keys(connection)
     newest_key = known[-1].verification_key if known else None
-    signer = signing.signer(settings.cluster.keys, section.origin, newest_key)
+    signer = signing.signer(section.keys, section.origin, newest_key)
     log = Log(
         the_store,
         signer,
@@ -81,7 +81,7 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     scrub = Scrub(log, settings.audit.check_per_second)
     await asyncio.to_thread(scrub.start)
     of_kind = retention.classes(settings.audit.retention_default, settings.audit.retention)
-    service = AuditService(log, asking, Rotator(log, settings.cluster.keys), scrub, of_kind, server.refusals)
+    service = AuditService(log, asking, Rotator(log, settings.audit.keys), scrub, of_kind, server.refusals)
     server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, service, SERVICE)
 
     server.refusals.record_with(OwnRecorder(log))

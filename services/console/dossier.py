@@ -23,6 +23,8 @@ from shared.transparency.note import (
     VerificationKey,
     open_checkpoint,
 )
+from shared.transparency.rotation import Rotation, signers, terms
+from shared.transparency.tlog_proof import TlogProof
 from stepwedge.audit.v1 import audit_pb2
 
 MOST: Final = 500
@@ -110,7 +112,7 @@ async def head_of(gateway: Gateway) -> Head:
     ours = gateway.verification_key()
     key = ours or answer.verification_key
     try:
-        checkpoint = open_checkpoint(answer.checkpoint.encode(), [VerificationKey.parse(one) for one in key.split()])
+        checkpoint = await _opened(gateway, answer.checkpoint.encode(), [VerificationKey.parse(k) for k in key.split()])
         signed = True
     except (MalformedNoteError, BadSignatureError):
         checkpoint, signed = Checkpoint("", answer.size, answer.root_hash), False
@@ -124,6 +126,27 @@ async def head_of(gateway: Gateway) -> Head:
         signed,
         _cosignatures(answer.cosigned_checkpoint),
     )
+
+
+async def _opened(gateway: Gateway, note: bytes, trusted: list[VerificationKey]) -> Checkpoint:
+    """The checkpoint, signed by a key that is trusted or that one which is leads to (a rotation, with its proof).
+
+    Raises MalformedNoteError or BadSignatureError.
+    """
+    try:
+        return open_checkpoint(note, trusted)
+    except BadSignatureError:
+        rotated = audit_pb2.QueryEntriesRequest(kind=audit_pb2.RECORD_KIND_KEY_ROTATED, page_size=MOST)
+        changes: list[Rotation] = []
+        for entry in (await ask(gateway.audit.QueryEntries, rotated)).entries:
+            request = audit_pb2.GetProofRequest(index=entry.index, size=entry.index + 1)
+            proof = await ask(gateway.audit.GetProof, request)
+            change = Rotation.of(TlogProof.parse(proof.proof.encode()))
+            if change.old in trusted or any(change.old == one.new for one in changes):
+                changes.append(change)
+        checkpoint = open_checkpoint(note, [*trusted, *(one.new for one in changes)])
+        signers(Note.parse(note), terms(trusted, changes), checkpoint.size)
+        return checkpoint
 
 
 def _cosignatures(text: str) -> int:

@@ -16,7 +16,7 @@ import pytest
 from cli.configuration import free_ports
 from services.console.web import COOKIE, HEADERS
 from shared import phantom
-from stepwedge.audit.v1 import audit_pb2
+from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 from tests.wire.cluster import eventually
 from tests.wire.console_house import ACCESSION, PASSWORD, PATIENT, Browser, ConsoleHouse, console_house
 
@@ -218,7 +218,7 @@ def test_a_dossier_proves_every_step_and_prints(house: ConsoleHouse):
 def test_what_is_taken_away_proves_itself(house: ConsoleHouse, tmp_path: Path):
     auditor = house.browser("auditor")
     verifier = Path(__file__).parents[2] / "verifier" / "verify.py"
-    key = (house.cluster.settings.cluster.keys / "audit.vkey").read_text().strip()
+    key = (house.cluster.settings.cluster.keys / "audit.vkey").read_text().split()[0]
     bundle = tmp_path / "log.zip"
     bundle.write_bytes(auditor.get("/audit/export?format=bundle").content)
     done = subprocess.run([sys.executable, "-I", verifier, bundle, "--key", key], capture_output=True, check=False)
@@ -351,3 +351,19 @@ def test_erasure_needs_a_second_person_and_a_hold_stops_it(house: ConsoleHouse):
     assert not [one for one in records(house, "erased") if one.outcome == audit_pb2.EVENT_OUTCOME_SUCCESS]
     assert one.post(page, page=page, action="withdraw", number=request(one)).status_code == 200
     assert one.post(page, page=page, action="agree", number="999999").status_code == 409
+
+
+def test_the_key_of_the_log_changes_the_log_dies_and_a_dossier_is_proved_as_before(house: ConsoleHouse):
+    auditor = house.browser("auditor")
+    operator = audit_pb2_grpc.AuditServiceStub(house.cluster.channel("audit"))
+    done = operator.RotateKey(audit_pb2.RotateKeyRequest(), timeout=30)
+    lines = (house.cluster.settings.cluster.keys / "audit.vkey").read_text().split()
+    assert lines == [done.old_key, done.new_key]
+    house.cluster.kill("audit")
+    house.cluster.wait_ready()
+    page = auditor.get(f"/audit/dossiers/{house.studies[1]}")  # the console knows the first key only
+    assert (page.status_code, "Not proved" in page.text) == (200, False)
+    reads = [entry.record.read for entry in house.cluster.entries(kind=audit_pb2.RECORD_KIND_READ)]
+    persons = {read.person for read in reads if read.reader == "console"}
+    assert "auditor" in persons
+    assert "" not in persons

@@ -87,9 +87,16 @@ def test_a_child_is_given_its_own_certificate_and_keys_and_nobody_elses(settings
         Identity.INGEST: {keys.PSEUDONYMS, keys.IDENTITY, keys.BLIND_INDEX},
         Identity.REDACTION: {keys.PSEUDONYMS},
         Identity.INFERENCE: set(),
-        Identity.AUDIT: {keys.SIGNING, keys.VERIFICATION},
+        Identity.AUDIT: set(),
     }
     assert there == {"ca.crt", f"{service}.crt", f"{service}.key"} | own[service]
+
+
+def test_the_log_replaces_its_key_where_it_lies_and_no_copy_of_it(settings: Settings) -> None:
+    folder = configuration.prepare(settings)
+    told = load(configuration.write_for_service(settings, "audit", folder / "audit.toml"))
+    assert told.audit.keys == settings.cluster.keys
+    assert told.audit.master_key.parent == settings.cluster.keys
 
 
 def test_inference_is_told_no_path_of_the_originals_the_databases_or_the_keys(settings: Settings) -> None:
