@@ -40,11 +40,15 @@ def redact(
     """
     from services.redaction.profile import Profile
 
-    if not source.exists():
-        raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{source}: no such file or folder")
     compiled = Profile.load(Profile.file(profile or "basic"))
-    work = _Work(source, target, compiled, _pseudonyms(key, config, key_id).project(project), json, paths)
-    found = _of_folder(source, target, work.skipped) if source.is_dir() else [source]
+    try:
+        if not source.exists():
+            raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{source}: no such file or folder")
+        work = _Work(source, target, compiled, _pseudonyms(key, config, key_id).project(project), json, paths)
+        found = _of_folder(source, target, work.skipped) if source.is_dir() else [source]
+    except OSError as error:  # a folder above it may not be searched
+        where, why = files.shown(Path(error.filename or source)), (error.strerror or "cannot be read").lower()
+        raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{where}: {why}") from None
     with terminal.progress("redacting", len(found)) as advance:
         for path in found:
             work.tell(work.one(path), alone=len(found) == 1)

@@ -22,7 +22,11 @@ def redact_file(source: Path, target: Path, pseudonyms: Pseudonyms, profile: Pro
     Raises StepwedgeError: FILE where a file cannot be read or written, else as `redact`. The two may not be one file.
     """
     data = _read(source)
-    if target.exists() and source.resolve() == target.resolve():
+    try:
+        same = target.exists() and source.resolve() == target.resolve()
+    except OSError:  # a folder above it may not be searched
+        raise _file_error("the result cannot be written") from None
+    if same:
         raise _file_error("the result may not replace the original")
     redacted = _redacted(data, pseudonyms, profile or Profile.basic())
     _write(target, redacted.data)

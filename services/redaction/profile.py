@@ -216,7 +216,11 @@ class Profile:
         """The file of a profile that is named: one that ships, or any. Raises CONFIGURATION where there is none."""
         shipped = PROFILES / f"{name}.toml"
         path = shipped if re.fullmatch(r"[a-z0-9-]+", name) and shipped.is_file() else Path(name)
-        if not path.is_file():
+        try:
+            found = path.is_file()
+        except OSError:  # a folder above it may not be searched
+            raise _configuration("the profile cannot be read") from None
+        if not found:
             known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.toml")))
             raise _configuration(f"there is neither a profile of that name ({known}) nor such a file")
         return path

@@ -7,7 +7,9 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
+from cli.redact import redact
 from services.redaction.files import redact_file
+from services.redaction.profile import Profile
 from shared.errors import ErrorCode, StepwedgeError
 from shared.pseudonyms import Pseudonyms
 
@@ -54,3 +56,20 @@ def test_a_file_that_is_not_there_is_a_code(tmp_path: Path) -> None:
     with pytest.raises(StepwedgeError) as caught:
         redact_file(tmp_path / "none.dcm", tmp_path / "o.dcm", PSEUDONYMS)
     assert caught.value.code == ErrorCode.ERROR_CODE_FILE
+
+
+def test_a_path_that_cannot_even_be_looked_at_is_refused_by_a_code(tmp_path: Path) -> None:
+    source = _put(tmp_path, "in.dcm", "CT_small.dcm")
+    impossible = tmp_path / ("x" * 300)  # as a folder that may not be searched, for whoever is not root
+    for call, code in (
+        (lambda: redact_file(impossible, tmp_path / "o.dcm", PSEUDONYMS), ErrorCode.ERROR_CODE_FILE),
+        (lambda: redact_file(source, impossible, PSEUDONYMS), ErrorCode.ERROR_CODE_FILE),
+        (lambda: Profile.file(str(impossible)), ErrorCode.ERROR_CODE_CONFIGURATION),
+        (lambda: redact(impossible, tmp_path / "o.dcm", None, None, json=True), ErrorCode.ERROR_CODE_FILE),
+        (lambda: redact(source, tmp_path / "o.dcm", impossible, None, json=True), ErrorCode.ERROR_CODE_FILE),
+        (lambda: redact(tmp_path, impossible, None, None, json=True), ErrorCode.ERROR_CODE_FILE),
+    ):
+        with pytest.raises(StepwedgeError) as caught:
+            call()
+        assert caught.value.code == code
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.dcm"]

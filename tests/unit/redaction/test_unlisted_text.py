@@ -138,3 +138,12 @@ def test_the_date_of_birth_in_a_report_goes_where_dates_stay() -> None:
 def test_judging_a_label_twice_changes_nothing_more(text: str) -> None:
     once = words.technical(text)
     assert words.technical(once) == once
+
+
+def test_a_site_keeps_a_field_by_an_override() -> None:
+    override = b'[[override]]\nattribute = "SequenceName"\naction = "K"\nreason = "names of this trial"\n'
+    profile = Profile.parse(b'name = "trial"\nedition = "2026c"\n' + override)
+    ds = minimal()
+    ds.SequenceName, ds.FilterType = STRANGER, STRANGER
+    after = pydicom.dcmread(io.BytesIO(redact(written(ds), PSEUDONYMS, profile).data))
+    assert (after.SequenceName, after.FilterType) == (STRANGER, "ANONYMIZED")
