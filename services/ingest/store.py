@@ -196,11 +196,11 @@ class StudyStore:
     def _confirm(self, session: Session, indexes: Mapping[int, int], now: datetime) -> None:
         if not indexes:
             return
-        # Studies first and in their order, so that two of these never wait for each other.
-        of_these = select(Instance.study_id).where(Instance.id.in_(sorted(indexes)))
-        held = list(
-            session.scalars(select(Study.id).where(Study.id.in_(of_these)).order_by(Study.id).with_for_update())
-        )
+        of_these: Any = select(Instance.study_id).where(Instance.id.in_(sorted(indexes)))
+        if not self.one_writer:
+            # Studies first and in their order, so that two of these never wait for each other.
+            studies_of_these = select(Study.id).where(Study.id.in_(of_these)).order_by(Study.id).with_for_update()
+            of_these = list(session.scalars(studies_of_these))
         instances, studies = cast(Table, Instance.__table__), cast(Table, Study.__table__)
         session.execute(
             update(instances)
@@ -212,7 +212,7 @@ class StudyStore:
         )
         session.execute(
             update(studies)
-            .where(studies.c.id.in_(held), studies.c.state.in_(sorted(ACTIVE_STATES)))
+            .where(studies.c.id.in_(of_these), studies.c.state.in_(sorted(ACTIVE_STATES)))
             .values(next_action_at=now)
         )
 
