@@ -137,7 +137,8 @@ def plain(image: NDArray[Any], *, inverted: bool, spacing: tuple[float, float] |
     if image.ndim not in (2, 3) or image.size == 0 or image.dtype.kind not in "buif":
         raise ValueError("an array of real numbers of two dimensions, or three for colour, is needed")
     values = _finite(_widened(luminance(image)))
-    return Frame(values, inverted, spacing_mm=_plausible(spacing), colour=image.ndim == 3)
+    bits = 1 if image.dtype.kind == "b" else 8 * image.dtype.itemsize
+    return Frame(values, inverted, spacing_mm=_plausible(spacing), colour=image.ndim == 3, bits=bits)
 
 
 def luminance(stored: NDArray[Any]) -> NDArray[Any]:

@@ -1,0 +1,181 @@
+"""Image quality: the table of false alarms on clean radiographs, planted faults found, and measures against truth.
+
+`python -m benchmarks.quality [alarms|faults|truth ...]`; all three by default. `alarms` prints, by source, view and age
+of the radiographs in `--data` (`index.csv`, `images`), how many raise which finding and which verdict; `faults` turns,
+mirrors and inverts the same images and prints how many are found. Splits that are kept for the final report are looked
+at with `--final` alone. `truth` holds the measures against the digital phantom. The choice of images is seeded; where
+there are no radiographs, the first two are left out and say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from services.inference import chest
+from services.inference.assess import AssessmentResult, Assessor
+from services.inference.findings import FAIL, WARN, name
+from shared import paths, phantom
+from shared.policy import Policy
+from stepwedge.common.v1.common_pb2 import Verdict
+from tests.shared_material import SHARED
+
+WITHHELD: Final = ("test", "test_crossvendor")
+SEED: Final = 1
+
+Row = dict[str, str]
+Image = NDArray[Any]
+
+
+def chosen(data: Path, most: int, *, final: bool) -> dict[str, list[Row]]:
+    """Source, view and age -> its images, `most` at most."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    with (data / "index.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if (row["split"] in WITHHELD) is final:
+                groups[f"{row['source']} {row['view']} {_age(row['age_years'])}"].append(row)
+    choose = random.Random(SEED)
+    return {group: choose.sample(rows, min(most, len(rows))) for group, rows in sorted(groups.items())}
+
+
+def _age(years: str) -> str:
+    """A band of ages."""
+    if not years:
+        return "age unknown"
+    first = float(years.split("-")[0])
+    return next(band for limit, band in ((18, "under 18"), (50, "18-49"), (65, "50-64"), (999, "65+")) if first < limit)
+
+
+def pictures(data: Path, rows: list[Row]) -> Iterator[Image]:
+    """The images of rows of the index."""
+    for row in rows:
+        image = cv2.imread(str(data / "images" / f"{row['id']}.jpg"), cv2.IMREAD_GRAYSCALE)
+        if image is None:
+            raise SystemExit("an image of the index is not there")
+        yield image
+
+
+def alarms(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
+    """Print what clean images raise. A chest that its exposure has cut off is no clean image: those are in here too."""
+    policy = Policy.load(paths.POLICY)
+    for group, rows in chosen(data, most, final=final).items():
+        count: Counter[str] = Counter()
+        for image in pictures(data, rows):
+            result = assessor.assess_array(image)
+            verdict, _ = policy.instance_verdict(result.findings, modality="DX")
+            count[f"verdict {Verdict.Name(verdict).removeprefix('VERDICT_')}"] += 1
+            for found in result.findings:
+                if found.outcome in (WARN, FAIL):
+                    count[f"{'FAIL' if found.outcome == FAIL else 'WARN'} {name(found.code)}"] += 1
+        print(f"{group}: {len(rows)} images")
+        for what, number in sorted(count.items()):
+            print(f"    {what:28s} {number:5d}  {100 * number / len(rows):5.1f} %")
+
+
+FAULTS: Final[dict[str, tuple[str, Callable[[Image], Image]]]] = {
+    "turned by 90": ("TURNED", lambda image: np.rot90(image, -1)),
+    "turned by 180": ("TURNED", lambda image: np.rot90(image, 2)),
+    "turned by 270": ("TURNED", lambda image: np.rot90(image, 1)),
+    "mirrored": ("MIRRORED", lambda image: image[:, ::-1]),
+    "inverted": ("INVERTED_POLARITY", lambda image: 255 - image),
+}
+"""Fault -> the finding that must tell, and what makes it."""
+
+
+def faults(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
+    """Print how many of the planted faults are found, and by which outcome."""
+    for group, rows in chosen(data, most, final=final).items():
+        images = list(pictures(data, rows))
+        shown = []
+        for fault, (code, spoil) in FAULTS.items():
+            told = [_outcome(assessor.assess_array(np.ascontiguousarray(spoil(image))), code) for image in images]
+            shown.append(f"{fault} {100 * sum(one in (WARN, FAIL) for one in told) / len(told):.1f} %")
+        print(f"{group}: {len(rows)} images; found: {', '.join(shown)}")
+
+
+def _outcome(result: AssessmentResult, code: str) -> int:
+    return next((one.outcome for one in result.findings if name(one.code) == code), 0)
+
+
+def truth(assessor: Assessor, seeds: int) -> None:
+    """Print the measures of phantoms beside what was drawn."""
+    turns, breath, shares = [], [], []
+    for seed in range(seeds):
+        anatomy = phantom.chest(seed, columns=64, rows=80).anatomy
+        for degrees in (-12.0, -6.0, 0.0, 6.0, 12.0):
+            drawn = _drawn(seed, replace(anatomy, rotation_degrees=degrees))
+            right, left = (drawn.masks[f"{side}_lung_field"] > 0 for side in ("right", "left"))
+            turns.append((degrees, chest.rotation_index(right, left), _value(assessor, drawn, "rotation_index")))
+        for level in (0.65, 0.75, 0.85, 0.95, 1.05):
+            drawn = _drawn(seed, replace(anatomy, height=level))
+            breath.append((level, _value(assessor, drawn, "inspiration_index")))
+        for blades in (0.0, 8.0, 16.0, 24.0):
+            drawn = _drawn(seed, anatomy, blades)
+            height, width = (length * drawn.spacing_mm for length in drawn.image.shape)
+            open_share = (height - 2 * blades) * (width - 2 * blades) / (height * width)
+            shares.append((1 - open_share, _value(assessor, drawn, "collimated_share")))
+    for degrees in sorted({one[0] for one in turns}):
+        of = np.array([one[1:] for one in turns if one[0] == degrees], np.float64)
+        print(
+            f"rotation {degrees:+5.1f} degrees: index {np.nanmean(of[:, 1]):+.3f} measured, {of[:, 0].mean():+.3f} true"
+        )
+    table = np.array(turns, np.float64)
+    fine = np.isfinite(table).all(1)
+    error = np.abs(table[fine, 1] - table[fine, 2]).mean()
+    print(f"rotation index, measured against true: mean absolute error {error:.4f}")
+    slope = np.polyfit(table[fine, 0], table[fine, 2], 1)[0]
+    spread = table[fine & (table[:, 0] == 0), 2].std()
+    print(f"rotation index: {slope:+.4f} a degree; {spread:.3f} standard deviation among phantoms that are not rotated")
+    for level in sorted({one[0] for one in breath}):
+        of = np.array([one[1] for one in breath if one[0] == level])
+        mean, low, high = np.nanmean(of), np.nanmin(of), np.nanmax(of)
+        print(f"inspiration level {level:.2f}: index {mean:.3f}, from {low:.3f} to {high:.3f}")
+    table = np.array(shares)
+    error = np.nanmean(np.abs(table[:, 0] - table[:, 1]))
+    print(f"share behind the blades: mean absolute error {error:.4f}, {len(table)} images")
+
+
+def _drawn(seed: int, anatomy: phantom.Anatomy, blades_mm: float = 0.0) -> phantom.Phantom:
+    return phantom.chest(seed, columns=512, rows=640, anatomy=anatomy, collimation_mm=blades_mm)
+
+
+def _value(assessor: Assessor, drawn: phantom.Phantom, measured: str) -> float:
+    result = assessor.assess_array(drawn.image, spacing_mm=(drawn.spacing_mm,) * 2)
+    return next((one.value for one in result.measurements if one.name == measured), float("nan"))
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=["alarms", "faults", "truth", []], default=[])
+    parser.add_argument("--data", type=Path, default=None if SHARED is None else SHARED / "data" / "cxr")
+    parser.add_argument("--most", type=int, default=200, help="images of a group at most")
+    parser.add_argument("--phantoms", type=int, default=6)
+    parser.add_argument("--final", action="store_true", help="the splits kept for the final report, and no others")
+    asked = parser.parse_args()
+    what = asked.what or ["alarms", "faults", "truth"]
+    assessor = Assessor(paths.MODEL)
+    print(f"model {assessor.model.name} {assessor.model.version}, seed {SEED}")
+    for part in ("alarms", "faults"):
+        if part in what and (asked.data is None or not (asked.data / "index.csv").exists()):
+            print(f"{part}: left out, since there are no radiographs here")
+        elif part in what:
+            print(f"\n{part}")
+            {"alarms": alarms, "faults": faults}[part](assessor, asked.data, asked.most, final=asked.final)
+    if "truth" in what:
+        print("\ntruth")
+        truth(assessor, asked.phantoms)
+
+
+if __name__ == "__main__":
+    main()
