@@ -29,8 +29,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.audit import export, record, tiles
 from services.audit.__main__ import write_export
+from services.audit.draft import uuid7
 from services.audit.high_water import HighWater
-from services.audit.log import Log, uuid7
+from services.audit.log import Log
 from services.audit.record import Prepared
 from services.audit.store import Store
 from services.audit.tiles import Tile

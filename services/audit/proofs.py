@@ -7,8 +7,9 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from services.audit import signing, store
-from services.audit.log import Log, inconsistent, unavailable
+from services.audit.log import Log
 from services.audit.reading import newest
+from services.audit.state import inconsistent, unavailable
 from services.audit.store import Store
 from shared import logs
 from shared.errors import ErrorCode, StepwedgeError

@@ -13,9 +13,10 @@ from http import HTTPStatus
 from typing import Any
 
 from services.audit import store, tiles
-from services.audit.log import Log, unavailable
+from services.audit.log import Log
 from services.audit.reading import checkpoint_of, newest
 from services.audit.reads import Read
+from services.audit.state import unavailable
 from services.audit.store import Head, Store
 from services.audit.tiles import ENTRIES, Tile
 from shared import logs, web

@@ -16,9 +16,10 @@ import sqlalchemy as sa
 
 from services.audit import meters, record, retention, store, tiles
 from services.audit.acts import Own
-from services.audit.log import Log, inconsistent
+from services.audit.log import Log
 from services.audit.pruned import Pruned
 from services.audit.reading import checkpoint_of, newest
+from services.audit.state import inconsistent
 from services.audit.store import ENTRIES, FACETS, Facet
 from shared import logs
 from shared.errors import ErrorCode, StepwedgeError

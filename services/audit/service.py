@@ -9,8 +9,9 @@ from typing import Any
 
 from services.audit import export, record, store
 from services.audit.answers import Answers
+from services.audit.draft import Receipt
 from services.audit.guardian_calls import TOKEN_BYTES, GuardianCalls, moment_us
-from services.audit.log import Log, Receipt
+from services.audit.log import Log
 from services.audit.proof_calls import ProofCalls
 from services.audit.proofs import Rotator
 from services.audit.reading import Reader, checkpoint_of

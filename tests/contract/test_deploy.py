@@ -278,6 +278,15 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+def test_provision_run_again_does_not_bring_back_a_key_that_the_log_replaced(tmp_path: Path) -> None:
+    provision.provision(tmp_path, origin="test/log")
+    replaced = [tmp_path / "audit/keys/audit-signing.key", tmp_path / "audit/keys/audit.vkey"]
+    for file in replaced:
+        file.write_text("of another key")
+    provision.provision(tmp_path, origin="test/log")
+    assert [file.read_text() for file in replaced] == ["of another key"] * 2
+
+
 def test_provision_gives_each_role_its_own_secrets_and_keeps_them_when_run_again(tmp_path: Path) -> None:
     provision.provision(tmp_path, origin="test/log", postgres="postgres")
     found = files(tmp_path)
