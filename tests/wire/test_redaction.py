@@ -20,7 +20,7 @@ from pydicom.data import get_testdata_file
 from cli import configuration
 from services.redaction.engine import redact
 from services.redaction.profile import Profile
-from shared import dicom, keys, pki
+from shared import dicom, keys, pki, pseudonym_keys
 from shared.errors import ErrorCode, from_rpc
 from shared.identity import Identity
 from shared.objects import ObjectStore, Zone, open_store
@@ -229,6 +229,27 @@ def test_a_killed_service_leaves_no_worker_behind(house: House) -> None:
     _until(lambda: not any(map(_runs, workers)))
     house.start("redaction")
     assert house.redact(_sample()).object.sha256
+
+
+def test_after_a_rotation_late_images_get_the_names_that_their_study_has(house: House) -> None:
+    before = house.redact(_sample())
+    house.processes["redaction"].terminate()
+    house.processes["redaction"].wait(30)
+    new_key = pseudonym_keys.rotate(house.settings.cluster.keys / keys.PSEUDONYMS)
+    house.start("redaction")
+    anew = house.redact(_sample())
+    assert anew.receipt.key_id == new_key
+    assert anew.study != before.study
+    request = redaction_pb2.RedactInstanceRequest(
+        object=common_pb2.ObjectReference(
+            zone=common_pb2.ZONE_ORIGINAL, sha256=house.store.put(Zone.ORIGINAL, _sample()).sha256
+        ),
+        study=before.study,
+    )
+    late = house.stub().RedactInstance(request, timeout=30)
+    assert (late.study, late.instance, late.subject) == (before.study, before.instance, before.subject)
+    assert late.receipt == before.receipt
+    assert late.record_index == before.record_index, "the same act is the same record"
 
 
 def test_nothing_of_the_patient_is_in_what_was_logged(house: House) -> None:
