@@ -271,7 +271,7 @@ def test_two_files_of_one_stem_both_get_a_verdict_and_do_not_replace_each_others
 def test_without_json_a_person_reads_the_verdict_and_its_reasons(pictures: Path) -> None:
     ran = stepwedge("assess", pictures / "blank.png", pictures / "notes.txt")
     assert ran.status == Exit.NEGATIVE
-    verdict, reason = ran.out.splitlines()
+    verdict, reason, *_ = ran.out.splitlines()
     assert verdict.split() == ["REJECT", str(pictures / "blank.png")]
     assert reason.strip().startswith("BLANK_IMAGE: ")
     assert ran.failed_in_one_line("NOT_DICOM")
