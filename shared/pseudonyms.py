@@ -37,7 +37,7 @@ DESTROYED: Final = "destroyed "
 
 _SALT: Final = b"stepwedge pseudonyms v1"
 _PURPOSES: Final = (
-    "uid", "uid-check", "subject", "subject-check", "text", "date-shift", "commitment", "key-id", "identities",
+    "uid", "uid-check", "subject", "subject-check", "text", "date-shift", "commitment", "key-id",
     "label", "label-check",
 )  # fmt: skip
 _MOST_OF_A_FILE: Final = 1 << 20
@@ -111,11 +111,6 @@ class Pseudonyms:
     def key_id(self) -> str:
         """The name of the key: 8 letters or digits, made from it and telling nothing of it."""
         return base64.b32encode(self._keys["key-id"][:5]).decode()
-
-    @property
-    def identities_key(self) -> bytes:
-        """32 bytes that encrypt the table from pseudonyms back to identities, where there is one: gone with the key."""
-        return self._keys["identities"]
 
     def uid(self, uid: str) -> str:
         """A UID for a UID: `2.25.` and a UUID of version 8 (PS3.5 B.2, RFC 9562 5.8) as a decimal number.

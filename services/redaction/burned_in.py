@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from services.redaction import values
-from services.redaction.profile import objects
+from services.redaction.facts import objects
 from shared.dicom_encoding import PIXEL_TAGS, Encoded
 
 _SOP_CLASS: Final = 0x00080016

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.redaction import devices, pixels, regions, values
+from services.redaction.facts import objects
 from services.redaction.markers import MODALITIES
 from services.redaction.markers import kept as marked
 from services.redaction.native import Layout, Planes, black, grey_for_detection
-from services.redaction.profile import objects
 from services.redaction.receipt import Box, Counts
 from services.redaction.regions import Rectangle
 from shared import dicom

@@ -15,19 +15,8 @@ from typing import Final
 from pydicom.datadict import keyword_for_tag
 
 from services.redaction import content
-from services.redaction.profile import (
-    COLUMNS,
-    EDITION,
-    Action,
-    Option,
-    Profile,
-    attributes,
-    iods,
-    objects,
-    rows,
-    tag_of,
-    unlisted,
-)
+from services.redaction.facts import objects, rows
+from services.redaction.profile import COLUMNS, EDITION, Action, Option, Profile, attributes, iods, tag_of, unlisted
 from shared.errors import StepwedgeError
 
 _HERE: Final = {

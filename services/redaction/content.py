@@ -8,7 +8,8 @@ from math import inf
 from typing import Final
 
 from services.redaction import values
-from services.redaction.profile import Action, Option, rows
+from services.redaction.facts import rows
+from services.redaction.profile import Action, Option
 from shared.date_shift import capped_years
 from shared.dicom_encoding import Element, Elements
 

@@ -9,7 +9,7 @@ from typing import Final
 from pydicom.datadict import keyword_for_tag
 
 from services.redaction import values
-from services.redaction.profile import rows
+from services.redaction.facts import rows
 from shared.date_shift import DUMMY, DateShift, anchor
 from shared.dicom import patient
 from shared.dicom_encoding import Encoded

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from services.redaction import values
-from services.redaction.profile import TABLES
+from services.redaction.facts import TABLES
 from shared.dicom_encoding import Encoded
 from shared.errors import ErrorCode, StepwedgeError
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from pydicom.datadict import tag_for_keyword
 
-from services.redaction.profile import rows
+from services.redaction.facts import rows
 from services.redaction.text import fold
 from services.redaction.values import is_public_uid
 

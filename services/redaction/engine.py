@@ -13,7 +13,8 @@ from pydicom.uid import UID
 
 from services.redaction import burned_in, faces, pixels, private, residual, values
 from services.redaction.attributes import Cleaner
-from services.redaction.profile import Option, Profile, objects
+from services.redaction.facts import objects
+from services.redaction.profile import Option, Profile
 from services.redaction.receipt import Box, Counts, Receipt
 from shared.dicom import STORAGE_SOP_CLASSES, patient
 from shared.dicom_encoding import (

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from services.redaction import values
-from services.redaction.profile import rows
+from services.redaction.facts import rows
 from services.redaction.text import decode
 from shared.dicom_encoding import Element, Elements
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import hmac
 import re
@@ -16,10 +15,10 @@ from typing import Any, Final
 
 from pydicom.datadict import tag_for_keyword
 
+from services.redaction.facts import TABLES, rows
 from shared.dicom_encoding import dictionary_vr, in_dictionary
 from shared.errors import ErrorCode, StepwedgeError
 
-TABLES: Final = Path(__file__).parent / "tables"
 PROFILES: Final = Path(__file__).parent / "profiles"
 EDITION: Final = "2026c"
 ENGINE: Final = "4"
@@ -475,18 +474,6 @@ def _methods(options: tuple[Option, ...]) -> Iterator[tuple[str, str]]:
     for row in rows("methods.csv"):
         if not row["option"] or row["option"] in options:
             yield row["code"], row["meaning"]
-
-
-def rows(name: str) -> Iterator[dict[str, str]]:
-    """Rows of a table; lines that begin with # are notes."""
-    with (TABLES / name).open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(line for line in file if not line.startswith("#"))
-
-
-@lru_cache(maxsize=1)
-def objects() -> Mapping[str, Any]:
-    """The table of objects that are refused or suspect."""
-    return tomllib.loads((TABLES / "objects.toml").read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=1)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Final
 
-from pydicom.charset import python_encoding
-
 from services.redaction.dummies import WORD
-from services.redaction.profile import objects
+from services.redaction.facts import objects
 from services.redaction.words import is_term
 
 CHARACTER_SET: Final = 0x00080005
@@ -43,9 +41,3 @@ def _checked(tag: int, term: bytes) -> bytes:
     if closed is not None:
         return term if text in closed[0] else closed[1]
     return term if text.encode() == WORD or is_term(text) else WORD
-
-
-def is_character_set(value: bytes) -> bool:
-    """Whether every term is a defined term of Specific Character Set (PS3.3 C.12.1.1.2)."""
-    terms = value.decode("ascii", "replace").split("\\")
-    return all(term.strip("\0 ") in python_encoding for term in terms)

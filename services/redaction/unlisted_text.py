@@ -14,7 +14,7 @@ from pydicom.datadict import dictionary_keyword, tag_for_keyword
 
 from services.redaction import words
 from services.redaction.codes import SCHEME, VALUE, VERSION
-from services.redaction.profile import rows
+from services.redaction.facts import rows
 
 CODES: Final = frozenset({VALUE, SCHEME, VERSION, 0x00080119, 0x00080120})
 """Code Value, Coding Scheme Designator and Version, Long Code Value, URN Code Value: judged by their scheme."""

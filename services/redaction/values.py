@@ -10,7 +10,7 @@ from pydicom._dicom_dict import DicomDictionary
 from pydicom._uid_dict import UID_dictionary
 from pydicom.charset import python_encoding
 
-from services.redaction.profile import rows
+from services.redaction.facts import rows
 from services.redaction.text import has_controls
 from services.redaction.words import is_term, vocabulary
 from shared.dicom_encoding import TEXT_VRS, WIDTHS, Bytes, Elements

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from services.redaction.profile import TABLES
+from services.redaction.facts import TABLES
 from services.redaction.text import fold
 
 _TOKEN: Final = re.compile(r"[^\W\d_]+|\d+(?:[.,]\d+)?")

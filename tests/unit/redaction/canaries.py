@@ -17,8 +17,8 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from services.redaction.profile import TABLES
-from services.redaction.profile import rows as profile_rows
+from services.redaction.facts import TABLES
+from services.redaction.facts import rows as profile_rows
 
 ROOT = "1.2.826.0.1.3680043.10.5551"
 # Of table attributes whose VR holds text or bytes; a number cannot hold a canary, a date or an age one of its own form.
