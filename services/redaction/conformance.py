@@ -14,7 +14,7 @@ from typing import Final
 
 from pydicom.datadict import keyword_for_tag
 
-from services.redaction import content
+from services.redaction import content, unlisted_text
 from services.redaction.facts import objects, rows
 from services.redaction.profile import COLUMNS, EDITION, Action, Option, Profile, attributes, iods, tag_of, unlisted
 from shared.errors import StepwedgeError
@@ -106,6 +106,8 @@ def effective(profile: Profile, attribute: str) -> str:
 
 
 def _words(action: Action | None, tag: int) -> str:
+    if action is None and unlisted(tag) is Action.KEEP and unlisted_text.is_judged(tag):
+        return "keep, of its text the known words and short tokens"
     action = unlisted(tag) if action is None else action
     return action.name.lower()
 

@@ -15,10 +15,12 @@ from pydicom.datadict import dictionary_keyword, tag_for_keyword
 from services.redaction import words
 from services.redaction.codes import SCHEME, VALUE, VERSION
 from services.redaction.facts import rows
+from shared.dicom_encoding import dictionary_vr
 
 CODES: Final = frozenset({VALUE, SCHEME, VERSION, 0x00080119, 0x00080120})
 """Code Value, Coding Scheme Designator and Version, Long Code Value, URN Code Value: judged by their scheme."""
 _SEVERAL: Final = frozenset({"LO", "SH", "UC"})
+_TEXT: Final = frozenset({"LO", "LT", "SH", "ST", "UC", "UR", "UT"})
 _REFERS: Final = ("ID", "Identifier", "AccessoryCode")
 
 
@@ -39,6 +41,11 @@ def _stays() -> frozenset[int]:
 def refers(tag: int) -> bool:
     """Whether other attributes may repeat the value to lead there."""
     return dictionary_keyword(tag).endswith(_REFERS)
+
+
+def is_judged(tag: int) -> bool:
+    """Whether of such an attribute only what names nobody stays."""
+    return dictionary_vr(tag) in _TEXT and tag not in _stays()
 
 
 @lru_cache(maxsize=16384)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from services.redaction.conformance import effective
 from services.redaction.engine import RefusedError, redact
 from services.redaction.profile import PROFILES, Option, Profile
 from shared import phantom
@@ -64,3 +65,10 @@ def test_the_phantom_stays_without_an_error(profile: Profile, tmp_path: Path) ->
     before = errors(out.getvalue(), tmp_path)
     assert not any(_NO_IOD in error for error in before)
     assert errors(redact(out.getvalue(), PSEUDONYMS, profile).data, tmp_path) - before == set()
+
+
+def test_what_no_table_lists_is_told_as_it_is_done() -> None:
+    basic = Profile.basic()
+    assert effective(basic, "SequenceName").endswith("keep, of its text the known words and short tokens")
+    assert effective(basic, "Manufacturer").endswith("Manufacturer: keep")
+    assert effective(basic, "Rows").endswith("Rows: keep")
