@@ -8,6 +8,8 @@ left of an association that ends in the middle (nothing).
 
 import asyncio
 import logging
+import os
+import queue
 import select
 import socket
 import ssl
@@ -93,6 +95,8 @@ NEGOTIATION_SECONDS: Final = 10.0
 """Time within which a connection must ask for an association (the ARTIM timer of PS3.8 9.1.5)."""
 
 _SWITCH_SECONDS: Final = 0.0005
+_TICK_SECONDS: Final = 0.02  # how late a timer, or the end of an association, may be noticed
+_LOOK_SECONDS: Final = 0.001
 
 _T = TypeVar("_T")
 _log = logs.get_logger(__name__)
@@ -176,7 +180,42 @@ class _Fragments:
 
 
 class BoundedReader(DULServiceProvider):
-    """The upper layer (PS3.8 9), reading PDUs of bounded length within bounded time."""
+    """The upper layer (PS3.8 9), reading PDUs of bounded length within bounded time.
+
+    It sleeps until there is something to read or to send, where pynetdicom's looks a thousand times a second: with
+    several associations that would be most of what one interpreter can do.
+    """
+
+    def __init__(self, association: Association) -> None:
+        super().__init__(association)
+        self._run_loop_delay = 0.0
+        self._guard = threading.Lock()
+        self._bell: int | None = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def run_reactor(self) -> None:
+        """Run until the association is over."""
+        try:
+            super().run_reactor()
+        finally:
+            with self._guard:
+                if self._bell is not None:
+                    os.close(self._bell)
+                self._bell = None
+
+    def send_pdu(self, primitive: Any) -> None:
+        """Hand a primitive to the thread that sends it."""
+        super().send_pdu(primitive)
+        with self._guard:
+            if self._bell is not None:
+                os.eventfd_write(self._bell, 1)
+
+    def _is_transport_event(self) -> bool:
+        connection = cast(BoundedSocket, self.socket)
+        if self.state_machine.current_state == "Sta13":  # the other end has to close, and the base class looks for it
+            time.sleep(_LOOK_SECONDS)
+        elif self.event_queue.empty() and self.to_provider_queue.empty():
+            connection.wait(cast(int, self._bell), _TICK_SECONDS)
+        return super()._is_transport_event()
 
     def _read_pdu_data(self) -> None:
         """Read one PDU and tell the state machine what it was (PS3.8 Table 9-10)."""
@@ -243,6 +282,21 @@ class BoundedSocket(AssociationSocket):
         connection.settimeout(NETWORK_SECONDS)  # what is sent next has its own time
         return buffer
 
+    def wait(self, bell: int, seconds: float) -> None:
+        """Return when there is something to read, when the bell rings, or after so many seconds."""
+        connection = self.socket
+        if connection is None or not self._is_connected:
+            time.sleep(_LOOK_SECONDS)
+            return
+        if hasattr(connection, "pending") and connection.pending():
+            return
+        with suppress(OSError, ValueError):  # `ready` meets it too, and says so
+            poll = select.poll()
+            poll.register(connection, select.POLLIN)
+            poll.register(bell, select.POLLIN)
+            if any(descriptor == bell for descriptor, _ in poll.poll(seconds * 1000)):
+                os.eventfd_read(bell)
+
     @property
     def ready(self) -> bool:
         """Whether there is something to read; `select` cannot be asked about descriptors from 1024 on."""
@@ -281,6 +335,15 @@ class FragmentsToFile(DIMSEServiceProvider):
                     self._take(context_id, memoryview(value))
         except Exception:  # noqa: BLE001 - pynetdicom's decoders raise whatever the bytes make them raise
             self.dul.event_queue.put("Evt19")
+
+    def get_msg(self, block: bool = False) -> Any:
+        """The next message; waits a moment for it where the base class would be asked again and again."""
+        if block:
+            return super().get_msg(block)
+        try:
+            return self.msg_queue.get(timeout=_TICK_SECONDS)
+        except queue.Empty:
+            return None, None
 
     def end(self) -> None:
         """The association is over: leave nothing of what was not kept."""

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import mmap
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ RECORD_SECONDS: Final = 10.0
 """How long a sender waits for the log before it is refused; senders give up after 30 s or more."""
 
 _CONFIRM_SECONDS: Final = 0.1  # for that long a confirmation waits for an arrival to go along with
+_RING_SECONDS: Final = 0.5
 _CHECK_EVERY_BYTES: Final = 64 << 20  # the low-water mark is looked at again while a large object comes in
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MODALITY: Final = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
@@ -281,6 +283,7 @@ class Door:
 
     async def _confirm(self) -> None:
         """Write what goes along with no arrival, and tell the hallway; a few times a second, not for each object."""
+        heard = float("-inf")
         while self._unwritten:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_CONFIRM_SECONDS):
@@ -292,8 +295,9 @@ class Door:
                 _log.warning("confirmations wait for the database", error=error.name)
                 self._unwritten = True
                 await asyncio.sleep(1.0)
-            if self._unheard:
-                self._unheard = False
+            # At the end of a burst at the latest; each time it is told, the hallway looks through what it has.
+            if self._unheard and (not self._unwritten or time.monotonic() - heard >= _RING_SECONDS):
+                self._unheard, heard = False, time.monotonic()
                 self._confirmed()
 
     def _arrival(self, uids: dicom.Uids, sha256: str, content_sha256: str, size: int, channel: str) -> Arrival:

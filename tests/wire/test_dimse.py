@@ -455,8 +455,10 @@ def test_a_peer_that_is_not_on_the_list_is_rejected(at_home: House):
 
 def test_a_connection_that_asks_for_nothing_does_not_hold_its_place_for_ever(at_home: House):
     with silent_since(at_home.dimse) as (silent, since):
+        looked = time.monotonic()
         assert silent.recv(1) == b"", "closed by ingest"
-        assert time.monotonic() - since < 20
+        # On a busy machine this test's turn may come later than that; then it was closed before it was looked at.
+        assert time.monotonic() - since < 20 or time.monotonic() - looked < 1
 
 
 def test_the_door_says_nothing_about_its_maker_but_its_own_name(at_home: House):
