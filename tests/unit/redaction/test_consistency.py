@@ -103,3 +103,10 @@ def test_a_late_image_after_a_rotation_gets_the_names_of_its_study() -> None:
     assert late.receipt == before.receipt
     assert late.data == before.data
     assert redact(file, rotated, Profile.basic()).study != before.study
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "SC_rgb_small_odd.dcm", "MR_small_RLE.dcm"])
+def test_cleaning_pixels_twice_changes_nothing_more(name: str) -> None:
+    profile = Profile.of([Option.CLEAN_PIXELS])
+    first = redact(next(path for path in BUNDLE if path.name == name).read_bytes(), PSEUDONYMS, profile)
+    assert redact(first.data, PSEUDONYMS, profile).data == first.data
