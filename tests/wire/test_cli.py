@@ -17,6 +17,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
 from cli.exit_codes import Exit
+from stepwedge.audit.v1 import audit_pb2
 from tests.wire.cluster import RunningCluster, eventually, running_cluster
 from tests.wire.command import COMMAND, ROOT, environment, stepwedge
 from verifier import verify as verifier
@@ -69,10 +70,11 @@ def test_send_with_json_prints_one_object_a_file_and_nothing_else(cluster: Runni
 
 
 def test_the_same_file_sent_again_is_the_same_success(cluster: RunningCluster) -> None:
-    before = len(cluster.entries(study=cluster.decided(CT_STUDY).pseudonym))
+    received = {"study": cluster.decided(CT_STUDY).pseudonym, "kind": audit_pb2.RECORD_KIND_RECEIVED}
+    before = len(cluster.entries(**received))
     ran = stepwedge("send", CT, "--to", address(cluster), "--aet", "STEPWEDGE", "--json")
     assert ran.lines[0]["status"] == "0x0000"
-    assert len(cluster.entries(study=cluster.decided(CT_STUDY).pseudonym)) == before
+    assert len(cluster.entries(**received)) == before
 
 
 def test_submit_hands_files_in_over_grpc(cluster: RunningCluster, tmp_path: Path) -> None:
