@@ -97,7 +97,7 @@ def demo(own: Path | None, data: Path | None) -> Exit:
             export = _prove(run, settings)
             _catch_a_forger(run, settings, export)
             memory = _resident(cluster)
-    return _end(run, settings_file, memory)
+    return _end(run, settings, settings_file, memory)
 
 
 def _folder(data: Path | None) -> Path:
@@ -270,15 +270,16 @@ def _resident(cluster: Cluster) -> int:
     return total
 
 
-def _end(run: Demo, settings_file: Path, memory: int) -> Exit:
+def _end(run: Demo, settings: Settings, settings_file: Path, memory: int) -> Exit:
     run.step("What is left")
     run.point(run.folder)
     shown = shutil.which("stepwedge") or "stepwedge"
     command = f"{Path(shown).name} up --config {settings_file}"
     run.say("log.zip, log-forged.zip   the log, and the forged copy")
     run.say("cluster/                  settings, keys, objects, databases, the services' own logs")
-    run.say("to start this cluster again:")
+    run.say(f"to start this cluster again, and to see its studies at {settings.console.url}:")
     terminal.out().print(f"   [dim]{escape(command)}[/]", soft_wrap=True)
+    run.say("which says where the first password lies")
     if memory:
         run.say(f"memory of the four services and their workers: {terminal.size(memory)}")
     seconds = terminal.duration(time.monotonic() - run.started)
