@@ -141,7 +141,7 @@ def _take(log: Log, producer: Producer, number: int) -> None:
 def _open(place: Path) -> Log:
     """The log as the service opens it."""
     settings = Settings()
-    settings.cluster.keys = place / "keys"
+    settings.cluster.keys = settings.audit.keys = place / "keys"
     settings.audit.database = f"sqlite:///{place / 'audit.db'}"
     settings.audit.origin = ORIGIN
     settings.audit.high_water = place / "high-water"

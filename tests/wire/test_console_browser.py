@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.wire.cluster import eventually
 from tests.wire.console_house import PASSWORD, ConsoleHouse, console_house
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -68,6 +69,10 @@ class Reader:
         if not url.startswith(self.base):
             self.complaints.append(f"a request to {url}")
 
+    def wait(self, expression: str) -> None:
+        """Until an expression is true; asked from outside, since the page's policy lets no text be run as script."""
+        eventually(lambda: self.page.evaluate(expression), what=expression)
+
     def look(self, name: str) -> None:
         """Check the page with the accessibility checker, and take its picture where pictures are wanted."""
         self.page.wait_for_load_state("networkidle")
@@ -93,12 +98,12 @@ def test_a_radiographer_sees_why_an_image_failed_and_says_otherwise(house: Conso
     reader.look("work-list")
     page.click("tr:has(.badge.reject) a")
     assert "cut off at the upper edge" in page.inner_text("main")
-    page.wait_for_function("document.querySelector('[data-image]').naturalWidth > 0")
+    reader.wait("document.querySelector('[data-image]').naturalWidth > 0")
     reader.look("study")
     first = page.get_attribute("[data-image]", "src")
     page.evaluate("document.querySelector('#center').value = '0.3'")
     page.dispatch_event("#center", "input")
-    page.wait_for_function("first => document.querySelector('[data-image]').getAttribute('src') !== first", arg=first)
+    eventually(lambda: page.get_attribute("[data-image]", "src") != first, what="another window")
     page.uncheck('[data-shows="STRUCTURE_HEART"]')
     assert page.is_hidden('[data-layer="STRUCTURE_HEART"]')
     before = page.eval_on_selector(".stage", "stage => stage.clientWidth")
@@ -151,7 +156,7 @@ def test_the_work_list_shows_what_arrives_without_being_asked(house: ConsoleHous
     reader = Reader(house, browser, "radiographer", "desktop")
     rows = reader.page.locator("tbody tr").count()
     house.send(4)
-    reader.page.wait_for_function("rows => document.querySelectorAll('tbody tr').length > rows", arg=rows)
+    reader.wait(f"document.querySelectorAll('tbody tr').length > {rows}")
     assert reader.page.inner_text("#news") == "The list has changed."
     reader.close()
 
