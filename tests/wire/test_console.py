@@ -193,10 +193,13 @@ def test_the_last_administrator_stays(house: ConsoleHouse):
 @pytest.mark.parametrize(("field", "number"), [("accession", ACCESSION), ("patient", PATIENT)])
 def test_a_number_finds_its_records_and_stays_out_of_them(house: ConsoleHouse, field: str, number: str):
     auditor = house.browser("auditor")
-    page = auditor.get("/audit", params={field: number.lower()})
+    page = auditor.post("/audit", page="/audit", **{field: number.lower()})
     assert page.text.count("/audit/dossiers/") >= 8
     assert number not in page.text
-    assert "Nothing in the log" in auditor.get("/audit", params={field: "another"}).text
+    assert number.lower() not in str(page.url).lower(), "an address stands in histories and in the logs of proxies"
+    assert "Nothing in the log" in auditor.post("/audit", page="/audit", **{field: "another"}).text
+    assert auditor.post("/audit", page="/audit").status_code == 400
+    assert auditor.get("/audit?token=xyz").status_code == 400
     assert not any(number in str(entry) for entry in house.cluster.entries())
     assert not any(number in line for name in ("console", "audit") for line in house.cluster.log_lines(name))
 

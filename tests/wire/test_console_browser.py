@@ -126,7 +126,7 @@ def test_an_auditor_proves_a_decision_within_three_clicks(house: ConsoleHouse, b
     page = reader.page
     page.goto(f"{reader.base}/audit")
     page.select_option("#kind", "DECIDED")
-    page.click("text=Search")
+    page.click('form[method="get"] button:has-text("Search")')
     reader.look("audit-log")
     page.click("tbody a:has-text('Dossier')")
     assert page.inner_text("h1 .badge").upper() == "PROVED"

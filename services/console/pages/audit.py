@@ -7,15 +7,16 @@ import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Final
+from urllib.parse import urlencode
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from services.console import dossier
 from services.console.gateway import call as ask
 from services.console.gateway import stream
-from services.console.web import AUDITOR, Call, invalid, route
+from services.console.web import AUDITOR, Call, form, invalid, route, text_of
 from shared.errors import StepwedgeError
-from shared.identification import Number
+from shared.identification import TOKEN_BYTES, Number
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1.common_pb2 import Verdict
 from stepwedge.ingest.v1 import ingest_pb2
@@ -26,6 +27,7 @@ KINDS: Final = tuple(
     name.removeprefix("RECORD_KIND_") for name, number in sorted(audit_pb2.RecordKind.items(), key=lambda it: it[1])
 )[1:]
 OUTCOMES: Final = ("SUCCESS", "MINOR_FAILURE", "SERIOUS_FAILURE", "MAJOR_FAILURE")
+_NUMBERS: Final = {"accession": Number.ACCESSION, "patient": Number.PATIENT}
 VERDICTS: Final = ("ACCEPT", "REVIEW", "REJECT")
 FORMATS: Final = {
     "bundle": ("BUNDLE", "zip"),
@@ -34,26 +36,27 @@ FORMATS: Final = {
     "dicom": ("DICOM", "xml"),
 }
 _FIELDS: Final = (
-    *("study", "subject", "accession", "patient", "kind", "outcome", "verdict", "producer", "actor", "model"),
-    *("from", "before", "page"),
+    *("study", "subject", "kind", "outcome", "verdict", "producer", "actor", "model"),
+    *("from", "before", "page", "token"),
 )
 _UID: Final = re.compile(r"2\.25\.[0-9]{1,39}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_TOKEN: Final = re.compile(rf"[0-9a-f]{{{2 * TOKEN_BYTES}}}")
 
 
 async def search(call: Call) -> Response:
-    """The form, and what it finds. Accession and patient number become tokens here; they go no further."""
+    """The form, and what it finds."""
     given = {name: call.query(name) for name in _FIELDS}
     found, head = None, await dossier.head_of(call.house.gateway)
     if any(given.values()):
-        request = _request(call, given)
+        request = _request(given)
         await call.viewed("search")
         found = await ask(call.house.gateway.audit.QueryEntries, request)
-    shown = {name: value for name, value in given.items() if name not in ("accession", "patient")}
+    following = {name: value for name, value in given.items() if value and name != "page"}
     return call.page(
         "audit.html",
         given=given,
-        shown=shown,
+        following=urlencode(following),
         head=head,
         entries=[] if found is None else found.entries,
         asked=found is not None,
@@ -66,7 +69,18 @@ async def search(call: Call) -> Response:
     )
 
 
-def _request(call: Call, given: dict[str, str]) -> audit_pb2.QueryEntriesRequest:
+async def by_number(call: Call) -> Response:
+    """A number becomes its token and goes no further: an address stands in histories and in the logs of proxies."""
+    fields = await form(call)
+    given = {kind: text_of(fields, name, 64) for name, kind in _NUMBERS.items()}
+    numbers = {kind: value for kind, value in given.items() if value}
+    if len(numbers) != 1:
+        raise invalid("search by accession number or by patient number, one of them")
+    ((kind, value),) = numbers.items()
+    return RedirectResponse(f"/audit?token={call.house.gateway.token(kind, value).hex()}", 303)
+
+
+def _request(given: dict[str, str]) -> audit_pb2.QueryEntriesRequest:
     request = audit_pb2.QueryEntriesRequest(
         study=given["study"],
         subject=given["subject"],
@@ -80,11 +94,10 @@ def _request(call: Call, given: dict[str, str]) -> audit_pb2.QueryEntriesRequest
         raise invalid("the study is named by its pseudonym, which begins with 2.25.")
     if given["model"] and not _SHA256.fullmatch(given["model"]):
         raise invalid("a model is named by its digest of 64 hexadecimal digits")
-    for name, kind in (("accession", Number.ACCESSION), ("patient", Number.PATIENT)):
-        if given[name]:
-            if request.token:
-                raise invalid("search by accession number or by patient number, not by both")
-            request.token = call.house.gateway.token(kind, given[name])
+    if given["token"]:
+        if not _TOKEN.fullmatch(given["token"]):
+            raise invalid("the token is not one that was made here")
+        request.token = bytes.fromhex(given["token"])
     for name, table, prefix in (
         ("kind", audit_pb2.RecordKind, "RECORD_KIND_"),
         ("outcome", audit_pb2.EventOutcome, "EVENT_OUTCOME_"),
@@ -190,6 +203,7 @@ def _index(text: str) -> int:
 
 ROUTES: Final = [
     route("/audit", search, WHO),
+    route("/audit", by_number, WHO, methods=["POST"]),
     route("/audit/export", export, WHO),
     route("/audit/entries/{index:str}", entry, WHO),
     route("/audit/entries/{index:str}/proof", proof, WHO),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
@@ -105,9 +104,4 @@ def _name(verdict: Verdict.ValueType) -> str:
     return Verdict.Name(verdict).removeprefix("VERDICT_")
 
 
-def share(part: int, whole: int) -> str:
-    """A percentage; a dash of nothing."""
-    return f"{100 * part / whole:.1f} %" if whole else "–"
-
-
-ROUTES: Final[Sequence[object]] = [route("/quality", quality, WHO), route("/quality.csv", as_csv, WHO)]
+ROUTES: Final = [route("/quality", quality, WHO), route("/quality.csv", as_csv, WHO)]
