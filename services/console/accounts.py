@@ -7,6 +7,7 @@ import hmac
 import re
 import secrets
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -94,6 +95,10 @@ class Attempt:
     role: str = ""
 
 
+Recorded = Callable[[], object]
+"""Puts a change into the log, and raises where the log does not take it: then the change is not made."""
+
+
 class Accounts:
     """Who may sign in, and who is signed in."""
 
@@ -111,7 +116,7 @@ class Accounts:
                 return None
             return self._add(session, "admin", "administrator")
 
-    def create(self, name: str, role: str) -> str:
+    def create(self, name: str, role: str, recorded: Recorded) -> str:
         """Make an account and return its first password, which must be changed at the first sign-in.
 
         Raises INVALID_REQUEST, and WRONG_STATE where the name is taken.
@@ -123,14 +128,17 @@ class Accounts:
         with self._sessions.begin() as session:
             if session.get(Account, name) is not None:
                 raise StepwedgeError(ErrorCode.ERROR_CODE_WRONG_STATE, "the name is taken")
-            return self._add(session, name, role)
+            password = self._add(session, name, role)
+            session.flush()
+            recorded()
+            return password
 
     def everyone(self) -> list[Account]:
         """All accounts, by name."""
         with self._sessions.begin() as session:
             return list(session.scalars(select(Account).order_by(Account.name)))
 
-    def set_role(self, name: str, role: str) -> None:
+    def set_role(self, name: str, role: str, recorded: Recorded) -> None:
         """Give an account another role and end its sessions. Raises INVALID_REQUEST, WRONG_STATE."""
         if role not in ROLES:
             raise _invalid("there is no such role")
@@ -140,8 +148,9 @@ class Accounts:
                 _keep_one_administrator(session, name)
             account.role = role
             _end(session, name)
+            recorded()
 
-    def set_disabled(self, name: str, disabled: bool) -> None:
+    def set_disabled(self, name: str, disabled: bool, recorded: Recorded) -> None:
         """Close an account, or open it again. Raises WRONG_STATE where it is the last administrator's."""
         with self._sessions.begin() as session:
             account = _known(session, name)
@@ -149,8 +158,9 @@ class Accounts:
                 _keep_one_administrator(session, name)
             account.disabled = disabled
             _end(session, name)
+            recorded()
 
-    def reset(self, name: str) -> str:
+    def reset(self, name: str, recorded: Recorded) -> str:
         """Give an account a new first password and return it; unlocks it."""
         with self._sessions.begin() as session:
             account = _known(session, name)
@@ -158,9 +168,10 @@ class Accounts:
             account.password, account.must_change = _hash(password), True
             account.failures, account.locked_until = 0, None
             _end(session, name)
+            recorded()
             return password
 
-    def change_password(self, name: str, old: str, new: str) -> None:
+    def change_password(self, name: str, old: str, new: str, recorded: Recorded) -> None:
         """Change one's own password; other sessions of the account end. Raises INVALID_REQUEST with what is wrong."""
         if wrong := weakness(new, name):
             raise _invalid(wrong)
@@ -172,6 +183,7 @@ class Accounts:
                 raise _invalid("the new password is the present one")
             account.password, account.must_change = _hash(new), False
             _end(session, name)
+            recorded()
 
     def _add(self, session: Session, name: str, role: str) -> str:
         password = _new_password()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import grpc
@@ -68,6 +68,15 @@ class Gateway:
         """Record what became of an account or a session."""
         event = audit_pb2.AuthenticatedEvent(person=person, role=role, act=act, method=method, by=by)
         return await self._record("authenticated", event)
+
+    def acting(self, act: str, person: str, *, role: str = "", by: str = "") -> Callable[[], int]:
+        """`acted` for a thread that works while this loop runs."""
+        loop = asyncio.get_running_loop()
+
+        def record() -> int:
+            return asyncio.run_coroutine_threadsafe(self.acted(act, person, role=role, by=by), loop).result()
+
+        return record
 
     async def _record(
         self,

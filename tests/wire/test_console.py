@@ -306,8 +306,12 @@ def test_a_sign_in_that_was_not_begun_here_is_refused(house: ConsoleHouse):
 def test_nothing_is_shown_that_cannot_be_recorded(house: ConsoleHouse):
     person, auditor = house.browser("radiographer"), house.browser("auditor")
     study = house.studies[0]
+    admin = house.browser("administrator")
+    token = admin.csrf("/people")
     house.cluster.kill("audit", hold=True)
     try:
+        fields = {"csrf": token, "action": "create", "name": "never.made", "role": "auditor"}
+        assert "never.made</th>" not in admin.http.post("/people", data=fields).text
         answer = person.get(f"/studies/{study}")
         assert answer.status_code == 503
         assert "AUDIT_UNAVAILABLE" in answer.text
@@ -318,6 +322,7 @@ def test_nothing_is_shown_that_cannot_be_recorded(house: ConsoleHouse):
         house.cluster.release("audit")
         house.cluster.wait_ready()
     assert person.get(f"/studies/{study}").status_code == 200
+    assert "never.made" not in admin.get("/people").text
 
 
 def test_erasure_needs_a_second_person_and_a_hold_stops_it(house: ConsoleHouse):

@@ -38,22 +38,22 @@ async def change(call: Call) -> Response:
 
 async def _create(call: Call, fields: FormData) -> Response:
     name, role = text_of(fields, "name", 64), text_of(fields, "role", 32)
-    password = await asyncio.to_thread(call.house.accounts.create, name, role)
-    await call.house.gateway.acted("account_created", name, role=role, by=call.signed_in.name)
+    recorded = call.house.gateway.acting("account_created", name, role=role, by=call.signed_in.name)
+    password = await asyncio.to_thread(call.house.accounts.create, name, role, recorded)
     return await _page(call, made=(name, password))
 
 
 async def _reset(call: Call, fields: FormData) -> Response:
     name = text_of(fields, "name", 64)
-    password = await asyncio.to_thread(call.house.accounts.reset, name)
-    await call.house.gateway.acted("account_changed", name, by=call.signed_in.name)
+    recorded = call.house.gateway.acting("account_changed", name, by=call.signed_in.name)
+    password = await asyncio.to_thread(call.house.accounts.reset, name, recorded)
     return await _page(call, made=(name, password))
 
 
 async def _role(call: Call, fields: FormData) -> Response:
     name, role = text_of(fields, "name", 64), text_of(fields, "role", 32)
-    await asyncio.to_thread(call.house.accounts.set_role, name, role)
-    await call.house.gateway.acted("account_changed", name, role=role, by=call.signed_in.name)
+    recorded = call.house.gateway.acting("account_changed", name, role=role, by=call.signed_in.name)
+    await asyncio.to_thread(call.house.accounts.set_role, name, role, recorded)
     return await _page(call)
 
 
@@ -67,8 +67,8 @@ async def _enable(call: Call, fields: FormData) -> Response:
 
 async def _disabled(call: Call, fields: FormData, disabled: bool) -> Response:
     name = text_of(fields, "name", 64)
-    await asyncio.to_thread(call.house.accounts.set_disabled, name, disabled)
-    await call.house.gateway.acted("account_changed", name, by=call.signed_in.name)
+    recorded = call.house.gateway.acting("account_changed", name, by=call.signed_in.name)
+    await asyncio.to_thread(call.house.accounts.set_disabled, name, disabled, recorded)
     return await _page(call)
 
 

@@ -81,10 +81,10 @@ async def change_password(call: Call) -> Response:
     try:
         if not hmac.compare_digest(new.encode(), again.encode()):
             raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the two new passwords differ")
-        await asyncio.to_thread(accounts.change_password, person.name, old, new)
+        recorded = call.house.gateway.acting("password_changed", person.name, role=person.role)
+        await asyncio.to_thread(accounts.change_password, person.name, old, new, recorded)
     except StepwedgeError as error:
         return call.page("password.html", status=400, words=error.message)
-    await call.house.gateway.acted("password_changed", person.name, role=person.role)
     token = await asyncio.to_thread(accounts.open, person.name, person.role, "local")
     return set_session(RedirectResponse("/", 303), token)
 
