@@ -541,22 +541,14 @@ def query(
 ) -> Iterator[StoredEntry]:
     """Entries behind the index `after` (and below `before`) that match, in the order of the log, at most `limit`."""
     c = ENTRIES.c
-    first, end = after + 1, before
-    conditions: list[sa.ColumnElement[bool]] = []
-    if wanted.recorded_from_us is not None:
-        conditions.append(c.recorded_us >= wanted.recorded_from_us)
-        reaching = _first_reaching(connection, wanted.recorded_from_us)
-        if reaching is None:
-            return
-        first = max(first, reaching)
-    if wanted.recorded_before_us is not None:
-        conditions.append(c.recorded_us < wanted.recorded_before_us)
-        bound = _end_before(connection, wanted.recorded_before_us)
-        end = end if bound is None else bound if end is None else min(end, bound)
+    first, end, conditions = _within(connection, wanted)
+    if first is None:
+        return
     # One bound each way: of two, SQLite would search by the first and go through the rest row by row.
-    conditions.append(c.index >= first)
-    if end is not None:
-        conditions.append(c.index < end)
+    conditions.append(c.index >= max(first, after + 1))
+    ends = [bound for bound in (end, before) if bound is not None]
+    if ends:
+        conditions.append(c.index < min(ends))
     matching: list[int] | None = None
     if any(getattr(wanted, name) is not None for name in _OF_A_FACET):
         matching = [
@@ -625,18 +617,33 @@ def subjects_of_token(connection: sa.Connection, token: bytes) -> list[str]:
     return list(connection.scalars(wanted.distinct()))
 
 
-def _end_before(connection: sa.Connection, moment_us: int) -> int | None:
-    """An index at and behind which no entry was recorded before the moment; None where there is no such bound.
+def _within(connection: sa.Connection, wanted: Filter) -> tuple[int | None, int | None, list[sa.ColumnElement[bool]]]:
+    """Where the entries of the asked times lie: the first (None: there is none), the end, and what else must be asked.
 
-    `recorded_max_us` never falls, so an entry before the moment lies before the first whose maximum reaches it, unless
-    the clock was set back: entries of that kind are few and indexed.
+    `recorded_max_us` never falls, so that two searches in its order bound the entries between two moments. Only where
+    the clock was set back can an entry between those bounds be of another time, or one behind them be of this one.
+    Entries of that kind are few and indexed; where there is none, no row need be read to compare its time.
     """
     c = ENTRIES.c
-    end = _first_reaching(connection, moment_us)
-    if end is None:
-        return None
-    late = sa.select(c.index).where(c.recorded_us < c.recorded_max_us, c.index >= end, c.recorded_us < moment_us)
-    return end if connection.scalar(late.limit(1)) is None else None
+    start_us, end_us = wanted.recorded_from_us, wanted.recorded_before_us
+    first: int | None = 0
+    end: int | None = None
+    times: list[sa.ColumnElement[bool]] = []
+    if start_us is not None:
+        times.append(c.recorded_us >= start_us)
+        first = _first_reaching(connection, start_us)
+        if first is None:
+            return None, None, []
+    if end_us is not None:
+        times.append(c.recorded_us < end_us)
+        end = _first_reaching(connection, end_us)
+    set_back = sa.select(c.index).where(c.recorded_us < c.recorded_max_us).limit(1)
+    if end is not None and connection.scalar(set_back.where(c.index >= end, *times)) is not None:
+        return first, None, times
+    inside = [c.index >= first] + ([] if end is None else [c.index < end])
+    if times and connection.scalar(set_back.where(*inside, sa.not_(sa.and_(*times)))) is not None:
+        return first, end, times
+    return first, end, []
 
 
 def _first_reaching(connection: sa.Connection, moment_us: int) -> int | None:

@@ -449,10 +449,19 @@ def test_a_query_by_time_finds_entries_from_before_the_clock_was_set_back(sqlite
         'UPDATE entries SET recorded_us = 995, recorded_max_us = 1030 WHERE "index" = 4',
     )
     reader = Reader(log.store)
-    assert query(reader, Filter(recorded_before_us=1010)) == [0, 4]
-    assert query(reader, Filter(recorded_from_us=1000, recorded_before_us=1040)) == [0, 1, 2, 3]
-    assert query(reader, Filter(recorded_from_us=1020)) == [2, 3, 5]
-    assert query(reader, Filter(recorded_from_us=9999)) == []
+    for producer in (None, "ingest"):  # by the order of the log, and by what many entries have in common
+        assert query(reader, Filter(producer=producer, recorded_before_us=1010)) == [0, 4]
+        assert query(reader, Filter(producer=producer, recorded_from_us=1000, recorded_before_us=1040)) == [0, 1, 2, 3]
+        clocked = Filter(producer=producer, recorded_from_us=990, recorded_before_us=1040)
+        assert query(reader, clocked) == [0, 1, 2, 3, 4]
+            0,
+            1,
+            2,
+            3,
+            4,
+        ]
+        assert query(reader, Filter(producer=producer, recorded_from_us=1020)) == [2, 3, 5]
+        assert query(reader, Filter(producer=producer, recorded_from_us=9999)) == []
     close(log)
 
 
