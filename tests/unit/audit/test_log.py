@@ -454,12 +454,6 @@ def test_a_query_by_time_finds_entries_from_before_the_clock_was_set_back(sqlite
         assert query(reader, Filter(producer=producer, recorded_from_us=1000, recorded_before_us=1040)) == [0, 1, 2, 3]
         clocked = Filter(producer=producer, recorded_from_us=990, recorded_before_us=1040)
         assert query(reader, clocked) == [0, 1, 2, 3, 4]
-            0,
-            1,
-            2,
-            3,
-            4,
-        ]
         assert query(reader, Filter(producer=producer, recorded_from_us=1020)) == [2, 3, 5]
         assert query(reader, Filter(producer=producer, recorded_from_us=9999)) == []
     close(log)
