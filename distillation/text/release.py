@@ -35,7 +35,7 @@ def main(checkpoint: str, folder: str, threshold: str, evaluation: str = "") -> 
     """Write the release."""
     state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
     net = TextNet()
-    net.load_state_dict(state["net"])
+    net.load_state_dict(state.get("mean", state["net"]))
     net.eval()
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,12 @@ CELL = 4
 
 def background(rng: Generator, pool: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """Grey values [256, 256], 0 to 255: a piece of a real image, or a made one."""
-    if rng.random() < 0.28:
+    chance = rng.random()
+    if chance < 0.3:
         return _made(rng)
     image = pool[int(rng.integers(len(pool)))]
+    if chance < 0.5:
+        return _toned(rng, _whole(rng, image))
     scale = float(np.exp(rng.uniform(np.log(0.6), np.log(4.0 if max(image.shape) < 700 else 1.6))))
     side = max(24, round(SIDE / scale))
     side = min(side, *image.shape)
@@ -29,8 +32,28 @@ def background(rng: Generator, pool: list[NDArray[np.uint8]]) -> NDArray[np.floa
         (SIDE, SIDE),
         interpolation=int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC])),
     )
-    patch = np.rot90(patch, int(rng.integers(4)))
-    grey = np.ascontiguousarray(patch, np.float32)
+    return _toned(rng, patch)
+
+
+def _whole(rng: Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image as the second, smaller look sees it: all of it in a few hundred pixels, mirrored beyond its edges."""
+    longest = float(np.exp(rng.uniform(np.log(110), np.log(620))))
+    scale = min(1.0, longest / max(image.shape))
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    beyond = cv2.BORDER_REFLECT_101 if rng.random() < 0.8 else cv2.BORDER_CONSTANT
+    while min(small.shape) < SIDE:
+        more = [min(SIDE, max(0, SIDE - size), size - 1) for size in small.shape]
+        before = [int(rng.integers(0, size + 1)) for size in more]
+        small = np.asarray(cv2.copyMakeBorder(
+            small, before[0], more[0] - before[0], before[1], more[1] - before[1], beyond
+        ), np.uint8)  # fmt: skip
+    top, left = (int(rng.integers(0, size - SIDE + 1)) for size in small.shape)
+    return np.asarray(small[top : top + SIDE, left : left + SIDE], np.uint8)
+
+
+def _toned(rng: Generator, patch: NDArray[Any]) -> NDArray[np.float32]:
+    """Turned by quarters, and now and then negative, of another gamma, or of fewer levels."""
+    grey = np.ascontiguousarray(np.rot90(patch, int(rng.integers(4))), np.float32)
     if rng.random() < 0.5:
         grey = 255 - grey
     if rng.random() < 0.5:
@@ -41,21 +64,37 @@ def background(rng: Generator, pool: list[NDArray[np.uint8]]) -> NDArray[np.floa
 
 
 def _made(rng: Generator) -> NDArray[np.float32]:
-    kind = rng.integers(0, 4)
+    kind = int(rng.integers(0, 6))
+    if kind == 4:
+        return _pattern(rng)
+    kind = min(kind, 3)
     grey: Any = np.full((SIDE, SIDE), rng.choice([0.0, 0.0, 255.0, rng.uniform(0, 255)]), np.float32)
     if kind >= 1:
         small = rng.uniform(0, 255, (int(rng.integers(2, 9)), int(rng.integers(2, 9)))).astype(np.float32)
         grey = cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     if kind >= 2:
         speckle: Any = rng.rayleigh(1.0, (SIDE, SIDE)).astype(np.float32)
-        speckle = cv2.GaussianBlur(speckle, (0, 0), float(rng.uniform(0.6, 2.2)), sigmaY=float(rng.uniform(0.6, 1.4)))
-        grey = grey * (0.35 + 0.5 * speckle)
+        speckle = cv2.GaussianBlur(speckle, (0, 0), float(rng.uniform(0.6, 4.0)), sigmaY=float(rng.uniform(0.6, 2.4)))
+        speckle = 1.25 + (speckle - float(speckle.mean())) * (0.65 / (float(speckle.std()) + 1e-3))
+        grey = grey * (0.35 + float(rng.uniform(0.2, 0.5)) * np.maximum(speckle, 0))
     if kind == 3:
         sector = np.zeros((SIDE, SIDE), np.uint8)
         centre = (int(rng.integers(-80, 340)), int(rng.integers(-120, 60)))
         cv2.ellipse(sector, centre, (300, 300), 90, -40, 40, 255, -1)
         grey = np.where(sector > 0, grey, 0)
     return np.asarray(np.clip(grey, 0, 255), np.float32)
+
+
+def _pattern(rng: Generator) -> NDArray[np.float32]:
+    """Spots and winding bands of two levels, as of vessels, maps and trabeculae: the size of letters, and none."""
+    noise: Any = rng.normal(0, 1, (SIDE, SIDE)).astype(np.float32)
+    wide = float(np.exp(rng.uniform(np.log(1.2), np.log(9))))
+    noise = cv2.GaussianBlur(noise, (0, 0), wide, sigmaY=wide * float(rng.uniform(0.5, 2)))
+    noise /= float(noise.std())
+    spots = np.abs(noise) < rng.uniform(0.1, 0.5) if rng.random() < 0.4 else noise > rng.uniform(0.6, 2.2)
+    low, high = rng.uniform(0, 255, 2)
+    soft: Any = cv2.GaussianBlur(spots.astype(np.float32), (0, 0), float(rng.uniform(0.3, 1.2)))
+    return np.asarray(low + (high - low) * soft, np.float32)
 
 
 def _clutter(rng: Generator, grey: NDArray[np.float32]) -> None:
@@ -120,7 +159,7 @@ def scene(
     grey = np.clip(grey, 0, 255).astype(np.float32)
     ink_map, block_map = np.zeros(grey.shape, np.float32), np.zeros(grey.shape, bool)
     vague = np.zeros(grey.shape, bool)
-    for _ in range(int(rng.choice([0, 1, 2, 3, 4, 6, 9], p=[0.12, 0.12, 0.16, 0.2, 0.16, 0.14, 0.1]))):
+    for _ in range(int(rng.choice([0, 1, 2, 3, 4, 6, 9], p=[0.18, 0.14, 0.16, 0.18, 0.14, 0.12, 0.08]))):
         _write(rng, grey, fonts, ink_map, block_map, vague)
     if rng.random() < 0.15:
         done, data = cv2.imencode(
@@ -134,7 +173,7 @@ def _write(
     rng: Generator, grey: NDArray[np.float32], fonts: list[str], ink_map: NDArray[np.float32],
     block_map: NDArray[np.bool_], vague: NDArray[np.bool_],
 ) -> None:  # fmt: skip
-    size = round(float(np.exp(rng.uniform(np.log(8), np.log(46)))))
+    size = round(float(np.exp(rng.uniform(np.log(8), np.log(46 if rng.random() < 0.55 else 16)))))
     one = writing.mark(rng, fonts, size, writing.content(rng), crisp=bool(rng.random() < 0.35))
     if one is None:
         return
@@ -153,7 +192,7 @@ def _write(
     if block_map[around].any():
         return
     place = grey[top:bottom, left:right]
-    contrast = float(np.exp(rng.uniform(np.log(16), np.log(220))))
+    contrast = float(np.exp(rng.uniform(np.log(16), np.log(220 if rng.random() < 0.55 else 60))))
     level = float(place.mean())
     boxed = rng.random() < 0.08
     if boxed:  # on a plate of its own

@@ -29,7 +29,10 @@ BATCH: Final = 16
 MINUTES: Final = float(os.environ.get("TEXT_MINUTES", "120"))
 """How long to train from here; the rate falls to nothing by then."""
 RATE: Final = float(os.environ.get("TEXT_RATE", "6e-3"))
+DECAY: Final = 0.998
+"""Of the moving mean of the weights, a step."""
 
+Weights = dict[str, torch.Tensor]
 _pool: list[NDArray[np.uint8]] = []
 _fonts: list[str] = []
 
@@ -69,10 +72,20 @@ def _loss(logits: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
     return crossed + 0.3 * overlap
 
 
-def _keep(path: Path, net: TextNet, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _keep(path: Path, net: TextNet, mean: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
     new = path.with_suffix(".new")
-    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, new)
+    state = {"net": net.state_dict(), "mean": mean, "optimizer": optimizer.state_dict(), "step": step}
+    torch.save(state, new)
     new.replace(path)
+
+
+def _follow(mean: Weights, net: TextNet) -> None:
+    """The moving mean of the weights (and of the statistics of the layers) that is released."""
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            mean[name].lerp_(value.detach(), 1 - DECAY)
+        else:
+            mean[name].copy_(value)
 
 
 def main(data: str, work: str) -> None:
@@ -84,11 +97,13 @@ def main(data: str, work: str) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=1e-3)
     step, smooth, saved = 0, 1.0, time.monotonic()
     begun = saved
+    state: dict[str, Any] = {}
     if checkpoint.exists():
-        state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True)
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
+    mean: Weights = {name: value.clone() for name, value in state.get("mean", net.state_dict()).items()}
     with ProcessPoolExecutor(1, initializer=_begin, initargs=(data, work)) as workers:
         ahead = [workers.submit(_batch, 1000 + step + n) for n in range(6)]
         while (passed := (time.monotonic() - begun) / (60 * MINUTES)) < 1:
@@ -104,14 +119,15 @@ def main(data: str, work: str) -> None:
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
+            _follow(mean, net)
             step += 1
             smooth += (float(loss.detach()) - smooth) * 0.03
             if step % 20 == 0:
                 print(step, round(smooth, 4), round(time.monotonic()), flush=True)  # noqa: T201
             if time.monotonic() - saved > 60:
                 saved = time.monotonic()
-                _keep(checkpoint, net, optimizer, step)
-        _keep(checkpoint, net, optimizer, step)
+                _keep(checkpoint, net, mean, optimizer, step)
+        _keep(checkpoint, net, mean, optimizer, step)
         for pending in ahead:
             pending.cancel()
 

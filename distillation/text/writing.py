@@ -33,6 +33,13 @@ NAMES = [
     "PAUL",
     "Ines",
     "Bo",
+    "MÜLLER",
+    "Núñez",
+    "D'Angelo",
+    "St. James",
+    "van den Berg",
+    "WIECZOREK",
+    "Qvist",
 ]
 WORDS = (
     *("ID", "DOB", "Name", "Hospital", "CLINIC", "General", "Pat", "Sex", "M", "F", "Acc", "No", "Dr", "Tech", "Room"),
