@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shared.errors import ErrorCode, StepwedgeError
-from shared.objects import Stored, Zone, corrupt, not_found, not_opened, sweep, validated
+from shared.objects import Stored, Zone, corrupt, is_digest, not_found, not_opened, sweep, validated
 
 _TEMPORARY = "incoming"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -27,7 +27,8 @@ class DirectoryStore:
     Parameters
     ----------
     places
-        Folder of each zone that is open; made where absent.
+        Folder of each zone that is open; made where absent. On a file system that is mounted read-only, as redaction
+        has the originals in a container, it is only read.
     low_water_bytes
         Bytes that must stay free for `check` to pass.
     """
@@ -37,8 +38,12 @@ class DirectoryStore:
         self._low_water_bytes = low_water_bytes
         for place in self._places.values():
             with _translated():
-                _prepare(place)
-                sweep(place / _TEMPORARY)
+                try:
+                    _prepare(place)
+                    sweep(place / _TEMPORARY)
+                except OSError as error:
+                    if error.errno != errno.EROFS or not place.is_dir():
+                        raise
 
     def put(self, zone: Zone, data: bytes | memoryview) -> Stored:
         """See `ObjectStore.put`."""
@@ -106,6 +111,19 @@ class DirectoryStore:
             raise StepwedgeError(
                 ErrorCode.ERROR_CODE_STORAGE_FULL, f"the zone {zone.value} is below its low-water mark"
             )
+
+    def inventory(self, zone: Zone) -> Iterator[tuple[str, int]]:
+        """See `ObjectStore.inventory`."""
+        place = self._place(zone)
+        for number in range(256):
+            folder = place / f"{number:02x}"
+            with _translated():
+                found = [
+                    (path.name, path.stat().st_size)
+                    for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
+                    if is_digest(path.name)
+                ]
+            yield from found
 
     def _place(self, zone: Zone) -> Path:
         try:

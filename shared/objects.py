@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -69,6 +69,10 @@ class ObjectStore(Protocol):
         """Return where the zone can take an object in; else raise STORAGE_FULL or DEPENDENCY_UNAVAILABLE."""
         ...
 
+    def inventory(self, zone: Zone) -> Iterator[tuple[str, int]]:
+        """Digest and size of every object of the zone, as they are listed, in the order of digests; none is read."""
+        ...
+
 
 def open_store(settings: Objects, zones: Collection[Zone]) -> ObjectStore:
     """Open the store that the settings name, with `zones` and no other."""
@@ -93,6 +97,11 @@ def open_store(settings: Objects, zones: Collection[Zone]) -> ObjectStore:
         ca=settings.s3_ca,
         scratch=settings.scratch,
     )
+
+
+def is_digest(name: str) -> bool:
+    """Whether a name is a digest in its one spelling."""
+    return _DIGEST.fullmatch(name) is not None
 
 
 def validated(sha256: str) -> str:

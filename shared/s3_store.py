@@ -18,7 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from shared.errors import ErrorCode, StepwedgeError
-from shared.objects import Stored, Zone, corrupt, not_found, not_opened, sweep, validated
+from shared.objects import Stored, Zone, corrupt, is_digest, not_found, not_opened, sweep, validated
 
 _ABSENT = frozenset({"NoSuchKey", "NotFound", "404"})
 _FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"})
@@ -101,6 +101,16 @@ class S3Store:
         bucket, _ = self._place(zone)
         with _translated(zone):
             self._client.head_bucket(Bucket=bucket)
+
+    def inventory(self, zone: Zone) -> Iterator[tuple[str, int]]:
+        """See `ObjectStore.inventory`."""
+        bucket, prefix = self._place(zone)
+        with _translated(zone):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+                for one in page.get("Contents", ()):
+                    name = one["Key"].removeprefix(prefix)[3:]  # behind the first two digits
+                    if is_digest(name):
+                        yield name, int(one["Size"])
 
     def _put(self, zone: Zone, body: bytes | BinaryIO, digest: "hashlib._Hash", size: int) -> Stored:
         sha256 = digest.hexdigest()

@@ -323,3 +323,41 @@ def test_an_error_of_the_disk_at_fsync_is_never_a_success(
     monkeypatch.undo()
     assert not store.exists(Zone.ORIGINAL, DIGEST)
     assert _files(place) == []
+
+
+def test_the_inventory_lists_every_object_by_its_digest_and_nothing_that_is_still_coming_in(
+    store: DirectoryStore,
+) -> None:
+    made = {store.put(Zone.ORIGINAL, data).sha256: len(data) for data in (DATA, b"", b"another")}
+    store.new_temporary(Zone.ORIGINAL).write_bytes(b"half")
+    found = list(store.inventory(Zone.ORIGINAL))
+    assert dict(found) == made
+    assert found == sorted(found)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount")
+def test_on_a_read_only_file_system_objects_are_read_and_none_is_taken_in(tmp_path: Path) -> None:
+    place = tmp_path / "zone"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        empty = DirectoryStore({Zone.ORIGINAL: place})  # whoever fills it has not started yet
+        assert list(empty.inventory(Zone.ORIGINAL)) == []
+        assert not empty.exists(Zone.ORIGINAL, DIGEST)
+        subprocess.run(["mount", "-o", "remount,rw", str(place)], check=True)
+        writer = DirectoryStore({Zone.ORIGINAL: place})
+        writer.put(Zone.ORIGINAL, DATA)
+        left = writer.new_temporary(Zone.ORIGINAL)
+        left.write_bytes(b"left behind")
+        os.utime(left, (0, 0))
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        reader = DirectoryStore({Zone.ORIGINAL: place})
+        assert reader.get(Zone.ORIGINAL, DIGEST) == DATA
+        with pytest.raises(StepwedgeError, match="DEPENDENCY_UNAVAILABLE"):
+            reader.put(Zone.ORIGINAL, b"something new")
+        with pytest.raises(StepwedgeError, match="DEPENDENCY_UNAVAILABLE"):
+            reader.check(Zone.ORIGINAL)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)

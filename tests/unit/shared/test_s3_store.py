@@ -115,3 +115,11 @@ def test_many_writers_of_one_object_all_succeed_and_one_made_it(store: ObjectSto
     assert {result.sha256 for result in results} == {DIGEST}
     assert any(result.created for result in results)
     assert store.get(Zone.ORIGINAL, DIGEST) == DATA
+
+
+def test_the_inventory_lists_every_object_by_its_digest(store: ObjectStore, client: Any) -> None:
+    made = {store.put(Zone.ORIGINAL, data).sha256: len(data) for data in (DATA, b"", b"another")}
+    client.put_object(Bucket="bucket-original", Key="a/prefix/notes.txt", Body=b"not an object of ours")
+    found = list(store.inventory(Zone.ORIGINAL))
+    assert dict(found) == made
+    assert found == sorted(found)
