@@ -1,6 +1,7 @@
 """Generate the Python stubs of every contract into `stepwedge/` at the checkout's root.
 
-Called by the install (setup.py) and by `make stubs`; what it writes is never committed.
+Called by the install (setup.py) and by `make stubs`; what it writes is never committed. Contracts that do not compile
+leave the stubs that there are.
 """
 
 import os
@@ -8,6 +9,7 @@ import shutil
 import sys
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 PROTOS = Path(__file__).resolve().parent
 ROOT = PROTOS.parent
@@ -20,24 +22,27 @@ def generate() -> None:
     # protoc finds its mypy plug-ins beside the interpreter that runs it.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
-    shutil.rmtree(ROOT / "stepwedge", ignore_errors=True)
-    status = protoc.main(
-        [
-            "protoc",
-            f"--proto_path={PROTOS}",
-            f"--proto_path={resources.files('grpc_tools') / '_proto'}",
-            f"--python_out={ROOT}",
-            f"--grpc_python_out={ROOT}",
-            f"--mypy_out={ROOT}",
-            f"--mypy_grpc_out={ROOT}",
-            *sources,
-        ]
-    )
-    if status:
-        raise SystemExit(status)
-    for folder in [ROOT / "stepwedge", *(p for p in (ROOT / "stepwedge").rglob("*") if p.is_dir())]:
-        (folder / "__init__.py").write_text("")
-        (folder / "py.typed").write_text("")
+    with TemporaryDirectory(dir=ROOT, prefix=".stubs-") as written:
+        status = protoc.main(
+            [
+                "protoc",
+                f"--proto_path={PROTOS}",
+                f"--proto_path={resources.files('grpc_tools') / '_proto'}",
+                f"--python_out={written}",
+                f"--grpc_python_out={written}",
+                f"--mypy_out={written}",
+                f"--mypy_grpc_out={written}",
+                *sources,
+            ]
+        )
+        if status:
+            raise SystemExit(status)
+        made = Path(written) / "stepwedge"
+        for folder in [made, *(p for p in made.rglob("*") if p.is_dir())]:
+            (folder / "__init__.py").write_text("")
+            (folder / "py.typed").write_text("")
+        shutil.rmtree(ROOT / "stepwedge", ignore_errors=True)
+        made.rename(ROOT / "stepwedge")
 
 
 if __name__ == "__main__":
