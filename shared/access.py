@@ -41,6 +41,8 @@ METHODS: Mapping[str, frozenset[Identity]] = MappingProxyType(
         "/stepwedge.ingest.v1.IngestService/RequeueStudy": frozenset({Identity.OPERATOR, Identity.CONSOLE}),
         "/stepwedge.ingest.v1.IngestService/ReviewStudy": frozenset({Identity.OPERATOR, Identity.CONSOLE}),
         "/stepwedge.ingest.v1.IngestService/SummarizeDecisions": frozenset({Identity.OPERATOR, Identity.CONSOLE}),
+        "/stepwedge.ingest.v1.IngestService/CheckConstancy": frozenset({Identity.OPERATOR}),
+        "/stepwedge.ingest.v1.IngestService/GetPolicy": frozenset({Identity.OPERATOR, Identity.CONSOLE}),
         "/stepwedge.ingest.v1.IngestService/WatchDecisions": _CALLERS,
         "/stepwedge.ingest.v1.IngestService/ExplainStudy": _CALLERS,
         "/grpc.health.v1.Health/Check": _EVERYONE,

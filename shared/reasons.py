@@ -39,6 +39,12 @@ WORDS: Mapping[Reason.ValueType, str] = MappingProxyType(
         Reason.REASON_VIEW: "The attributes of the view contradict each other.",
         Reason.REASON_DATES: "Dates in the header cannot be.",
         Reason.REASON_ATTRIBUTES_ABSENT: "Attributes that this kind of object requires are absent.",
+        Reason.REASON_DUPLICATE_IMAGES: "Images of the study have the same pixels under different identifiers.",
+        Reason.REASON_SLICES: "Slices of a series are missing, unevenly spaced, or two lie in one place.",
+        Reason.REASON_GEOMETRY: "Orientation, pixel spacing or size changes within a series.",
+        Reason.REASON_MIXED_PATIENTS: "The images of the study name more than one patient.",
+        Reason.REASON_NOISE: "The image is much noisier, or much less so, than others of its device.",
+        Reason.REASON_SHARPNESS: "The image is much less sharp, or much sharper, than others of its device.",
     }
 )
 

@@ -49,6 +49,7 @@ _PERSON = PERSON_NAME  # staff
 _ROLE = r"radiographer|operator|auditor|administrator"
 _STANDARD_UID = r"1\.2\.840\.10008\.[0-9.]{1,49}|private"
 _SUBJECT = r"SW-[A-Z2-7]{24}"
+_DECIMAL = r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,6})?"
 _PRODUCER = "|".join(identity.value for identity in Identity)
 _MOMENT = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9}Z"
 _CALLER = r"[a-z][a-z0-9_-]{0,31}"
@@ -86,7 +87,7 @@ SHAPES: Mapping[str, str] = {
     "RedactedEvent.key_id": r"[A-Z2-7]{8}",
     "BlankedArea.reason": r"[a-z][a-z_-]{0,31}",
     "RecordedValue.name": r"[a-z][a-z0-9_]{0,63}",
-    "RecordedValue.value": r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,6})?",
+    "RecordedValue.value": _DECIMAL,
     "RecordedValue.unit": r"1|%|[A-Za-z{\[][A-Za-z0-9%/.{}\[\]*'_-]{0,23}",
     "AssessedEvent.confidence": r"0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?",
     "DecidedInstance.instance": _UID,
@@ -105,6 +106,13 @@ SHAPES: Mapping[str, str] = {
     "AuthenticatedEvent.act": r"[a-z][a-z_]{0,31}",
     "AuthenticatedEvent.method": r"local|oidc",
     "AuthenticatedEvent.by": _PERSON,
+    "DecidedEvent.sites": _NAME,
+    "ConstancyEvent.baseline_sha256": r"[0-9a-f]{64}",
+    "ConstancyEvent.requested_by": _CALLER,
+    "DriftedValue.phantom": _NAME,
+    "DriftedValue.name": r"[a-z][a-z0-9_]{0,63}",
+    "DriftedValue.value": rf"{_DECIMAL}|[A-Z][A-Z_]{{0,31}}",
+    "DriftedValue.expected": rf"{_DECIMAL}|[A-Z][A-Z_]{{0,31}}",
     **{
         f"{event}.{name}": shape
         for event in ("ErasedEvent", "HoldEvent", "PrunedEvent", "IdentityLookedUpEvent")
@@ -157,6 +165,7 @@ PRODUCERS: Mapping[str, frozenset[Identity]] = {
     "reviewed": frozenset({Identity.INGEST}),
     "viewed": frozenset({Identity.CONSOLE}),
     "authenticated": frozenset({Identity.CONSOLE}),
+    "constancy": frozenset({Identity.INGEST}),
 }
 """Who may record what: nobody vouches for another's act."""
 

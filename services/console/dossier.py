@@ -84,6 +84,7 @@ _FIRST: Final[Mapping[str, Sequence[str]]] = {
     "FAILED": ("event.step", "event.error"),
     "VIEWED": ("event.person", "event.what"),
     "AUTHENTICATED": ("event.person", "event.act"),
+    "CONSTANCY": ("event.compared", "event.drifted"),
     "ALERT": ("event.code",),
 }
 

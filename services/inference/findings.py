@@ -220,6 +220,54 @@ TABLE: Final = (
         "PS3.3 C.7.6.3, C.8.11",
     ),
     Definition(
+        Reason.REASON_DUPLICATE_IMAGES,
+        "Duplicate images",
+        "{images}",
+        "Images of the study that have the same size and pixel values as another under another SOP Instance UID; FAIL "
+        "in one series, WARN across series. Images of one value only are not counted",
+        "PS3.3 C.12.1.1 (SOP Instance UID); services/ingest/collation.py",
+    ),
+    Definition(
+        Reason.REASON_SLICES,
+        "Slices of a series",
+        "{slices}",
+        "Distances of neighbouring slices along their common normal, by stack of a series: FAIL where one is a multiple "
+        "of the usual (slices are missing) or two slices lie in one place, WARN where distances are uneven in another "
+        "way. The value is how many are missing",
+        "PS3.3 C.7.6.2; services/ingest/collation.py",
+    ),
+    Definition(
+        Reason.REASON_GEOMETRY,
+        "Geometry of a series",
+        "{geometries}",
+        "Different orientations, distances of the pixels, sizes or frames of reference among the images of one stack; "
+        "a localizer among slices is a stack of its own",
+        "PS3.3 C.7.6.2, C.7.4.1; services/ingest/collation.py",
+    ),
+    Definition(
+        Reason.REASON_MIXED_PATIENTS,
+        "One patient in a study",
+        "{patients}",
+        "Different Patient IDs, or one ID with different birth dates or sexes, among the instances of one study; "
+        "compared as keyed pseudonyms",
+        "PS3.3 7.3.1 and C.7.1.1: a study is of one patient; services/ingest/collation.py",
+    ),
+    Definition(
+        Reason.REASON_NOISE,
+        "Noise against the device",
+        "1",
+        "Noise over the median of the last images of the same device, modality and view; WARN beyond the larger of a "
+        "share and a multiple of their spread, NOT_ASSESSABLE until there are enough of them",
+        "own limits, services/ingest/collation.py",
+    ),
+    Definition(
+        Reason.REASON_SHARPNESS,
+        "Sharpness against the device",
+        "1",
+        "Sharpness over the median of the last images of the same device, modality and view; as noise",
+        "own limits, services/ingest/collation.py",
+    ),
+    Definition(
         Reason.REASON_CARDIOTHORACIC_RATIO,
         "Cardiothoracic ratio",
         "1",
@@ -234,7 +282,7 @@ TABLE: Final = (
         "PS3.3 C.7.3.1.1.1, PS3.16 Annex L, CID 4010",
     ),
 )
-"""Every finding that inference makes, in the order of its answers."""
+"""Every finding, in the order of the answers; what needs more than one image, ingest adds before it decides."""
 
 ORDER: Final[Mapping[Reason.ValueType, int]] = {definition.code: place for place, definition in enumerate(TABLE)}
 
@@ -274,6 +322,12 @@ MEASUREMENTS: Final[Mapping[str, str]] = {
     "frames_held": "Frames that the pixel data holds, where that is not what is stated",
     "pixel_aspect": "Distance of the rows over that of the columns",
     "attributes_absent": "Required attributes that are absent or empty",
+    "duplicate_images": "Images with the pixels of another one of the study",
+    "missing_slices": "Slices that are missing, by the usual distance of the others",
+    "geometries": "Different geometries among the images of one stack",
+    "patients": "Different patients among the instances of the study",
+    "relative_noise": "Noise over the median of the device; the interval is what counts as usual",
+    "relative_sharpness": "Sharpness over the median of the device; the interval is what counts as usual",
     "feature_distance": "Distance of the model's features from the training images'",
 }
 """Name of every measurement -> what it is."""

@@ -42,6 +42,13 @@ _EVENTS: Mapping[str, tuple[str, ...]] = {
     "refused_call": ("caller", "certificate_sha256", "method", "error", "count", "window_ms"),
 }
 _LATER_OF_REDACTION = ("key_id", "second_opinion", "blanked", "blanked_boxes")
+_LATER_EVENTS = {
+    "decided": ("findings", "measurements", "sites"),
+    "constancy": (
+        *("baseline_sha256", "baseline_version", "baseline_set", "compared", "drifted", "values", "decided_index"),
+        "requested_by",
+    ),
+}
 _LATER = ("retention", "identity_sha256", "clock.source", "clock.offset_us", "clock.max_error_us")
 COLUMNS: tuple[str, ...] = (
     *_RECORD,
@@ -50,6 +57,7 @@ COLUMNS: tuple[str, ...] = (
     *_LATER,
     *(f"redacted.{name}" for name in _LATER_OF_REDACTION),
     "read.person",
+    *(f"{kind}.{name}" for kind, names in _LATER_EVENTS.items() for name in names),
     "other",
 )
 """The columns, in order; new ones come at the end. Members that have none stand in `other` as canonical JSON."""

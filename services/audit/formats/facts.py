@@ -78,6 +78,7 @@ VOCABULARY: Mapping[str, Vocabulary] = {
     "REVIEWED": Vocabulary(ACCESSED, "U", "4", "Decision reviewed by a person", requestor=False),
     "VIEWED": Vocabulary(ACCESSED, "R", "6", "Looked at by a person", requestor=False),
     "AUTHENTICATED": Vocabulary(AUTHENTICATION, "E", "", "Sign-in or account", requestor=False),
+    "CONSTANCY": Vocabulary(ACCESSED, "R", "4", "Cluster tested with phantoms", requestor=False),
 }
 """Kind of record -> its words. A kind that is not here cannot be exported; a test holds the table to the contract."""
 
@@ -194,6 +195,7 @@ _OTHERS: Mapping[str, _Other] = {
     "RECEIVED": _Other("channel", SOURCE, True),
     "DELIVERED": _Other("destination", DESTINATION, False),
     "REQUEUED": _Other("requested_by", APPLICATION, True, "spiffe"),
+    "CONSTANCY": _Other("requested_by", APPLICATION, True, "spiffe"),
     "ERASED": _Other("requested_by", APPLICATION, True, "spiffe"),
     "HOLD": _Other("requested_by", APPLICATION, True, "spiffe"),
     "PRUNED": _Other("requested_by", APPLICATION, True, "spiffe"),

@@ -63,6 +63,11 @@ def every_kind() -> Iterator[tuple[Identity, audit_pb2.Record]]:
     reviewed.reviewed.reviewer = "anna.b"
     reviewed.reviewed.role = "radiographer"
     yield ingest.identity, reviewed
+    tested = ingest.record(f"constancy/{uid(1)}/1", study=uid(1))
+    tested.constancy.MergeFrom(audit_pb2.ConstancyEvent(baseline_sha256=digest(5), compared=90, drifted=1))
+    tested.constancy.values.add(phantom="inverted", name="lung_margin_top", value="-3.5", expected="PASS")
+    tested.constancy.requested_by = "operator"
+    yield ingest.identity, tested
     console = Producer(Identity.CONSOLE)
     viewed = console.record(f"viewed/{uuid.uuid4()}", study=uid(1))
     viewed.viewed.person, viewed.viewed.role, viewed.viewed.what = "anna.b", "radiographer", "image"
