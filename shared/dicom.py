@@ -171,20 +171,66 @@ NAMING_TAGS: Final = frozenset(
 """The elements that `uids` reads, and the character set that they are in."""
 
 
+_CHARACTER_SET: Final = 0x00080005
 _PATIENT_ID: Final = 0x00100020
 _ISSUER: Final = 0x00100021
-_NAMING: Final = frozenset({0x00080005, _PATIENT_ID, _ISSUER})
+
+
+def texts(encoded: Encoded, tags: frozenset[int]) -> dict[int, str]:
+    """The text of these elements of a walked object, top level; the same text as `uids` gives, absent ones left out."""
+    wanted = tags | {_CHARACTER_SET}
+    elements = [element for element in encoded.data_set if element.tag in wanted and element.items is None]
+    plain = {element.tag: bytes(element.value) for element in elements}
+    if all(value.isascii() and b"\x1b" not in value and b"\\" not in value for value in plain.values()):
+        return {tag: value.decode().strip("\0 ") for tag, value in plain.items() if tag in tags}
+    dataset = _dataset(elements, implicit=encoded.implicit, little=encoded.little, pixels=False, into=Dataset())
+    return {tag: _text_of(dataset[tag].value) for tag in plain if tag in tags}
 
 
 def patient(encoded: Encoded) -> tuple[str, str]:
     """Patient ID and its issuer, of a walked object; the same text as `uids` gives, empty where there is none."""
-    naming = [element for element in encoded.data_set if element.tag in _NAMING and element.items is None]
-    plain = {element.tag: bytes(element.value) for element in naming}
-    if all(value.isascii() and b"\x1b" not in value and b"\\" not in value for value in plain.values()):
-        patient_id, issuer = (plain.get(tag, b"").decode().strip("\0 ") for tag in (_PATIENT_ID, _ISSUER))
-        return patient_id, issuer
-    dataset = _dataset(naming, implicit=encoded.implicit, little=encoded.little, pixels=False, into=Dataset())
-    return _text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID")
+    found = texts(encoded, frozenset({_PATIENT_ID, _ISSUER}))
+    return found.get(_PATIENT_ID, ""), found.get(_ISSUER, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """The device that made an object, as it says itself; empty where it does not say."""
+
+    station: str = ""
+    """Station Name (0008,1010)."""
+    department: str = ""
+    """Institutional Department Name (0008,1040)."""
+    location: str = ""
+    """Performed Location (0040,0243)."""
+    manufacturer: str = ""
+    """Manufacturer (0008,0070)."""
+    model: str = ""
+    """Manufacturer's Model Name (0008,1090)."""
+    serial: str = ""
+    """Device Serial Number (0018,1000)."""
+
+
+_EQUIPMENT: Final[Mapping[int, str]] = {
+    0x00081010: "station",
+    0x00081040: "department",
+    0x00400243: "location",
+    0x00080070: "manufacturer",
+    0x00081090: "model",
+    0x00181000: "serial",
+}
+_LONGEST_LO: Final = 64  # PS3.5 6.2
+
+
+def equipment(encoded: Encoded) -> Equipment:
+    """The device that made a walked object (PS3.3 C.7.5.1, C.4.14): one line of at most 64 characters each."""
+    found = texts(encoded, frozenset(_EQUIPMENT))
+    return Equipment(**{_EQUIPMENT[tag]: one_line(text) for tag, text in found.items()})
+
+
+def one_line(text: str) -> str:
+    """A short text that a stranger wrote as one printable line of at most 64 characters."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())[:_LONGEST_LO]
 
 
 def is_uid(value: str) -> bool:
@@ -200,7 +246,10 @@ def _uid(dataset: Dataset, keyword: str) -> str:
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get(keyword)
+    return _text_of(dataset.get(keyword))
+
+
+def _text_of(value: Any) -> str:
     if isinstance(value, MultiValue):
         value = "\\".join(map(str, value))
     elif isinstance(value, PersonName):
@@ -407,13 +456,17 @@ def codestream_size(fragment: bytes) -> tuple[int, int, int] | None:
 __all__ = [
     "NAMING_TAGS",
     "STORAGE_SOP_CLASSES",
+    "Equipment",
     "Uids",
     "codestream_size",
     "dataset_of",
+    "equipment",
     "frames",
     "is_uid",
+    "one_line",
     "patient",
     "read",
     "read_header",
+    "texts",
     "uids",
 ]

@@ -258,6 +258,9 @@ class Ingest(Service):
     """TOML file of the policy."""
     destinations: list[Destination] = []
     """Where decided studies are forwarded."""
+    rooms: dict[str, Annotated[str, Field(max_length=64)]] = {}
+    """Station Name (0008,1010) or calling AE title -> the room that lists and charts show; else the Performed Location
+    (0040,0243) of the images is taken."""
 
     @model_validator(mode="after")
     def _has_a_dicom_door(self) -> Self:

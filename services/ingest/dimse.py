@@ -739,7 +739,8 @@ class DimseServer:
             raise StepwedgeError(ErrorCode.ERROR_CODE_MALFORMED_DICOM, "the request has no data set")
         request: Any = event.request
         announced = Announced(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
-        kept: Kept = self._door.keep(incoming, CHANNEL, announced)
+        calling = (event.assoc.requestor.ae_title or "").strip()
+        kept: Kept = self._door.keep(incoming, CHANNEL, announced, calling)
         self._wait(self._door.record(kept))
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:

@@ -22,6 +22,7 @@ from pydicom.uid import UID
 
 from services.ingest import metrics
 from services.ingest.arrivals import Arrivals
+from services.ingest.devices import Said
 from services.ingest.identification import Identifier
 from services.ingest.store import Arrival, StudyStore
 from services.ingest.tables import Instance
@@ -216,8 +217,12 @@ class Door:
         self.ready()
         return Incoming(self._objects, max_bytes=self._max_object_bytes)
 
-    def keep(self, incoming: Incoming, channel: str, announced: Announced | None = None) -> Kept:
+    def keep(
+        self, incoming: Incoming, channel: str, announced: Announced | None = None, calling_ae_title: str = ""
+    ) -> Kept:
         """Make what was received durable, as bytes and then as a row; blocks.
+
+        `calling_ae_title`: under which the sender called, empty where it came by another way.
 
         Raises
         ------
@@ -227,12 +232,13 @@ class Door:
         """
         try:
             path = incoming.close()
-            uids, content_sha256 = examine(path, announced, incoming.content)
+            uids, content_sha256, equipment = examine(path, announced, incoming.content)
             # Law 2: the bytes are durable before a row speaks of them.
             stored = self._objects.put_file(Zone.ORIGINAL, path, incoming.sha256)
         finally:
             incoming.discard()
-        arrival = self._arrival(uids, stored.sha256, content_sha256, stored.size, channel)
+        device = Said(equipment, dicom.one_line(calling_ae_title))
+        arrival = self._arrival(uids, stored.sha256, content_sha256, stored.size, channel, device)
         instance, duplicate = self._arrivals.receive(arrival)
         metrics.RECEIVED_BYTES.labels(channel).inc(stored.size)
         identification = None
@@ -300,7 +306,9 @@ class Door:
                 self._unheard, heard = False, time.monotonic()
                 self._confirmed()
 
-    def _arrival(self, uids: dicom.Uids, sha256: str, content_sha256: str, size: int, channel: str) -> Arrival:
+    def _arrival(
+        self, uids: dicom.Uids, sha256: str, content_sha256: str, size: int, channel: str, device: Said
+    ) -> Arrival:
         name = self._pseudonyms
         if name.rotated:  # a late image of a study bears names under the key that named the study
             name = name.naming(uids.study, self._studies.name_of(uids.study))
@@ -321,6 +329,7 @@ class Door:
             size_bytes=size,
             commitment=name.commitment(sha256),
             channel=channel,
+            device=device,
         )
 
 
@@ -360,12 +369,14 @@ def _is_standard(uid: str) -> bool:
     return uid.startswith("1.2.840.10008.")
 
 
-def examine(path: Path, announced: Announced | None, content: tuple[int, str] | None = None) -> tuple[dicom.Uids, str]:
+def examine(
+    path: Path, announced: Announced | None, content: tuple[int, str] | None = None
+) -> tuple[dicom.Uids, str, dicom.Equipment]:
     """Read what names an object, and check what can be checked at the door.
 
     `content`: where the data set is thought to begin and the digest that it then has, see `Incoming.content`.
-    Returns the UIDs and the digest of transfer syntax and data set. Memory stays bounded: the file is mapped, not read.
-    Raises NOT_DICOM, MALFORMED_DICOM, INVALID_UID, SOP_CLASS_MISMATCH.
+    Returns the UIDs, the digest of transfer syntax and data set, and the device. Memory stays bounded: the file is
+    mapped, not read. Raises NOT_DICOM, MALFORMED_DICOM, INVALID_UID, SOP_CLASS_MISMATCH.
     """
     if path.stat().st_size == 0:
         raise dicom_encoding.not_dicom()
@@ -374,17 +385,18 @@ def examine(path: Path, announced: Announced | None, content: tuple[int, str] | 
         uids = dicom.uids(_named(encoded))
         _refuse_mismatch(encoded, uids, announced)
         _refuse_contradictions(uids, {element.tag for element in encoded.data_set})
+        equipment = dicom.equipment(encoded)
         del encoded
         begins = data_set_offset(data)
         if content is not None and content[0] == begins:
-            return uids, content[1]
+            return uids, content[1], equipment
         view = memoryview(data)
         try:
             digest = hashlib.sha256(uids.transfer_syntax.encode() + b"\0")
             digest.update(view[begins:])
         finally:
             view.release()
-    return uids, digest.hexdigest()
+    return uids, digest.hexdigest(), equipment
 
 
 def data_set_offset(data: "bytes | mmap.mmap") -> int:

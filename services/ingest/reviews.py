@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -37,6 +37,10 @@ class Summary:
     """(day, modalities joined by "+", verdict) of the newest decision of each study."""
     reasons: Counter[tuple[str, int]] = field(default_factory=Counter)
     """(day, reason) of those."""
+    by_device: Counter[tuple[str, int, int]] = field(default_factory=Counter)
+    """(day, row of the device or 0, verdict) of those."""
+    reasons_by_device: Counter[tuple[str, int, int]] = field(default_factory=Counter)
+    """(day, row of the device or 0, reason) of those."""
     reviews: Counter[tuple[str, int, int]] = field(default_factory=Counter)
     """(day, what was decided, what the person held to be right)."""
     states: dict[str, tuple[int, datetime]] = field(default_factory=dict)
@@ -106,30 +110,40 @@ class Reviews:
         """Salted commitment to the note, hexadecimal; empty where there is none."""
         return self._commit(sha256(f"{review.id}/{review.note}".encode()).hexdigest()) if review.note else ""
 
-    def summary(self, start: datetime, before: datetime) -> Summary:
-        """Counts of what was decided and reviewed in a span of time, and of where studies are now."""
+    def summary(self, start: datetime, before: datetime, devices: Collection[int] | None = None) -> Summary:
+        """Counts of what was decided and reviewed in a span of time, and of where studies are now.
+
+        `devices`: only studies of these; None for all.
+        """
         found = Summary()
+        of_these = [] if devices is None else [Study.device_id.in_(devices)]
         with self._reading.begin() as session:
             day = self._day(Study.decided_at)
             # A few combinations of reasons for each day, not a row a study: the database counts.
-            columns = (day, Study.modalities, Study.verdict, cast(Study.reasons, Text))
+            device = func.coalesce(Study.device_id, 0)
+            columns = (day, Study.modalities, Study.verdict, cast(Study.reasons, Text), device)
             counted = session.execute(
                 select(*columns, func.count())
-                .where(Study.decided_at >= start, Study.decided_at < before)
+                .where(Study.decided_at >= start, Study.decided_at < before, *of_these)
                 .group_by(*columns)
             )
-            for on, modalities, verdict, given, count in counted:
+            for on, modalities, verdict, given, made_by, count in counted:
                 found.decisions[on, modalities, verdict] += count
+                found.by_device[on, made_by, verdict] += count
                 for reason in json.loads(given):
                     found.reasons[on, reason] += count
-            for at, was, now in session.execute(
-                select(Review.reviewed_at, Review.decided, Review.verdict).where(
-                    Review.reviewed_at >= start, Review.reviewed_at < before, Review.record_index.is_not(None)
-                )
-            ):
+                    found.reasons_by_device[on, made_by, reason] += count
+            said = select(Review.reviewed_at, Review.decided, Review.verdict).where(
+                Review.reviewed_at >= start, Review.reviewed_at < before, Review.record_index.is_not(None)
+            )
+            if of_these:
+                said = said.join(Study, Study.id == Review.study_id).where(*of_these)
+            for at, was, now in session.execute(said):
                 found.reviews[at.date().isoformat(), was, now] += 1
             for state, count, oldest in session.execute(
-                select(Study.state, func.count(), func.min(Study.last_received_at)).group_by(Study.state)
+                select(Study.state, func.count(), func.min(Study.last_received_at))
+                .where(*of_these)
+                .group_by(Study.state)
             ):
                 found.states[state] = (count, oldest)
         return found

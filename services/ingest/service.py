@@ -1,11 +1,12 @@
 """The gRPC face of ingest."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from services.ingest import metrics, reviews
+from services.ingest.devices import Wanted
 from services.ingest.door import Door, Incoming
 from services.ingest.explain import explain, steps, timestamp
 from services.ingest.states import (
@@ -16,7 +17,7 @@ from services.ingest.states import (
     StudyState,
 )
 from services.ingest.store import Snapshot, StudyStore
-from services.ingest.tables import Decision, Instance, Review, Study
+from services.ingest.tables import Decision, Device, Instance, Review, Study
 from shared.audit import Recorder
 from shared.build import software_build
 from shared.errors import ErrorCode, StepwedgeError
@@ -34,6 +35,7 @@ _WATCH_BATCH: Final = 200
 _DEFAULT_PAGE: Final = 100
 _MAX_PAGE: Final = 1000
 _USUAL_SPAN: Final = timedelta(days=90)
+_Devices = Mapping[int, ingest_pb2.Device]
 _REVIEWABLE: Final = (common_pb2.VERDICT_ACCEPT, common_pb2.VERDICT_REVIEW, common_pb2.VERDICT_REJECT)
 
 
@@ -109,7 +111,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self, request: ingest_pb2.GetStudyRequest, context: Any
     ) -> ingest_pb2.GetStudyResponse:
         """Where a study stands."""
-        return ingest_pb2.GetStudyResponse(study=_study(await self._snapshot(request.study)))
+        return ingest_pb2.GetStudyResponse(study=await self._study(await self._find(request.study)))
 
     async def ListStudies(  # noqa: N802
         self, request: ingest_pb2.ListStudiesRequest, context: Any
@@ -123,11 +125,17 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         if request.state and state is None:
             raise _invalid("no such state")
         page = await asyncio.to_thread(
-            self._studies.page, state=state, verdict=request.verdict, before=before, size=size + 1
+            self._studies.page,
+            state=state,
+            verdict=request.verdict,
+            before=before,
+            size=size + 1,
+            wanted=_wanted(request.device),
         )
         more = str(page[size - 1].id) if len(page) > size else ""
+        devices = await self._devices(study.device_id for study in page)
         return ingest_pb2.ListStudiesResponse(
-            studies=[_study_alone(study) for study in page[:size]], next_page_token=more
+            studies=[_study_alone(study, devices) for study in page[:size]], next_page_token=more
         )
 
     async def RequeueStudy(  # noqa: N802
@@ -149,7 +157,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         )
         await asyncio.to_thread(self._studies.requeue, requeue.id, index, datetime.now(UTC))
         self._ring()
-        return ingest_pb2.RequeueStudyResponse(study=_study(await asyncio.to_thread(self._studies.snapshot, study_id)))
+        return ingest_pb2.RequeueStudyResponse(study=await self._study(study_id))
 
     async def ReviewStudy(  # noqa: N802
         self, request: ingest_pb2.ReviewStudyRequest, context: Any
@@ -201,7 +209,11 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         now = datetime.now(UTC)
         before = request.before.ToDatetime(UTC) if request.HasField("before") else now
         start = getattr(request, "from").ToDatetime(UTC) if request.HasField("from") else now - _USUAL_SPAN
-        return _summary(await asyncio.to_thread(self._reviews.summary, start, before))
+        wanted = _wanted(request.device)
+        only = None if wanted.anything else await asyncio.to_thread(self._studies.devices.matching, wanted)
+        found = await asyncio.to_thread(self._reviews.summary, start, before, only)
+        devices = await self._devices(device for _, device, _ in found.by_device if device)
+        return _summary(found, devices)
 
     async def WatchDecisions(  # noqa: N802
         self, request: ingest_pb2.WatchDecisionsRequest, context: Any
@@ -220,14 +232,21 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self, request: ingest_pb2.ExplainStudyRequest, context: Any
     ) -> ingest_pb2.ExplainStudyResponse:
         """Where a study is, why, and what happens next."""
-        snapshot = await self._snapshot(request.study)
+        snapshot = await asyncio.to_thread(self._studies.snapshot, await self._find(request.study))
         where, why, then = explain(snapshot, datetime.now(UTC))
         return ingest_pb2.ExplainStudyResponse(
-            study=_study(snapshot), where=where, why=why, next=then, steps=steps(snapshot)
+            study=await self._study(snapshot), where=where, why=why, next=then, steps=steps(snapshot)
         )
 
-    async def _snapshot(self, key: ingest_pb2.StudyKey) -> Snapshot:
-        return await asyncio.to_thread(self._studies.snapshot, await self._find(key))
+    async def _study(self, found: int | Snapshot) -> ingest_pb2.Study:
+        snapshot = found if isinstance(found, Snapshot) else await asyncio.to_thread(self._studies.snapshot, found)
+        rows = [snapshot.study.device_id, *(instance.device_id for instance in snapshot.instances)]
+        return _study(snapshot, await self._devices(rows))
+
+    async def _devices(self, rows: Iterable[int | None]) -> _Devices:
+        """The devices of these rows as messages."""
+        found = await asyncio.to_thread(self._studies.devices.named, rows)
+        return {row: _device(device, self._studies.devices.room(device)) for row, device in found.items()}
 
     async def _find(self, key: ingest_pb2.StudyKey) -> int:
         if not (key.study_instance_uid or key.pseudonym):
@@ -279,8 +298,36 @@ def _review(review: Review) -> ingest_pb2.Review:
     )
 
 
-def _summary(found: reviews.Summary) -> ingest_pb2.SummarizeDecisionsResponse:
-    message = ingest_pb2.SummarizeDecisionsResponse()
+def _wanted(device: ingest_pb2.DeviceFilter) -> Wanted:
+    return Wanted(
+        device=device.id,
+        room=device.room,
+        station=device.station,
+        department=device.department,
+        manufacturer=device.manufacturer,
+        model=device.model,
+    )
+
+
+def _device(device: Device, room: str) -> ingest_pb2.Device:
+    return ingest_pb2.Device(
+        id=device.id,
+        room=room,
+        station=device.station,
+        department=device.department,
+        manufacturer=device.manufacturer,
+        model=device.model,
+        serial_number=device.serial,
+        calling_ae_title=device.calling_ae_title,
+    )
+
+
+def _summary(found: reviews.Summary, devices: _Devices) -> ingest_pb2.SummarizeDecisionsResponse:
+    message = ingest_pb2.SummarizeDecisionsResponse(devices=[devices[row] for row in sorted(devices)])
+    for (day, device, verdict), count in sorted(found.by_device.items()):
+        message.by_device.add(day=day, device_id=device, verdict=verdict, count=count)
+    for (day, device, reason), count in sorted(found.reasons_by_device.items()):
+        message.reasons_by_device.add(day=day, device_id=device, reason=reason, count=count)
     for (day, modality, verdict), count in sorted(found.decisions.items()):
         message.decisions.add(day=day, modality=modality, verdict=verdict, count=count)
     for (day, reason), count in sorted(found.reasons.items()):
@@ -292,7 +339,7 @@ def _summary(found: reviews.Summary) -> ingest_pb2.SummarizeDecisionsResponse:
     return message
 
 
-def _study_alone(study: Study) -> ingest_pb2.Study:
+def _study_alone(study: Study, devices: _Devices) -> ingest_pb2.Study:
     message = ingest_pb2.Study(
         study_instance_uid=study.study_instance_uid,
         pseudonym=study.pseudonym,
@@ -305,24 +352,27 @@ def _study_alone(study: Study) -> ingest_pb2.Study:
         reasons=study.reasons,  # type: ignore[arg-type]
         modalities=[one for one in study.modalities.split("+") if one],
         instance_count=study.instances,
+        device=devices.get(study.device_id or 0),
     )
     if study.next_action_at is not None:
         message.next_action_at.CopyFrom(timestamp(study.next_action_at))
     return message
 
 
-def _study(snapshot: Snapshot) -> ingest_pb2.Study:
-    message = _study_alone(snapshot.study)
+def _study(snapshot: Snapshot, devices: _Devices) -> ingest_pb2.Study:
+    message = _study_alone(snapshot.study, devices)
     # An image's verdict stands in the log as a part of its study's decision, and is shown no sooner (law 1).
     visible = [decision for decision in snapshot.decisions if decision.cursor is not None]
     decided = {one["id"]: one for one in visible[-1].instances} if visible else {}
-    message.instances.extend(_instance(instance, decided.get(instance.id, {})) for instance in snapshot.instances)
+    message.instances.extend(
+        _instance(instance, decided.get(instance.id, {}), devices) for instance in snapshot.instances
+    )
     message.decisions.extend(_decision(decision, snapshot.study) for decision in visible)
     message.reviews.extend(_review(one) for one in snapshot.reviews if one.record_index is not None)
     return message
 
 
-def _instance(instance: Instance, decided: Mapping[str, Any]) -> ingest_pb2.Instance:
+def _instance(instance: Instance, decided: Mapping[str, Any], devices: _Devices) -> ingest_pb2.Instance:
     assessment = inference_pb2.Assessment.FromString(instance.assessment)
     message = ingest_pb2.Instance(
         sop_instance_uid=instance.sop_instance_uid,
@@ -342,6 +392,7 @@ def _instance(instance: Instance, decided: Mapping[str, Any]) -> ingest_pb2.Inst
         model=f"{assessment.model.name}/{assessment.model.version}" if assessment.HasField("model") else "",
         rows=assessment.rows,
         columns=assessment.columns,
+        device=devices.get(instance.device_id or 0),
     )
     if assessment.HasField("confidence"):
         message.confidence = assessment.confidence

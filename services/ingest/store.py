@@ -17,6 +17,7 @@ from sqlalchemy import Engine, Table, bindparam, case, func, or_, select, text, 
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
+from services.ingest.devices import ANY_DEVICE, NOTHING, Devices, Said, Wanted
 from services.ingest.states import (
     ACTIVE_STATES,
     InstanceEvent,
@@ -79,6 +80,8 @@ class Arrival:
     size_bytes: int
     commitment: str
     channel: str
+    device: Said = NOTHING
+    """What made it, as it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +131,12 @@ class StudyStore:
         From `shared.database.create_engine`; the schema is up to date.
     quiet
         A study is complete when nothing arrived for it for so long.
+    rooms
+        See `Devices`.
     """
 
-    def __init__(self, engine: Engine, *, quiet: timedelta) -> None:
+    def __init__(self, engine: Engine, *, quiet: timedelta, rooms: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.devices = Devices(engine, rooms)
         self._engine = engine
         self._quiet = quiet
         self._sessions = sessionmaker(engine, expire_on_commit=False)
@@ -162,12 +168,13 @@ class StudyStore:
         see `confirm_received`. Several arrivals at once are for SQLite, which has one writer; on PostgreSQL two such
         transactions could wait for each other.
         """
+        devices = [self.devices.row_of(arrival.device) for arrival in arrivals]
         with self._sessions.begin() as session, session.no_autoflush:
             self._confirm(session, confirmed, now)
             known = self._known(session, sorted({arrival.sop_instance_uid for arrival in arrivals}))
             studies: dict[str, Study] = {}
             received: list[tuple[Instance, bool]] = []
-            for arrival in arrivals:
+            for arrival, device in zip(arrivals, devices, strict=True):
                 others = known.setdefault(arrival.sop_instance_uid, [])
                 same = next((one for one in others if one.content_sha256 == arrival.content_sha256), None)
                 if same is not None:
@@ -176,6 +183,8 @@ class StudyStore:
                 study = studies.get(arrival.study_instance_uid) or self._open_study(session, arrival, now)
                 studies[arrival.study_instance_uid] = study
                 instance = _new_instance(study, arrival, conflict=bool(others), now=now)
+                instance.device_id = device
+                study.device_id = study.device_id or device
                 session.add(instance)
                 self._arrived(study, now)
                 study.instances += 1
@@ -721,9 +730,19 @@ class StudyStore:
                 reviews=rows(Review),
             )
 
-    def page(self, *, state: StudyState | None, verdict: int = 0, before: int | None, size: int) -> list[Study]:
+    def page(
+        self,
+        *,
+        state: StudyState | None,
+        verdict: int = 0,
+        before: int | None,
+        size: int,
+        wanted: Wanted = ANY_DEVICE,
+    ) -> list[Study]:
         """Studies, newest first, with a row number below `before`; `verdict` 0 for any."""
         query = select(Study).order_by(Study.id.desc()).limit(size)
+        if not wanted.anything:
+            query = query.where(Study.device_id.in_(self.devices.matching(wanted)))
         if state is not None:
             query = query.where(Study.state == state)
         if verdict:

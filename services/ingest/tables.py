@@ -88,8 +88,11 @@ class Study(Base):
     """Modalities of its instances in the order of the alphabet, joined by "+"."""
     instances: Mapped[int] = mapped_column(Integer, default=0)
     """How many instances it has."""
+    device_id: Mapped[int | None] = mapped_column(RowId)
+    """`Device` of the first instance of which one is known."""
 
     __table_args__ = (
+        Index("ix_studies_device", "device_id", "id"),
         Index("ix_studies_verdict", "verdict", "id"),
         Index("ix_studies_decided", "decided_at"),
         Index("ix_studies_due", "next_action_at"),
@@ -144,10 +147,41 @@ class Instance(Base):
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     next_attempt_at: Mapped[datetime | None] = mapped_column(Utc)
     last_error: Mapped[int] = mapped_column(Integer, default=0)
+    device_id: Mapped[int | None] = mapped_column(RowId)
+    """`Device` that made it; null where nothing is said of one."""
 
     __table_args__ = (
         UniqueConstraint("sop_instance_uid", "content_sha256", name="uq_instances_identity"),
         Index("ix_instances_state", "state"),
+    )
+
+
+class Device(Base):
+    """A device as the objects that it makes describe it, and as it calls itself on an association."""
+
+    __tablename__ = "devices"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    station: Mapped[str] = mapped_column(String(64))
+    department: Mapped[str] = mapped_column(String(64))
+    location: Mapped[str] = mapped_column(String(64))
+    manufacturer: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(String(64))
+    serial: Mapped[str] = mapped_column(String(64))
+    calling_ae_title: Mapped[str] = mapped_column(String(64))
+    """Empty where it came by another way than an association."""
+
+    __table_args__ = (
+        UniqueConstraint(
+            "station",
+            "department",
+            "location",
+            "manufacturer",
+            "model",
+            "serial",
+            "calling_ae_title",
+            name="uq_devices_said",
+        ),
     )
 
 
@@ -289,3 +323,38 @@ class Commitment(Base):
     reported_at: Mapped[datetime | None] = mapped_column(Utc)
 
     __table_args__ = (UniqueConstraint("transaction_uid", "ae_title"), Index("ix_commitments_due", "next_attempt_at"))
+
+
+class Token(Base):
+    """A bearer token of a DICOMweb client. The token itself is told once and kept nowhere."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """Its public part."""
+    client: Mapped[str] = mapped_column(String(64))
+    """Whom it was made for; stands in the records."""
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of its private part, which is 256 random bits: no slower digest would be safer."""
+    scopes: Mapped[str] = mapped_column(String(64))
+    """What it is good for, in the order of the alphabet, joined by "+"."""
+    created_at: Mapped[datetime] = mapped_column(Utc)
+    expires_at: Mapped[datetime] = mapped_column(Utc)
+    revoked_at: Mapped[datetime | None] = mapped_column(Utc)
+
+
+class Catalogued(Base):
+    """What a search by DICOMweb (QIDO-RS) reads of an instance: its attributes, sealed; made from the object anew where
+    it is absent."""
+
+    __tablename__ = "catalogue"
+
+    instance_id: Mapped[int] = mapped_column(ForeignKey("instances.id"), primary_key=True, autoincrement=False)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    """The attributes as DICOM JSON, AES-256-GCM under a key that is not in the database (law 4)."""
+    patient: Mapped[bytes] = mapped_column(LargeBinary)
+    """Keyed token of the patient's number (`shared.identification.BlindIndex`); empty where there is none."""
+    accession: Mapped[bytes] = mapped_column(LargeBinary)
+    """The same of the accession number."""
+
+    __table_args__ = (Index("ix_catalogue_patient", "patient"), Index("ix_catalogue_accession", "accession"))

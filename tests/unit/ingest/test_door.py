@@ -40,8 +40,8 @@ def test_the_data_set_begins_where_the_file_meta_information_ends(name: str):
 
 def test_the_same_data_set_in_other_wrappings_is_the_same_content(tmp_path: Path):
     ds = dx()
-    uids, ours = examine(written(tmp_path, file_meta(DX, ds.SOPInstanceUID, EXPLICIT) + data_set(ds)), None)
-    again, theirs = examine(written(tmp_path, part10(ds)), None)
+    uids, ours, _ = examine(written(tmp_path, file_meta(DX, ds.SOPInstanceUID, EXPLICIT) + data_set(ds)), None)
+    again, theirs, _ = examine(written(tmp_path, part10(ds)), None)
     assert (uids, ours) == (again, theirs)
 
 
