@@ -212,6 +212,50 @@ class CommitmentPeer(Section):
     """TCP port."""
 
 
+class DicomWeb(Section):
+    """The DICOMweb door (PS3.18): STOW-RS, QIDO-RS and WADO-RS, for whoever brings a bearer token."""
+
+    listen: OptionalEndpoint = ""
+    """Where HTTPS is served, host:port; empty for nowhere."""
+    tls: bool = True
+    """False for plain HTTP, which is served on a loopback address alone: for a proxy on the same machine, and tests."""
+    certificate: File = _UNSET
+    """Certificate that the door shows, with its chain, PEM; default that of the identity `ingest`."""
+    key: File = _UNSET
+    """Its private key, PEM."""
+    client_ca: File = _UNSET
+    """CA certificates, PEM, one of which must have signed the certificate of whoever calls; unset for none asked."""
+    url: Annotated[str, Field(pattern=r"^(https?://[^\s?#]+[^\s?#/])?$")] = ""
+    """How clients reach the root of the service, for Retrieve URLs; default https:// and `listen`, with /dicom-web."""
+    max_request_bytes: Positive = 17_179_869_184
+    """Longest body of one store request; more comes in further requests."""
+    max_requests: Positive = 16
+    """Requests in progress beyond which the next is told to come back later (503)."""
+    max_results: Annotated[int, Field(gt=0, le=10_000)] = 1000
+    """Matches in one answer of a search at most; more are asked for with `offset`."""
+    idle_seconds: Seconds = 60.0
+    """A body of which nothing came for so long is given up."""
+
+    @model_validator(mode="after")
+    def _is_secure(self) -> Self:
+        if not self.listen:
+            return self
+        host, _ = host_and_port(self.listen)
+        if not self.tls and not _is_loopback(host):
+            raise ValueError("without tls it is served on a loopback address alone")
+        if (self.certificate == _UNSET) != (self.key == _UNSET):
+            raise ValueError("certificate and key belong together")
+        self.url = self.url or f"{'https' if self.tls else 'http'}://{self.listen}/dicom-web"
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class Ingest(Service):
     """The front door."""
 
@@ -248,6 +292,8 @@ class Ingest(Service):
     """Where the outcome of a storage commitment is sent, if the association that asked is gone."""
     max_object_bytes: Positive = 2_147_483_648
     """Largest object taken, bytes."""
+    dicomweb: DicomWeb = Field(default_factory=lambda: DicomWeb())
+    """The DICOMweb door; off unless it has an address."""
     quiet_seconds: Seconds = 10.0
     """A study is complete when nothing arrived for it for so long."""
     lease_seconds: Seconds = 60.0
@@ -567,6 +613,9 @@ class Settings(BaseSettings):
         for key, name in (("certificate", "console.crt"), ("key", "console.key")):
             if getattr(self.console, key) == _UNSET:
                 setattr(self.console, key, self.cluster.pki / name)
+        for key, name in (("certificate", "ingest.crt"), ("key", "ingest.key")):
+            if getattr(self.ingest.dicomweb, key) == _UNSET:
+                setattr(self.ingest.dicomweb, key, self.cluster.pki / name)
         if self.audit.master_key == _UNSET:
             self.audit.master_key = self.cluster.keys / "identity-master.key"
         if self.audit.keys == _UNSET:

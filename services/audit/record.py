@@ -47,6 +47,7 @@ _VERSION = r"(?:[A-Za-z][A-Za-z_-]{0,63}[/-]?)?[0-9]{1,4}(?:\.[0-9]{1,4}){0,3}(?
 _NAME = r"(?=[0-9_-]*[a-z])[a-z0-9][a-z0-9_-]{0,62}"
 _PERSON = PERSON_NAME  # staff
 _ROLE = r"radiographer|operator|auditor|administrator"
+_CALLING_ROLE = rf"{_ROLE}|client"  # or a system that calls with a bearer token
 _STANDARD_UID = r"1\.2\.840\.10008\.[0-9.]{1,49}|private"
 _SUBJECT = r"SW-[A-Z2-7]{24}"
 _DECIMAL = r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,6})?"
@@ -99,12 +100,12 @@ SHAPES: Mapping[str, str] = {
     "ReviewedEvent.role": _ROLE,
     "ReviewedEvent.note_commitment": r"[0-9a-f]{64}",
     "ViewedEvent.person": _PERSON,
-    "ViewedEvent.role": _ROLE,
+    "ViewedEvent.role": _CALLING_ROLE,
     "ViewedEvent.what": r"[a-z][a-z_]{0,31}",
     "AuthenticatedEvent.person": _PERSON,
-    "AuthenticatedEvent.role": _ROLE,
+    "AuthenticatedEvent.role": _CALLING_ROLE,
     "AuthenticatedEvent.act": r"[a-z][a-z_]{0,31}",
-    "AuthenticatedEvent.method": r"local|oidc",
+    "AuthenticatedEvent.method": r"local|oidc|bearer",
     "AuthenticatedEvent.by": _PERSON,
     "DecidedEvent.sites": _NAME,
     "ConstancyEvent.baseline_sha256": r"[0-9a-f]{64}",
@@ -163,8 +164,8 @@ PRODUCERS: Mapping[str, frozenset[Identity]] = {
     # Every server of the cluster, of what it refused itself.
     "refused_call": frozenset({Identity.INGEST, Identity.REDACTION, Identity.INFERENCE, Identity.AUDIT}),
     "reviewed": frozenset({Identity.INGEST}),
-    "viewed": frozenset({Identity.CONSOLE}),
-    "authenticated": frozenset({Identity.CONSOLE}),
+    "viewed": frozenset({Identity.CONSOLE, Identity.INGEST}),
+    "authenticated": frozenset({Identity.CONSOLE, Identity.INGEST}),
     "constancy": frozenset({Identity.INGEST}),
 }
 """Who may record what: nobody vouches for another's act."""
