@@ -11,6 +11,15 @@ _READERS = frozenset({Identity.AUDITOR, Identity.OPERATOR, Identity.CONSOLE})
 _GUARDIANS = frozenset({Identity.AUDITOR, Identity.CONSOLE})
 _CALLERS = frozenset({Identity.PACS, Identity.OPERATOR, Identity.CONSOLE})
 _INGEST = frozenset({Identity.INGEST})
+_OPEN_INFERENCE = frozenset({Identity.OPERATOR, Identity.PACS, Identity.CONSOLE, Identity.INGEST, Identity.INFERENCE})
+"""Those whom the settings may let ask the models themselves."""
+_OPEN_INFERENCE_METHODS = frozenset(
+    f"/inference.GRPCInferenceService/{name}"
+    for name in (
+        *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
+        *("ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
+    )
+)
 
 METHODS: Mapping[str, frozenset[Identity]] = MappingProxyType(
     {
@@ -41,6 +50,7 @@ METHODS: Mapping[str, frozenset[Identity]] = MappingProxyType(
         "/stepwedge.ingest.v1.IngestService/RequeueStudy": frozenset({Identity.OPERATOR, Identity.CONSOLE}),
         "/stepwedge.ingest.v1.IngestService/ReviewStudy": frozenset({Identity.OPERATOR, Identity.CONSOLE}),
         "/stepwedge.ingest.v1.IngestService/SummarizeDecisions": frozenset({Identity.OPERATOR, Identity.CONSOLE}),
+        "/stepwedge.ingest.v1.IngestService/SummarizeMeasurements": frozenset({Identity.OPERATOR, Identity.CONSOLE}),
         "/stepwedge.ingest.v1.IngestService/CheckConstancy": frozenset({Identity.OPERATOR}),
         "/stepwedge.ingest.v1.IngestService/GetPolicy": frozenset({Identity.OPERATOR, Identity.CONSOLE}),
         "/stepwedge.ingest.v1.IngestService/WatchDecisions": _CALLERS,
@@ -48,6 +58,7 @@ METHODS: Mapping[str, frozenset[Identity]] = MappingProxyType(
         "/stepwedge.ingest.v1.TokenService/CreateToken": frozenset({Identity.OPERATOR}),
         "/stepwedge.ingest.v1.TokenService/ListTokens": frozenset({Identity.OPERATOR}),
         "/stepwedge.ingest.v1.TokenService/RevokeToken": frozenset({Identity.OPERATOR}),
+        **dict.fromkeys(_OPEN_INFERENCE_METHODS, _OPEN_INFERENCE),
         "/grpc.health.v1.Health/Check": _EVERYONE,
         "/grpc.health.v1.Health/List": _EVERYONE,
         "/grpc.health.v1.Health/Watch": _EVERYONE,
@@ -69,6 +80,10 @@ OPEN_ENDED: frozenset[str] = frozenset(
     }
 )
 """Methods that may be called without a deadline, because they stay open by design; a drain ends them."""
+
+DEADLINE_OPTIONAL: frozenset[str] = _OPEN_INFERENCE_METHODS
+"""Methods of a contract that others wrote, whose clients name no deadline: a call without one gets
+`shared.calling.DEFAULT_DEADLINE_SECONDS`."""
 
 ALWAYS_ADMITTED: frozenset[str] = frozenset(
     {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/grpc.health.v1.Health/Watch"}
@@ -92,6 +107,7 @@ RETRIED: frozenset[str] = frozenset(
         "/stepwedge.inference.v1.InferenceService/ListModels",
         "/stepwedge.inference.v1.InferenceService/RenderObject",
         "/stepwedge.ingest.v1.IngestService/SummarizeDecisions",
+        "/stepwedge.ingest.v1.IngestService/SummarizeMeasurements",
         "/stepwedge.ingest.v1.IngestService/GetStudy",
         "/stepwedge.ingest.v1.IngestService/ListStudies",
         "/stepwedge.ingest.v1.IngestService/ExplainStudy",

@@ -9,6 +9,7 @@ from services.ingest import metrics
 from services.ingest.delivery import Sender
 from services.ingest.dimse import DimseServer
 from services.ingest.door import RECORD_SECONDS, Door, record_key, record_received
+from services.ingest.drift import Drift
 from services.ingest.hallway import AUDIT, INFERENCE, REDACTION, Hallway, Services
 from services.ingest.identification import Identifier
 from services.ingest.reviews import Reviews
@@ -91,6 +92,7 @@ class Ingest:
             self._door,
             self._studies,
             self._reviews,
+            Drift(self._engine),
             self._recorder,
             self._hallway.ring,
             max_uploads=self._max_uploads,

@@ -8,6 +8,7 @@ from typing import Any, Final
 from services.ingest import metrics, reviews
 from services.ingest.devices import Wanted
 from services.ingest.door import Door, Incoming
+from services.ingest.drift import Drift
 from services.ingest.explain import explain, steps, timestamp
 from services.ingest.states import (
     INSTANCE_STATE_TO_PROTO,
@@ -47,6 +48,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         door: Door,
         studies: StudyStore,
         said: reviews.Reviews,
+        measured: Drift,
         recorder: Recorder,
         ring: Callable[[], None],
         *,
@@ -54,6 +56,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> None:
         self._door = door
         self._reviews = said
+        self._drift = measured
         self._uploads = asyncio.Semaphore(max_uploads)
         self._studies = studies
         self._recorder = recorder
@@ -214,6 +217,30 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         found = await asyncio.to_thread(self._reviews.summary, start, before, only)
         devices = await self._devices(device for _, device, _ in found.by_device if device)
         return _summary(found, devices)
+
+    async def SummarizeMeasurements(  # noqa: N802
+        self, request: ingest_pb2.SummarizeMeasurementsRequest, context: Any
+    ) -> ingest_pb2.SummarizeMeasurementsResponse:
+        """What images measured, day by day."""
+        now = datetime.now(UTC)
+        before = request.before.ToDatetime(UTC) if request.HasField("before") else now
+        start = getattr(request, "from").ToDatetime(UTC) if request.HasField("from") else now - _USUAL_SPAN
+        wanted = _wanted(request.device)
+        only = None if wanted.anything else await asyncio.to_thread(self._studies.devices.matching, wanted)
+        days = await asyncio.to_thread(self._drift.days, start, before, only)
+        return ingest_pb2.SummarizeMeasurementsResponse(
+            days=[
+                ingest_pb2.MeasurementDay(
+                    day=one.day,
+                    name=one.name,
+                    unit=one.unit,
+                    count=one.count,
+                    mean=one.mean,
+                    deviation=one.deviation,
+                )
+                for one in days
+            ]
+        )
 
     async def WatchDecisions(  # noqa: N802
         self, request: ingest_pb2.WatchDecisionsRequest, context: Any

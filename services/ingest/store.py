@@ -17,6 +17,7 @@ from sqlalchemy import Engine, Table, bindparam, case, func, or_, select, text, 
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
+from services.ingest import drift
 from services.ingest.devices import ANY_DEVICE, NOTHING, Devices, Said, Wanted
 from services.ingest.states import (
     ACTIVE_STATES,
@@ -454,6 +455,7 @@ class StudyStore:
             instance = session.get_one(Instance, instance_id)
             _settle(instance, InstanceEvent.ASSESSED, settled, now)
             instance.assessed_index = record_index
+            drift.count(session, instance, settled.assessment, now)
             _succeeded(study, instance)
 
     def not_assessable(self, claim: Claim, instance_id: int, *, settled: Settled, error: int, now: datetime) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -183,6 +184,23 @@ class Device(Base):
             name="uq_devices_said",
         ),
     )
+
+
+class MeasuredDay(Base):
+    """What the images of one device measured on one day: how many, their sum, the sum of their squares."""
+
+    __tablename__ = "measured_days"
+
+    day: Mapped[str] = mapped_column(String(10), primary_key=True)
+    """UTC, "2026-11-22"."""
+    device_id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
+    """`Device`; 0 where nothing is said of one."""
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    unit: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """UCUM."""
+    count: Mapped[int] = mapped_column(BigInteger)
+    total: Mapped[float] = mapped_column(Double)
+    squares: Mapped[float] = mapped_column(Double)
 
 
 class Decision(Base):
