@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from services.inference import chest, collimation, general, header, masks, registry, thresholds
+from services.inference import chest, collimation, facts, general, header, masks, registry, thresholds
 from services.inference.chest import Look
 from services.inference.coverage import DERIVED, RADIOGRAPHY, VOLUMES, Coverage, coverage, modality_of
 from services.inference.findings import (
@@ -36,6 +36,7 @@ from shared.errors import ErrorCode, StepwedgeError
 from shared.model_signatures import DEVELOPMENT_SIGNERS
 from shared.policy import Policy
 from stepwedge.common.v1.common_pb2 import Finding, Measurement, Reason, Verdict
+from stepwedge.inference.v1.inference_pb2 import ImageFacts
 
 MAX_FILE_BYTES: Final = 2 << 30
 """Longest object or picture that is read."""
@@ -76,6 +77,8 @@ class AssessmentResult:
     columns: int = 0
     confidence: float | None = None
     pin: Pin | None = None
+    facts: ImageFacts | None = None
+    """For checks of more than one image; None for what is no DICOM object."""
     _look: Look | None = field(default=None, repr=False)
 
     @cached_property
@@ -154,8 +157,10 @@ class Assessor:
         except StepwedgeError as error:
             if error.code != ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE:
                 raise
-            return AssessmentResult([finding(Reason.REASON_PIXELS_UNDECODABLE, FAIL, error.message)], [])
-        return self._assess(frame, modality, covered.coverage, covered.why, header.stated(dataset))
+            undecodable = finding(Reason.REASON_PIXELS_UNDECODABLE, FAIL, error.message)
+            return AssessmentResult([undecodable], [], facts=facts.facts_of(dataset, None))
+        result = self._assess(frame, modality, covered.coverage, covered.why, header.stated(dataset))
+        return replace(result, facts=facts.facts_of(dataset, frame))
 
     def assess_array(
         self, image: NDArray[Any], *, inverted: bool = False, spacing_mm: tuple[float, float] | None = None
@@ -246,7 +251,7 @@ class Assessor:
         found.sort(key=lambda one: ORDER[one.code])
         confidence = None if seen is None else seen.confidence
         measured = list(_measurements(found, [*stated.values, *grey, *([] if seen is None else chest.values(seen))]))
-        return AssessmentResult(found, measured, rows, columns, confidence, pin, seen)
+        return AssessmentResult(found, measured, rows, columns, confidence, pin, _look=seen)
 
     def _look(self, frame: Frame, stated: Stated) -> tuple[Look, Pin, list[Finding]]:
         """The model's look at a radiograph; once more with black and white exchanged where they were wrong, and once

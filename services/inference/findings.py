@@ -231,9 +231,9 @@ TABLE: Final = (
         Reason.REASON_SLICES,
         "Slices of a series",
         "{slices}",
-        "Distances of neighbouring slices along their common normal, by stack of a series: FAIL where one is a multiple "
-        "of the usual (slices are missing) or two slices lie in one place, WARN where distances are uneven in another "
-        "way. The value is how many are missing",
+        "Distances of neighbouring slices along their common normal, by stack of a series or of an enhanced object: "
+        "FAIL where one is a multiple of the usual (slices are missing) or two slices lie in one place, WARN where "
+        "distances are uneven in another way. The value is how many are missing",
         "PS3.3 C.7.6.2; services/ingest/collation.py",
     ),
     Definition(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -22,6 +22,8 @@ from services.inference import thresholds
 from services.inference.coverage import RADIOGRAPHY, Part, modality_of, part_of, view_named
 from services.inference.findings import FAIL, NOT_ASSESSABLE, PASS, WARN, Value, finding
 from services.inference.pixels import SPACINGS, spacing_mm
+from services.inference.places import frame_places
+from shared import slices
 from stepwedge.common.v1.common_pb2 import Finding, Outcome, Reason
 
 Said = tuple["Outcome.ValueType", str]
@@ -400,6 +402,34 @@ def _of_one_byte(part: Any) -> bool:
     return given.count(given[:1]) == len(given)
 
 
+# --- slices of an enhanced object (PS3.3 C.7.6.16) -----------------------------------------------------------------
+
+
+def frame_slices(dataset: Dataset) -> Finding | None:
+    """SLICES, by the positions of the frames; those of a series of single images are judged when it is complete."""
+    stacks: dict[tuple[float, ...], list[float]] = {}
+    named: dict[str, int] = {}
+    for position, axes, stack in frame_places(dataset):
+        key = (named.setdefault(stack, len(named)), *(round(one, 2) for one in axes))
+        stacks.setdefault(key, []).append(slices.depth(position, axes))
+    judged = [slices.judge(depths) for depths in stacks.values()]
+    if not any(one.usual_mm for one in judged):
+        return None
+    return slices_finding(judged)
+
+
+def slices_finding(judged: Sequence[slices.Places]) -> Finding:
+    """SLICES, of the stacks of an object."""
+    code = Reason.REASON_SLICES
+    missing, doubled, uneven = (sum(getattr(one, name) for one in judged) for name in ("missing", "doubled", "uneven"))
+    value = Value("missing_slices", float(missing), "{slices}")
+    if missing or doubled:
+        words = "slices are missing" if missing else "two slices lie in one place"
+        return finding(code, FAIL, words, value=value, threshold=1.0)
+    words = "the distances of the slices are uneven" if uneven else "the slices lie at even distances"
+    return finding(code, WARN if uneven else PASS, words, value=value, threshold=1.0)
+
+
 # --- values ------------------------------------------------------------------------------------------------------
 
 
@@ -428,4 +458,5 @@ _CHECKS: Final[tuple[Callable[[Dataset], Finding | None], ...]] = (
     dates,
     attributes,
     frames,
+    frame_slices,
 )

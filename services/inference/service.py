@@ -143,6 +143,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             rows=result.rows,
             columns=result.columns,
         )
+        if result.facts is not None:
+            message.facts.CopyFrom(result.facts)
         if result.confidence is not None:
             message.confidence = round(result.confidence, 6)
         if result.pin is not None:

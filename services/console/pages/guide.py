@@ -44,7 +44,7 @@ WHAT_TO_DO: Final = {
     "DUPLICATE_IMAGES": "Find out whether an image was sent twice, or one is missing in whose place another stands.",
     "SLICES": "Send the whole series again from the modality, and count its slices there.",
     "GEOMETRY": "Check whether two series were joined into one; measure nothing across the change.",
-    "MIXED_PATIENTS": "Stop: find out whose images these are before anybody reads them, and correct them at the source.",
+    "MIXED_PATIENTS": "Stop: find out whose images these are before anybody reads them; correct them at the source.",
     "NOISE": "Compare with earlier images of the device; have dose, detector and processing checked where it stays so.",
     "SHARPNESS": "Look for motion; have focus, grid, detector and processing checked where it stays so.",
     "NO_PIXELS": "Nothing: the object is not an image.",

@@ -270,3 +270,48 @@ def test_redaction_keeps_what_these_checks_read() -> None:
     clean = redact(buffer.getvalue(), Pseudonyms(bytes(range(32))), Profile.basic()).data
     after = pydicom.dcmread(BytesIO(clean))
     assert {keyword: after.get(keyword) for keyword in kept} == {keyword: before.get(keyword) for keyword in kept}
+
+
+def an_enhanced_object(positions: list[float]) -> Dataset:
+    """An object of several frames that lie at these places along its normal."""
+    dataset = Dataset()
+    frames = []
+    for place in positions:
+        plane, content = Dataset(), Dataset()
+        plane.ImagePositionPatient = ["0", "0", f"{place}"]
+        content.PlanePositionSequence = Sequence([plane])
+        frames.append(content)
+    axes, shared = Dataset(), Dataset()
+    axes.ImageOrientationPatient = ["1", "0", "0", "0", "1", "0"]
+    shared.PlaneOrientationSequence = Sequence([axes])
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected", "missing"),
+    [
+        ([0, 5, 10, 15, 20, 25], "PASS", 0),
+        ([25, 0, 10, 5, 20, 15], "PASS", 0),
+        ([0, 5, 10, 20, 25, 30, 35], "FAIL", 1),
+        ([0, 5, 10, 25, 30, 35, 40, 45], "FAIL", 2),
+        ([0, 5, 10, 10, 15, 20], "FAIL", 0),
+        ([0, 5, 10, 17, 22, 27], "WARN", 0),
+        ([0, 5, 10, 15, 20] * 3, "PASS", 0),
+        ([0, 5, 10, 15, 20] * 3 + [0, 5, 10, 15], "FAIL", 0),
+    ],
+)
+def test_frames_of_an_enhanced_object_that_are_missing_or_uneven_are_seen(
+    positions: list[float], expected: str, missing: int
+) -> None:
+    found = header.frame_slices(an_enhanced_object(positions))
+    assert found is not None
+    assert outcome(found) == expected
+    if missing:
+        assert found.measurement.value == missing
+
+
+@pytest.mark.parametrize("positions", [[], [0], [0, 1, 9], [3, 3, 3, 3, 3]])
+def test_too_few_places_are_not_judged(positions: list[float]) -> None:
+    assert header.frame_slices(an_enhanced_object(positions)) is None
