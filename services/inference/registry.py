@@ -15,6 +15,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from services.inference.backends import CPU, OUTPUTS, REMOTE, Backend, Execution, Outputs, open_backend
+from services.inference.batching import Batched, Batching
 from services.inference.preprocessing import GRID, PREPROCESSING_VERSION, to_tensor
 from shared.errors import ErrorCode, StepwedgeError
 from shared.model_signatures import DEVELOPMENT_SIGNERS, SIGNATURES, lacking
@@ -29,7 +31,6 @@ CHANNELS: Final[Mapping[str, Structure.ValueType]] = {
 """Mask channels in the order of the output `logits`, and what each shows."""
 FLAGS: Final = ("inverted", "rotated_90", "rotated_180", "rotated_270", "mirrored", "not_a_chest")
 """Flags in the order of the output `flags`."""
-OUTPUTS: Final = ("logits", "flags", "features")
 MANIFEST: Final = "manifest.json"
 
 _MAX_MODEL_BYTES: Final = 256 << 20
@@ -79,32 +80,50 @@ class Calibration:
 
 
 class Model:
-    """One model in memory. `answer` may be called from several threads."""
+    """One model in memory. `answer` and `run` may be called from several threads."""
 
     def __init__(
-        self, manifest: Mapping[str, Any], session: ort.InferenceSession, sha256: str, calibration: Calibration
+        self, manifest: Mapping[str, Any], backend: Backend, sha256: str, calibration: Calibration, release_sha256: str
     ) -> None:
         self.name: str = manifest["name"]
         self.version: str = manifest["version"]
         self.sha256 = sha256
+        self.release_sha256 = release_sha256
         self.calibration = calibration
         self.preprocessing = PREPROCESSING_VERSION
-        self.provider = session.get_providers()[0]
+        self.features = len(calibration.mean)
         self.self_test = "not made"
         self._check: tuple[NDArray[np.uint8], str] | None = None
-        self._session = session
-        self._options = session.get_session_options()
+        self._backend = backend
+
+    @property
+    def provider(self) -> str:
+        """What runs it."""
+        return self._backend.provider
 
     @property
     def execution_provider(self) -> str:
         """Provider and the options that can change an answer's bits: "CPUExecutionProvider;intra_op=1;..."."""
-        options = f"intra_op={self._options.intra_op_num_threads};inter_op=1;optimization=all;spinning=0"
-        return f"{self.provider};{options};onnxruntime={ort.__version__}"
+        return self._backend.description
+
+    @property
+    def platform(self) -> str:
+        """Project and format, as the Open Inference Protocol names them."""
+        return self._backend.platform
+
+    def run(self, images: NDArray[np.float32]) -> Outputs:
+        """The model's outputs for images float32 [n, 1, 256, 256] in 0..1."""
+        return self._backend.run(images)
 
     def answer(self, grid: NDArray[np.uint8]) -> Answer:
         """The model's answer to one grid uint8 [256, 256]."""
-        logits, flags, features = self._session.run(list(OUTPUTS), {"image": to_tensor(grid)})
+        logits, flags, features = self.run(to_tensor(grid))
         return Answer(logits[0], flags[0], features[0])
+
+    def batched(self, batching: Batching) -> None:
+        """From now on, run what several threads ask for together."""
+        if batching.max_batch_size > 1:
+            self._backend = Batched(self._backend, batching)
 
     def tested(self, how: str, grid: NDArray[np.uint8], answered: Answer) -> None:
         """Remember how the self-test went, and one of its inputs for `check`."""
@@ -115,50 +134,91 @@ class Model:
         if self._check is None or self.answer(self._check[0]).sha256() != self._check[1]:
             raise _failed("a golden input is no longer answered as at the start")
 
+    def close(self) -> None:
+        """Give back what runs it."""
+        self._backend.close()
+
 
 def load(
     folder: Path,
     *,
-    provider: str = "CPUExecutionProvider",
+    provider: str = CPU,
     threads: int = 1,
     signers: Mapping[str, Collection[str]] = DEVELOPMENT_SIGNERS,
+    execution: Execution | None = None,
+    whole: bool = False,
 ) -> Model:
-    """Load the release in `folder` and put it to its test; `signers`: the public keys trusted in each role.
+    """Load the release in `folder` and put it to its test.
+
+    Parameters
+    ----------
+    folder
+        Of the release.
+    provider, threads
+        Of ONNX Runtime; `execution` instead says how the model is run in full.
+    signers
+        The public keys trusted in each role.
+    whole
+        Load the form of the release in fp32 wherever it runs.
 
     Raises
     ------
     StepwedgeError
         MODEL_NOT_FOUND where there is no manifest; MODEL_DIGEST_MISMATCH where the manifest is not signed in both
-        roles by keys of `signers`, or manifest and files are not of one piece; PROVIDER_UNAVAILABLE where `provider`
-        is absent or does not take the model; MODEL_SELF_TEST_FAILED where the golden inputs are answered otherwise
-        than when the model was released.
+        roles by keys of `signers`, or manifest and files are not of one piece; PROVIDER_UNAVAILABLE where what is to
+        run it is absent or does not take the model; DEPENDENCY_UNAVAILABLE where it is another server, which does not
+        answer; MODEL_SELF_TEST_FAILED where the golden inputs are answered otherwise than when the model was released.
     """
-    manifest = _manifest(folder, signers)
-    served = served_file(manifest, provider, platform.machine(), instructions())
-    golden = manifest["golden"]["file" if served == manifest["served"] else "file_without_vnni"]
+    how = execution or Execution(provider=provider, threads=threads)
+    release, manifest = _manifest(folder, signers)
+    served = whole_file(manifest) if whole else served_file(manifest, how, platform.machine(), instructions())
+    golden = _golden_file(manifest, served)
     files = _verified_files(folder, manifest, {served, golden, "calibration.json"})
     calibration = _calibration(files["calibration.json"], manifest["files"]["calibration.json"]["sha256"])
-    session = _session(files[served], provider, threads)
-    _check_shape(session, manifest)
-    model = Model(manifest, session, manifest["files"][served]["sha256"], calibration)
-    _self_test(model, manifest, files[golden], threads)
+    backend = open_backend(files[served], how, manifest)
+    try:
+        # A server of ours states which file of the release it runs; of another the release is what is known.
+        sha256 = getattr(backend, "sha256", "") or manifest["files"][served]["sha256"]
+        model = Model(manifest, backend, sha256, calibration, release)
+        _self_test(model, manifest, files[golden], how.threads)
+    except BaseException:
+        backend.close()
+        raise
     return model
 
 
-def served_file(manifest: Mapping[str, Any], provider: str, machine: str, available: str) -> str:
+def served_file(manifest: Mapping[str, Any], how: Execution, machine: str, available: str) -> str:
     """Name of the file that a machine of this kind serves.
 
-    x86 processors without VNNI add pairs of 8-bit products in 16 bits, which saturates: there the release's other form
-    is served, where the manifest names one. Which file it was stands in every record, by its digest.
+    8 bits are for processors: everything else runs the fp32 file. x86 processors without VNNI add pairs of 8-bit
+    products in 16 bits, which saturates: there the release's form without that is served, where the manifest names one.
+    Which file it was stands in every record, by its digest.
     """
+    if how.backend == REMOTE:
+        return str(manifest["served"])
+    if not how.on_cpu:
+        return whole_file(manifest)
     saturates = machine in {"x86_64", "AMD64"} and not any(name in available for name in ("vnni", "amx_int8"))
-    if provider == "CPUExecutionProvider" and saturates:
+    if saturates:
         return str(manifest.get("served_without_vnni", manifest["served"]))
     return str(manifest["served"])
 
 
-def _manifest(folder: Path, signers: Mapping[str, Collection[str]]) -> Mapping[str, Any]:
-    """The manifest, read only once it is known whose it is."""
+def whole_file(manifest: Mapping[str, Any]) -> str:
+    """Name of the file in fp32, where the release has one; of what it serves otherwise."""
+    return str(manifest.get("whole", manifest.get("served_without_vnni", manifest["served"])))
+
+
+def _golden_file(manifest: Mapping[str, Any], served: str) -> str:
+    """Name of the golden tensors of a form."""
+    golden = manifest["golden"]
+    if served == manifest["served"]:
+        return str(golden["file"])
+    return str(golden["file_without_vnni" if served == manifest.get("served_without_vnni") else "file_whole"])
+
+
+def _manifest(folder: Path, signers: Mapping[str, Collection[str]]) -> tuple[str, Mapping[str, Any]]:
+    """The manifest with its digest, read only once it is known whose it is."""
     try:
         data = (folder / MANIFEST).read_bytes()
     except OSError:
@@ -174,6 +234,8 @@ def _manifest(folder: Path, signers: Mapping[str, Collection[str]]) -> Mapping[s
         wanted = {manifest["served"], "calibration.json", manifest["golden"]["file"]}
         if "served_without_vnni" in manifest:
             wanted |= {manifest["served_without_vnni"], manifest["golden"]["file_without_vnni"]}
+        if "whole" in manifest:
+            wanted |= {manifest["whole"], _golden_file(manifest, manifest["whole"])}
         ours = (
             manifest["schema"] == 1
             and all(isinstance(manifest[key], str) and manifest[key] for key in ("name", "version"))
@@ -188,7 +250,7 @@ def _manifest(folder: Path, signers: Mapping[str, Collection[str]]) -> Mapping[s
         raise _mismatch("the manifest is not one of a model that can be served here")
     if manifest.get("preprocessing_version") != PREPROCESSING_VERSION:
         raise _mismatch("the model was trained with another version of the preprocessing")
-    return dict(manifest)
+    return hashlib.sha256(data).hexdigest(), dict(manifest)
 
 
 def _verified_files(folder: Path, manifest: Mapping[str, Any], used: Collection[str]) -> dict[str, bytes]:
@@ -228,37 +290,6 @@ def _calibration(data: bytes, sha256: str) -> Calibration:
     if not whole:
         raise _mismatch("the calibration does not read")
     return found
-
-
-def _session(model: bytes, provider: str, threads: int) -> ort.InferenceSession:
-    """A session on exactly this provider; ONNX Runtime would go on without it after a warning."""
-    if provider not in ort.get_available_providers():
-        raise _no_provider()
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.enable_cpu_mem_arena = False  # else every concurrent call keeps its largest buffers for good
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(model, options, providers=[provider])
-    except Exception:  # noqa: BLE001 - the runtime raises types of its own that share no base
-        if provider != "CPUExecutionProvider":
-            raise _no_provider() from None
-        raise _mismatch("the model file does not load") from None
-    session.disable_fallback()
-    if session.get_providers()[0] != provider:
-        raise _no_provider()
-    return session
-
-
-def _check_shape(session: ort.InferenceSession, manifest: Mapping[str, Any]) -> None:
-    inputs = {one.name: one.shape[1:] for one in session.get_inputs()}
-    outputs = {one.name for one in session.get_outputs()}
-    if inputs != {"image": [1, GRID, GRID]} or not outputs.issuperset(OUTPUTS):
-        raise _mismatch("the model file has other inputs or outputs than the manifest says")
 
 
 def _self_test(model: Model, manifest: Mapping[str, Any], data: bytes, threads: int) -> None:
@@ -318,9 +349,3 @@ def _mismatch(words: str) -> StepwedgeError:
 
 def _failed(words: str) -> StepwedgeError:
     return StepwedgeError(ErrorCode.ERROR_CODE_MODEL_SELF_TEST_FAILED, words)
-
-
-def _no_provider() -> StepwedgeError:
-    return StepwedgeError(
-        ErrorCode.ERROR_CODE_PROVIDER_UNAVAILABLE, "the execution provider of the settings is not there"
-    )

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper
 
 from services.inference import registry
+from services.inference.backends import Execution
 from services.inference.preprocessing import PREPROCESSING_VERSION
 from shared.errors import ErrorCode, StepwedgeError
 from shared.model_signatures import DEVELOPMENT_SIGNERS, ROLES, SIGNATURES, public, sign, signed_bytes
@@ -150,15 +151,16 @@ VNNI, AVX2 = "avx2+avx512f+avx512_vnni", "avx2"
         ("CPUExecutionProvider", "x86_64", AVX2, "fp32"),
         ("CPUExecutionProvider", "x86_64", "", "fp32"),
         ("CPUExecutionProvider", "aarch64", "asimddp", "int8"),
-        ("CUDAExecutionProvider", "x86_64", AVX2, "int8"),
+        ("CUDAExecutionProvider", "x86_64", VNNI, "fp32"),
     ],
 )
 def test_a_processor_whose_8_bit_sums_saturate_serves_the_other_form(
     provider: str, machine: str, available: str, served: str
 ) -> None:
     manifest = {"served": "int8", "served_without_vnni": "fp32"}
-    assert registry.served_file(manifest, provider, machine, available) == served
-    assert registry.served_file({"served": "int8"}, provider, machine, available) == "int8"
+    how = Execution(provider=provider)
+    assert registry.served_file(manifest, how, machine, available) == served
+    assert registry.served_file({"served": "int8"}, how, machine, available) == "int8"
 
 
 def test_the_other_form_of_the_release_answers_golden_inputs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
