@@ -8,7 +8,7 @@ import asyncio
 import contextvars
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -16,7 +16,8 @@ import grpc
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from shared import logs, metrics, tracing
-from shared.access import ALWAYS_ADMITTED, METHODS, OPEN_ENDED, TALLIED
+from shared.access import ALWAYS_ADMITTED, DEADLINE_OPTIONAL, METHODS, OPEN_ENDED, TALLIED
+from shared.calling import DEFAULT_DEADLINE_SECONDS
 from shared.errors import DETAILS_KEY, ErrorCode, StepwedgeError, to_status
 from shared.identity import CALLER, PERSON, PERSON_KEY, PERSON_NAME, Identity, peer
 from shared.refusals import Refusals
@@ -85,6 +86,11 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
         self._idle = asyncio.Event()
         self._idle.set()
         self._open_ended: dict[asyncio.Task[Any], str] = {}
+        self._narrowed: dict[str, frozenset[Identity]] = {}
+
+    def narrow(self, service: str, callers: Iterable[Identity]) -> None:
+        """Let only `callers`, of those in the table of access, call the methods of a service."""
+        self._narrowed[service] = frozenset(callers)
 
     async def drain(self, seconds: float) -> None:
         """End the calls that stay open by design; wait up to `seconds` for the others to finish.
@@ -164,14 +170,15 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
                 try:
                     try:
                         caller = peer(context)
-                        _admit(caller, method, context)
+                        self._admit(caller, method, context)
                     except StepwedgeError as refused:
                         self._refusals.note(caller, context, method, refused.code)
                         raise
                     CALLER.set(caller)
                     PERSON.set(_person(caller, context))
                     with self._admitted(method), self._until_drained(method):
-                        yield
+                        async with _bounded(method, context):
+                            yield
                 except StepwedgeError as raised:
                     error = raised
                 except grpc.aio.AbortError:
@@ -222,6 +229,17 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
             duration_seconds=round(seconds, 6),
         )
 
+    def _admit(self, caller: Identity, method: str, context: Context) -> None:
+        """Return where the caller may call `method` and the call has a deadline."""
+        service = method.lstrip("/").partition("/")[0]
+        allowed = METHODS.get(method, frozenset())
+        if caller not in allowed & self._narrowed.get(service, allowed):
+            raise StepwedgeError(
+                ErrorCode.ERROR_CODE_PERMISSION_DENIED, f"the identity {caller.value} may not call this method"
+            )
+        if context.time_remaining() is None and method not in OPEN_ENDED | DEADLINE_OPTIONAL:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_DEADLINE_REQUIRED, "a call must carry a deadline")
+
     @contextmanager
     def _admitted(self, method: str) -> Iterator[None]:
         """Hold one of the places that the server has for calls."""
@@ -266,14 +284,18 @@ def _stopping() -> StepwedgeError:
     return StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, "the service is stopping; call again")
 
 
-def _admit(caller: Identity, method: str, context: Context) -> None:
-    """Return where the caller may call `method` and the call has a deadline."""
-    if caller not in METHODS.get(method, frozenset()):
-        raise StepwedgeError(
-            ErrorCode.ERROR_CODE_PERMISSION_DENIED, f"the identity {caller.value} may not call this method"
-        )
-    if context.time_remaining() is None and method not in OPEN_ENDED:
-        raise StepwedgeError(ErrorCode.ERROR_CODE_DEADLINE_REQUIRED, "a call must carry a deadline")
+@asynccontextmanager
+async def _bounded(method: str, context: Context) -> AsyncIterator[None]:
+    """End the call where its caller named no deadline and need not, and it takes longer than a call takes."""
+    ours = method in DEADLINE_OPTIONAL and context.time_remaining() is None
+    bound = asyncio.timeout(DEFAULT_DEADLINE_SECONDS if ours else None)
+    try:
+        async with bound:
+            yield
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        raise StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, "there was no answer in time") from None
 
 
 def _person(caller: Identity, context: Context) -> str:

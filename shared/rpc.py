@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -118,6 +118,10 @@ class Server:
         register(servicer, self._server)
         self._names.append(service_name)
         self._health.service(service_name)
+
+    def narrow(self, service_name: str, callers: Iterable[Identity]) -> None:
+        """Let only `callers`, of those in the table of access, call a service."""
+        self._guard.narrow(service_name, callers)
 
     def stop(self) -> None:
         """Begin the drain, as a SIGTERM does."""

@@ -353,6 +353,66 @@ class ModelSigners(Section):
         return {"trained_by": self.trained_by, "approved_by": self.approved_by}
 
 
+class RemoteModel(Section):
+    """A server that holds the model and is asked by the Open Inference Protocol (Triton, KServe, another cluster)."""
+
+    address: OptionalEndpoint = ""
+    """Where it serves gRPC over TLS, host:port."""
+    model: str = ""
+    """What the model is called there; default the release's name."""
+    version: str = ""
+    """Its version there; empty for the one that the server chooses."""
+    server_name: str = ""
+    """Name that its certificate must hold; default the host of `address`."""
+    ca: File = _UNSET
+    """CA certificates that its certificate is checked against, PEM; default the cluster's."""
+    certificate: File = _UNSET
+    """What we show there, PEM; default the certificate of inference."""
+    key: File = _UNSET
+    """Its private key, PEM."""
+    timeout_seconds: Seconds = 10.0
+    """How long it may take to answer."""
+
+
+class OpenInference(Section):
+    """The models themselves over the Open Inference Protocol, beside the service."""
+
+    callers: list[Identity] = [Identity.OPERATOR, Identity.INFERENCE]
+    """Who may ask; empty for nobody."""
+    models: list[File] = []
+    """Folders of further releases that are served there, side by side with `model`."""
+
+
+class DynamicBatching(Section):
+    """Images that several calls bring are run together; the words are Triton's."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=64)] = 1
+    """Images in one run at most; 1 for none together. A processor gains nothing by it."""
+    preferred_batch_size: list[Annotated[int, Field(ge=1, le=64)]] = []
+    """Sizes at which nothing more is waited for."""
+    max_queue_delay_microseconds: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """How long an image may wait for company."""
+    max_queue_size: Annotated[int, Field(ge=0)] = 0
+    """Calls that may wait; a further one is refused as OVERLOADED. 0 for any number."""
+
+    @model_validator(mode="after")
+    def _preferred_sizes_fit(self) -> Self:
+        if any(size > self.max_batch_size for size in self.preferred_batch_size):
+            raise ValueError("preferred_batch_size holds a size above max_batch_size")
+        return self
+
+
+class Shadow(Section):
+    """A candidate that looks at images after the served model has answered; its answers are recorded, never used."""
+
+    model: File = _UNSET
+    """Folder of the candidate's release; unset for none."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the images that it looks at, chosen by their digest."""
+    waiting: Positive = 16
+    """Images that may wait for it; what comes beyond is left out and counted."""
+
+
 class Inference(Service):
     """The service that measures pixels."""
 
@@ -362,10 +422,34 @@ class Inference(Service):
     """Folder of the released model."""
     model_signers: ModelSigners = ModelSigners()
     """Whose releases are loaded; by default the development keys of the shipped model."""
+    backend: Literal["onnxruntime", "torch", "open-inference"] = "onnxruntime"
+    """What runs the model: ONNX Runtime, PyTorch on CUDA, or the server of `remote`. Where it is absent the service
+    refuses to start; it never falls back to another."""
     provider: str = "CPUExecutionProvider"
-    """Execution provider of ONNX Runtime; where it is absent the service refuses to start."""
+    """Execution provider of ONNX Runtime (CUDAExecutionProvider, TensorrtExecutionProvider); likewise."""
     threads: Positive = 1
     """Threads in one inference."""
+    ladder: bool = True
+    """Where the model is unsure of an image, let the fp32 form of the release look too, before a person is asked."""
+    batching: DynamicBatching = DynamicBatching()
+    """Images run together; off."""
+    remote: RemoteModel = RemoteModel()
+    """Where the model is, if backend is open-inference."""
+    open_inference: OpenInference = OpenInference()
+    """The models over the Open Inference Protocol."""
+    shadow: Shadow = Shadow()
+    """A candidate beside the model; none."""
+    release_proof: File = _UNSET
+    """Proof that the release of `model` is in the log (`stepwedge model release`); default release.tlog-proof in the
+    folder of the model."""
+    require_release_record: bool = False
+    """Refuse to start without that proof; else its absence is a line in the service's log."""
+
+    @model_validator(mode="after")
+    def _the_remote_model_is_somewhere(self) -> Self:
+        if self.backend == "open-inference" and not self.remote.address:
+            raise ValueError("remote.address must be set where backend is open-inference")
+        return self
 
 
 class Forward(Section):
@@ -616,6 +700,11 @@ class Settings(BaseSettings):
         for key, name in (("certificate", "ingest.crt"), ("key", "ingest.key")):
             if getattr(self.ingest.dicomweb, key) == _UNSET:
                 setattr(self.ingest.dicomweb, key, self.cluster.pki / name)
+        for key, name in (("ca", "ca.crt"), ("certificate", "inference.crt"), ("key", "inference.key")):
+            if getattr(self.inference.remote, key) == _UNSET:
+                setattr(self.inference.remote, key, self.cluster.pki / name)
+        if self.inference.release_proof == _UNSET:
+            self.inference.release_proof = self.inference.model / "release.tlog-proof"
         if self.audit.master_key == _UNSET:
             self.audit.master_key = self.cluster.keys / "identity-master.key"
         if self.audit.keys == _UNSET:
