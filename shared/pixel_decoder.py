@@ -29,6 +29,28 @@ ATTRIBUTES: Final = (
 )  # fmt: skip
 """What a decoder is told of the image (PS3.3 C.7.6.3)."""
 
+DECODED: Final[Mapping[str, str]] = {
+    "1.2.840.10008.1.2": "1, 8, 16, 32 and 64 bits, whole numbers and real ones",
+    "1.2.840.10008.1.2.1": "as above",
+    "1.2.840.10008.1.2.1.98": "as above",
+    "1.2.840.10008.1.2.1.99": "as above",
+    "1.2.840.10008.1.2.2": "as above",
+    "1.2.840.10008.1.2.4.50": "8 bits",
+    "1.2.840.10008.1.2.4.51": "8 bits; 12 bits of one sample a pixel",
+    "1.2.840.10008.1.2.4.55": "8 bits of one sample a pixel",
+    "1.2.840.10008.1.2.4.57": "up to 16 bits",
+    "1.2.840.10008.1.2.4.70": "up to 16 bits",
+    "1.2.840.10008.1.2.4.80": "up to 16 bits",
+    "1.2.840.10008.1.2.4.81": "up to 16 bits",
+    "1.2.840.10008.1.2.4.90": "up to 16 bits",
+    "1.2.840.10008.1.2.4.91": "up to 16 bits",
+    "1.2.840.10008.1.2.4.201": "up to 16 bits",
+    "1.2.840.10008.1.2.4.202": "up to 16 bits",
+    "1.2.840.10008.1.2.4.203": "up to 16 bits",
+    "1.2.840.10008.1.2.5": "1, 8, 16 and 32 bits",
+}
+"""The transfer syntaxes whose pixels we can look at, and how deep; held to by `test_transfer_syntaxes.py`."""
+
 _SIZES: Final = struct.Struct("<II")  # of the JSON head, of the bytes behind it
 _MAX_HEAD: Final = 4096
 
@@ -176,6 +198,86 @@ def _serve() -> None:
 
 
 def _decoded(head: dict[str, Any], frame: bytes) -> tuple[NDArray[Any], str]:
+    """By what pydicom knows, and beside it by what it refuses and a decoder of ours can do."""
+    image, syntax = head["image"], head["syntax"]
+    mono = image.get("SamplesPerPixel", 1) == 1
+    if syntax in _GDCM_ALONE and mono and (syntax != _EXTENDED or _precision(frame) > 8):
+        return _by_gdcm(syntax, image, frame), str(image["PhotometricInterpretation"])
+    if syntax == _RLE and image.get("BitsAllocated") == 1 and mono:
+        return _bits_run_length(image, frame), str(image["PhotometricInterpretation"])
+    return _by_pydicom(head, frame)
+
+
+_EXPLICIT: Final = "1.2.840.10008.1.2.1"
+_UNCOMPRESSED: Final = "1.2.840.10008.1.2.1.98"  # frames as they are, in fragments (PS3.5 A.4.11)
+_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
+_GDCM_ALONE: Final = frozenset({_EXTENDED, "1.2.840.10008.1.2.4.55"})
+_RLE: Final = "1.2.840.10008.1.2.5"
+_FRAME_HEADERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # ISO/IEC 10918-1 B.1.1.3
+
+
+def _precision(frame: bytes) -> int:
+    """Bits of a sample by the frame header of a JPEG codestream (ISO/IEC 10918-1 B.2.2); 0 where there is none."""
+    at = 2
+    while at + 5 <= len(frame) and frame[at] == 0xFF:
+        if frame[at + 1] == 0xFF:
+            at += 1
+        elif frame[at + 1] in _FRAME_HEADERS:
+            return frame[at + 4]
+        else:
+            at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    return 0
+
+
+def _by_gdcm(syntax: str, image: Mapping[str, Any], frame: bytes) -> NDArray[Any]:
+    """JPEG that pydicom leaves to decoders that we may not ship: 12 bits (process 4), and progressive (10, 12)."""
+    import gdcm  # type: ignore[import-untyped]
+
+    precision = _precision(frame)
+    if precision not in (8, 12):
+        raise DecodingError
+    stored = 8 if precision == 8 else 16
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(frame)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    rows, columns = int(image["Rows"]), int(image["Columns"])
+    picture = gdcm.Image()
+    picture.SetNumberOfDimensions(2)
+    picture.SetDimensions((columns, rows, 1))
+    picture.SetDataElement(element)
+    picture.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    picture.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
+    picture.SetPixelFormat(gdcm.PixelFormat(1, stored, precision, precision - 1, 0))
+    samples = np.frombuffer(picture.GetBuffer().encode("utf-8", "surrogateescape"), f"<u{stored // 8}")
+    if samples.size != rows * columns or int(image["BitsAllocated"]) < stored:
+        raise DecodingError
+    wide = f"{'i' if image.get('PixelRepresentation') else 'u'}{int(image['BitsAllocated']) // 8}"
+    values = samples.reshape(rows, columns).astype(wide)
+    if wide[0] == "i":  # the codestream knows no sign: the stored bits carry it
+        shift = 8 * values.dtype.itemsize - int(image["BitsStored"])
+        values = (values << shift) >> shift
+    return values
+
+
+def _bits_run_length(image: Mapping[str, Any], frame: bytes) -> NDArray[Any]:
+    """Single bits: one segment of the packed cells of the frame (PS3.5 8.1.1, Annex G)."""
+    from rle.rle import decode_segment  # type: ignore[import-not-found]
+
+    rows, columns = int(image["Rows"]), int(image["Columns"])
+    segments, first, second = struct.unpack_from("<III", frame)
+    if segments != 1 or first != 64 or second:
+        raise DecodingError
+    packed = np.frombuffer(decode_segment(frame[first:]), np.uint8)
+    cells = np.unpackbits(packed[: -(-rows * columns // 8)], bitorder="little")
+    if cells.size < rows * columns:
+        raise DecodingError
+    return cells[: rows * columns].reshape(rows, columns)
+
+
+def _by_pydicom(head: dict[str, Any], frame: bytes) -> tuple[NDArray[Any], str]:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
@@ -183,13 +285,14 @@ def _decoded(head: dict[str, Any], frame: bytes) -> tuple[NDArray[Any], str]:
 
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = UID(head["syntax"])
+    syntax = UID(_EXPLICIT if head["syntax"] == _UNCOMPRESSED else head["syntax"])
+    dataset.file_meta.TransferSyntaxUID = syntax
     for keyword, value in head["image"].items():
         setattr(dataset, keyword, value)
     dataset.NumberOfFrames = 1
-    dataset.PixelData = encapsulate([frame], has_bot=False)
-    dataset["PixelData"].is_undefined_length = True
-    samples, told = get_decoder(UID(head["syntax"])).as_array(dataset, index=0, raw=not head["rgb"])
+    dataset.PixelData = encapsulate([frame], has_bot=False) if syntax.is_encapsulated else frame
+    dataset["PixelData"].is_undefined_length = syntax.is_encapsulated
+    samples, told = get_decoder(syntax).as_array(dataset, index=0, raw=not head["rgb"])
     return np.ascontiguousarray(samples), str(told["photometric_interpretation"])
 
 

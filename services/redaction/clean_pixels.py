@@ -32,8 +32,8 @@ MAX_FRAME_BYTES: Final = 256 << 20
 """Most bytes that one decoded frame may take."""
 MAX_DECODED_BYTES: Final = 1 << 30
 """Most bytes of compressed pixel data once it is native."""
-LOSSY: Final = frozenset({f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81)})
-"""Transfer syntaxes that always lose (JPEG baseline and extended, JPEG-LS near-lossless)."""
+LOSSY: Final = frozenset({f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 55, 81)})
+"""Transfer syntaxes that always lose (JPEG baseline, extended and progressive, JPEG-LS near-lossless)."""
 
 _WHOLE: Final = {"YBR_FULL_422": "YBR_FULL"}
 """Decoders give every pixel its colour, whatever was subsampled (PS3.5 8.2.1)."""
@@ -180,8 +180,12 @@ def _compressed(elements: Elements, pixel: Element, original: Encoded, detector:
             frame[top : top + height, left : left + width] = fill
         data += frame.astype(frame.dtype.newbyteorder("<"), copy=False).tobytes()
     assert first is not None
+    if layout.bits == 1:  # cells of one bit follow each other, across frames too (PS3.5 8.1.1)
+        data = bytearray(np.packbits(np.frombuffer(data, np.uint8), bitorder="little").tobytes())
+    bits = 1 if layout.bits == 1 else 8 * first.dtype.itemsize
+    lossy = original.transfer_syntax in LOSSY
     return Cleaned(
-        _redescribed(elements, first, photometric, bytes(data), lossy=original.transfer_syntax in LOSSY),
+        _redescribed(elements, first, photometric, bytes(data), bits=bits, lossy=lossy),
         EXPLICIT_LITTLE,
         tuple(boxes),
         frames=layout.frames,
@@ -197,9 +201,10 @@ def _described(original: Encoded) -> Any:
     return dicom.dataset_of(part, pixels=True)
 
 
-def _redescribed(elements: Elements, frame: NDArray[Any], photometric: str, data: bytes, *, lossy: bool) -> Elements:
+def _redescribed(
+    elements: Elements, frame: NDArray[Any], photometric: str, data: bytes, *, bits: int, lossy: bool
+) -> Elements:
     """The data set with native pixel data, little endian, and the attributes that describe it (PS3.3 C.7.6.3)."""
-    bits = 8 * frame.dtype.itemsize
     stored = values.number(elements, _STORED, bits)
     stored = stored if 0 < stored <= bits else bits
 
@@ -214,7 +219,7 @@ def _redescribed(elements: Elements, frame: NDArray[Any], photometric: str, data
         number(_STORED, stored),
         number(_HIGH, stored - 1),
         number(_SIGNED, int(frame.dtype.kind == "i")),
-        Element(0x7FE00010, "OB" if bits == 8 else "OW", data + b"\0" * (len(data) & 1)),
+        Element(0x7FE00010, "OB" if bits <= 8 else "OW", data + b"\0" * (len(data) & 1)),
         *([number(_PLANAR, 0)] if samples > 1 else []),
         *([Element(_LOSSY, "CS", b"01")] if lossy else []),
     ]

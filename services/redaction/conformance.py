@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from pydicom._uid_dict import UID_dictionary
 from pydicom.datadict import keyword_for_tag
 
 from services.redaction import content, unlisted_text
 from services.redaction.facts import objects, rows
 from services.redaction.profile import COLUMNS, EDITION, Action, Option, Profile, attributes, iods, tag_of, unlisted
 from shared.errors import StepwedgeError
+from shared.pixel_decoder import DECODED
 
 _HERE: Final = {
     Option.CLEAN_PIXELS: "Text in the pixels is looked for on every frame and blanked without a new lossy step; what "
@@ -72,6 +74,12 @@ def refused() -> Iterator[dict[str, str]]:
             yield {"uid": uid, "why": why}
 
 
+def transfer_syntaxes() -> Iterator[dict[str, str]]:
+    """One row a transfer syntax whose pixels can be looked at, and blanked: UID, name, how deep."""
+    for uid, depth in DECODED.items():
+        yield {"uid": uid, "name": UID_dictionary[uid][0], "depth": depth}
+
+
 def markdown() -> str:
     """The conformance table of docs/redaction.md."""
     basic = Counter(row["basic"] for row in attributes())
@@ -89,6 +97,14 @@ def markdown() -> str:
     ]
     lines += ["", "| refused | why |", "|---|---|"]
     lines += [f"| {row['uid']} | {row['why']} |" for row in refused()]
+    lines += ["", "Pixels of these transfer syntaxes are looked at; with `clean-pixels` every other is refused (video,"]
+    lines += [
+        "retired processes of JPEG, JPEG 2000 Part 2, JPEG XL):",
+        "",
+        "| transfer syntax | | bits |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {row['uid']} | {row['name']} | {row['depth']} |" for row in transfer_syntaxes()]
     return "\n".join(lines)
 
 

@@ -142,7 +142,7 @@ def _accepted(original: Encoded, profile: Profile) -> str:
     if original.transfer_syntax in refused["transfer_syntaxes"]:
         raise _not_redactable(refused["transfer_syntaxes"][original.transfer_syntax])
     if original.transfer_syntax not in UID_dictionary:
-        raise _not_redactable("the transfer syntax is private")
+        raise _not_redactable("the transfer syntax is private, or younger than our dictionary")
     for element in original.data_set:
         if element.tag == _ENCAPSULATED_DOCUMENT:
             raise _not_redactable("the object holds an encapsulated document")
