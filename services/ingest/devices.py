@@ -9,29 +9,14 @@ from sqlalchemy import Engine, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import sessionmaker
 
+from services.ingest.arrival import NOTHING as NOTHING
+from services.ingest.arrival import Said as Said
 from services.ingest.tables import Device
 from shared import database
-from shared.dicom import Equipment
 
 _REMEMBERED: Final = 4096
 MOST_DEVICES: Final = 10_000
 """A sender that invents devices must not fill memory: what comes after so many is of the device 'unknown'."""
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What names a device: what the object says of it, and the AE title under which it called."""
-
-    equipment: Equipment
-    calling_ae_title: str = ""
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was said."""
-        return self == NOTHING
-
-
-NOTHING: Final = Said(Equipment())
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
 from services.ingest import drift
-from services.ingest.devices import ANY_DEVICE, NOTHING, Devices, Said, Wanted
+from services.ingest.arrival import Arrival as Arrival
+from services.ingest.devices import ANY_DEVICE, Devices, Wanted
 from services.ingest.states import (
     ACTIVE_STATES,
     InstanceEvent,
@@ -59,30 +60,6 @@ _UNSETTLED: Final = (InstanceState.STORED.value, InstanceState.RECEIVED.value, I
 
 class LeaseLostError(Exception):
     """Another worker has claimed the study since; whatever was being done for it must stop here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """An object that lies in the zone `original`, as the door read it. All digests in hexadecimal."""
-
-    study_instance_uid: str
-    series_instance_uid: str
-    sop_instance_uid: str
-    study: str
-    series: str
-    instance: str
-    """These three: pseudonyms of the three UIDs."""
-    subject: str
-    sop_class_uid: str
-    transfer_syntax_uid: str
-    modality: str
-    sha256: str
-    content_sha256: str
-    size_bytes: int
-    commitment: str
-    channel: str
-    device: Said = NOTHING
-    """What made it, as it says."""
 
 
 @dataclass(frozen=True, slots=True)
