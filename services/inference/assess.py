@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from services.inference import chest, collimation, facts, general, header, masks, registry, thresholds
+from services.inference.backends import Execution
 from services.inference.chest import Look
 from services.inference.coverage import DERIVED, RADIOGRAPHY, VOLUMES, Coverage, coverage, modality_of
 from services.inference.findings import (
@@ -125,6 +126,8 @@ class Assessor:
         Threads in one inference.
     signers
         Public keys trusted in each role of a release (`inference.model_signers`).
+    execution
+        How the model is run, in full; instead of `provider` and `threads`.
 
     Raises
     ------
@@ -139,8 +142,10 @@ class Assessor:
         provider: str = "CPUExecutionProvider",
         threads: int = 1,
         signers: Mapping[str, Collection[str]] = DEVELOPMENT_SIGNERS,
+        execution: Execution | None = None,
     ) -> None:
-        self.model = registry.load(model_folder, provider=provider, threads=threads, signers=signers)
+        how = execution or Execution(provider=provider, threads=threads)
+        self.model = registry.load(model_folder, signers=signers, execution=how)
 
     def assess_dicom(self, data: bytes) -> AssessmentResult:
         """Assess a DICOM object. Raises NOT_DICOM, MALFORMED_DICOM; pixels that do not decode are a finding."""
