@@ -2,7 +2,9 @@
 
 A write goes to a temporary file in the same zone, is fsynced, linked to its final name (a link never replaces what is
 there), and the folder is fsynced; only then has it happened. A crash at any point leaves at most a temporary file,
-which the next start sweeps once it is an hour old.
+which the next start sweeps once it is an hour old. With `place` and `settle` the name comes before the fsync: a power
+cut between the two can leave a name with other bytes under it, which `get` tells by the digest and the next write of
+the same object mends.
 """
 
 import errno
@@ -10,6 +12,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +22,7 @@ from shared.objects import Stored, Zone, corrupt, is_digest, not_found, not_open
 
 _TEMPORARY = "incoming"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FLUSHERS = 8
 
 
 class DirectoryStore:
@@ -36,6 +40,7 @@ class DirectoryStore:
     def __init__(self, places: Mapping[Zone, Path], *, low_water_bytes: int = 0) -> None:
         self._places = dict(places)
         self._low_water_bytes = low_water_bytes
+        self._flushers = ThreadPoolExecutor(_FLUSHERS, thread_name_prefix="flusher")
         for place in self._places.values():
             with _translated():
                 try:
@@ -52,6 +57,7 @@ class DirectoryStore:
             final = self._final(zone, sha256)
             if self._is_whole(final, len(data), sha256):
                 # Whoever gave it the name may not have come to this, or be only just about to.
+                _fsync(final)
                 _fsync_folder(final.parent)
                 return Stored(sha256, len(data), created=False)
             temporary = self.new_temporary(zone)
@@ -77,6 +83,29 @@ class DirectoryStore:
                 return Stored(digest, size, created=self._publish(path, final, size, digest))
             finally:
                 path.unlink(missing_ok=True)
+
+    def place(self, zone: Zone, path: Path, sha256: str) -> Stored:
+        """See `ObjectStore.place`."""
+        if path.parent != self._place(zone) / _TEMPORARY:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the file was not named by new_temporary")
+        with _translated():
+            try:
+                size = path.stat().st_size
+                return Stored(sha256, size, created=self._name(path, self._final(zone, sha256), size, sha256))
+            finally:
+                path.unlink(missing_ok=True)
+
+    def settle(self, zone: Zone, sha256: str) -> None:
+        """See `ObjectStore.settle`; file and folder side by side: a disk makes two durable at the cost of one."""
+        final = self._final(zone, sha256)
+        with _translated():
+            folder = self._flushers.submit(_fsync_folder, final.parent)
+            try:
+                _fsync(final)
+            except FileNotFoundError:
+                raise not_found(zone) from None
+            finally:
+                folder.result()
 
     def new_temporary(self, zone: Zone) -> Path:
         """See `ObjectStore.new_temporary`."""
@@ -147,7 +176,15 @@ class DirectoryStore:
             return False
 
     def _publish(self, temporary: Path, final: Path, size: int, sha256: str) -> bool:
-        """Give the durable temporary file its name; return whether the name is new."""
+        """Give the durable temporary file its name, durably; return whether the name is new."""
+        created = self._name(temporary, final, size, sha256)
+        if not created:
+            _fsync(final)  # whoever gave it the name may be only about to
+        _fsync_folder(final.parent)
+        return created
+
+    def _name(self, temporary: Path, final: Path, size: int, sha256: str) -> bool:
+        """Give the temporary file its name; return whether the name is new."""
         temporary.chmod(0o440)
         created = True
         try:
@@ -158,7 +195,6 @@ class DirectoryStore:
                 # The bytes under this name are damaged, and we hold the right ones: mend it in one step.
                 temporary.replace(final)
                 created = True
-        _fsync_folder(final.parent)
         return created
 
 
@@ -179,6 +215,14 @@ def _translated() -> Iterator[None]:
 def _make_durable(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -53,6 +53,14 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def place(self, zone: Zone, path: Path, sha256: str) -> Stored:
+        """The first half of `put_file`: whoever dies as a process loses nothing, a power cut may; see `settle`."""
+        ...
+
+    def settle(self, zone: Zone, sha256: str) -> None:
+        """The second half: make durable what has been placed; OBJECT_NOT_FOUND where nothing was."""
+        ...
+
     def new_temporary(self, zone: Zone) -> Path:
         """Name a file, not yet there, that the caller writes and hands to `put_file` (or unlinks)."""
         ...

@@ -78,6 +78,15 @@ class S3Store:
         finally:
             path.unlink(missing_ok=True)
 
+    def place(self, zone: Zone, path: Path, sha256: str) -> Stored:
+        """See `ObjectStore.place`; what the store has answered for is durable."""
+        return self.put_file(zone, path, sha256)
+
+    def settle(self, zone: Zone, sha256: str) -> None:
+        """See `ObjectStore.settle`."""
+        if not self.exists(zone, sha256):
+            raise not_found(zone)
+
     def new_temporary(self, zone: Zone) -> Path:
         """See `ObjectStore.new_temporary`."""
         self._place(zone)
