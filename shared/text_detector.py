@@ -43,6 +43,9 @@ MAX_PIXELS: Final = 1 << 28
 """Most pixels of one frame."""
 
 _SCHEMA: Final = 1
+_REACH: Final = 16 + HALO  # how far a changed pixel is felt: half the wider neighbourhood of `tensor`, a tile's halo
+_FLAT: Final = 0.2  # of the second channel of `tensor`, reached by an edge of 3 grey levels: below it there is no text
+_SLACK: Final = 0.05  # of a window
 _MAX_MODEL_BYTES: Final = 8 << 20
 _GREY: Final = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -56,6 +59,18 @@ class Found:
     width: int
     height: int
     score: float = 1.0
+
+
+Window = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one look at a frame gave. windows: the ranges of values that were shown; scores: of each view's cells."""
+
+    found: list[Found]
+    windows: list[Window | None]
+    scores: list[NDArray[np.float32]]
 
 
 class Detector:
@@ -106,33 +121,80 @@ class Detector:
 
         Raises ValueError where the frame is no picture.
         """
+        return self.look(frame).found
+
+    def look(self, frame: NDArray[Any], before: Seen | None = None, changed: Iterable[Found] = ()) -> Seen:
+        """As `find`, with what is needed to look at the frame once more after places of it were `changed`.
+
+        before: what was seen of the frame until then; only what the changed places reach is looked at anew, unless the
+        whole has to be shown otherwise (darker, wider) than before. Raises ValueError where the frame is no picture.
+        """
         if frame.ndim not in (2, 3) or frame.size == 0 or frame.dtype.kind not in "buif" or frame.size > MAX_PIXELS:
             raise ValueError("an array of real numbers of two dimensions, or three for colour, is needed")
         grey = _grey(frame)
+        windows = _windows(grey, wide=frame.dtype.itemsize > 1)
+        places = list(changed)
+        if before is not None and not _alike(windows, before.windows):
+            before = None
+        windows = windows if before is None else before.windows
         found: list[Found] = []
-        for view in _views(grey, wide=frame.dtype.itemsize > 1):
-            found += _boxes(self.scores(view), self.threshold, 1, view.shape)
-            if min(view.shape) >= 2 * SHRINK * MULTIPLE:
-                size = (view.shape[1] // SHRINK, view.shape[0] // SHRINK)
-                small = cv2.resize(view, size, interpolation=cv2.INTER_AREA)
-                found += _boxes(self.scores(np.asarray(small, np.float32)), self.threshold, SHRINK, view.shape)
-        return _distinct(found)
+        scores: list[NDArray[np.float32]] = []
+        for window in windows:
+            view = grey if window is None else _stretched(grey, *window)
+            for scale in (1, SHRINK) if min(view.shape) >= 2 * SHRINK * MULTIPLE else (1,):
+                known = None if before is None else before.scores[len(scores)]
+                scores.append(self._view(view, scale, known, places))
+                found += _boxes(scores[-1], self.threshold, scale, view.shape)
+        return Seen(_distinct(found), windows, scores)
 
-    def scores(self, grey: NDArray[np.float32]) -> NDArray[np.float32]:
-        """How likely text is, 0 to 1, for every cell of grey values [h, w] from 0 to 255: [ceil(h/4), ceil(w/4)]."""
+    def _view(
+        self, view: NDArray[np.float32], scale: int, known: NDArray[np.float32] | None, places: list[Found]
+    ) -> NDArray[np.float32]:
+        if scale > 1:
+            size = (view.shape[1] // scale, view.shape[0] // scale)
+            view = np.asarray(cv2.resize(view, size, interpolation=cv2.INTER_AREA), np.float32)
+        if known is None:
+            return self.scores(view)
+        dirty = np.zeros(view.shape, bool)
+        for one in places:
+            rows = slice(max(0, one.top // scale - _REACH), (one.top + one.height) // scale + _REACH)
+            dirty[rows, max(0, one.left // scale - _REACH) : (one.left + one.width) // scale + _REACH] = True
+        return self.scores(view, known, dirty)
+
+    def scores(
+        self,
+        grey: NDArray[np.float32],
+        known: NDArray[np.float32] | None = None,
+        dirty: NDArray[np.bool_] | None = None,
+    ) -> NDArray[np.float32]:
+        """How likely text is, 0 to 1, for every cell of grey values [h, w] from 0 to 255: [ceil(h/4), ceil(w/4)].
+
+        known: the answer for other values, of which those that are not `dirty` [h, w] stand.
+        """
         height, width = grey.shape
-        answer = np.empty((-(-height // CELL), -(-width // CELL)), np.float32)
-        inner = TILE - 2 * HALO
+        cells = (-(-height // CELL), -(-width // CELL))
+        answer = np.empty(cells, np.float32) if known is None else known.copy()
+        inner, edge = TILE - 2 * HALO, HALO // CELL
         for top in range(0, height, inner):
-            strip = tensor(_reflected(grey, top - HALO, min(TILE, _up(height - top + 2 * HALO)), 0))
+            wanted = [
+                left
+                for left in range(0, width, inner)
+                if dirty is None or dirty[top : top + inner, left : left + inner].any()
+            ]
+            if not wanted:
+                continue
+            strip = tensor(_reflected(grey, top - HALO, min(TILE, _up(height - top + 2 * HALO))))
             strip = _padded(strip, HALO, _up(width + 2 * HALO) - width - HALO)
-            for left in range(0, width, inner):
-                seen = np.ascontiguousarray(strip[..., left : left + TILE])
-                logits = self._session.run(None, {"image": seen})[0][0, 0]
+            for left in wanted:
                 taken = answer[top // CELL : (top + inner) // CELL, left // CELL : (left + inner) // CELL]
-                edge = HALO // CELL
-                taken[:] = logits[edge : edge + taken.shape[0], edge : edge + taken.shape[1]]
-        return np.asarray(1 / (1 + np.exp(-answer)), np.float32)
+                seen = np.ascontiguousarray(strip[..., left : left + TILE])
+                if float(np.abs(seen[0, 1]).max()) < _FLAT:
+                    taken[:] = 0
+                    continue
+                logits = self._session.run(None, {"image": seen})[0][0, 0]
+                part = logits[edge : edge + taken.shape[0], edge : edge + taken.shape[1]]
+                taken[:] = 1 / (1 + np.exp(-part))
+        return answer
 
 
 @lru_cache(maxsize=1)
@@ -176,27 +238,44 @@ def _grey(frame: NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(values)
 
 
-def _views(grey: NDArray[np.float32], *, wide: bool) -> Iterator[NDArray[np.float32]]:
-    """The picture with its values in 0 to 255. A picture of many grey levels, whose bulk takes a small part of them (CT
-    beside air and metal), is shown once more with that part stretched, as a person would window it."""
+def _windows(grey: NDArray[np.float32], *, wide: bool) -> list[Window | None]:
+    """The ranges of values that are shown as 0 to 255; None for a picture that is shown as it is.
+
+    A picture of many grey levels, whose bulk takes a small part of them (CT beside air and metal), is shown once more
+    with that part stretched, as a person would window it.
+    """
     step = max(1, int(np.sqrt(grey.size / 200_000)))
     sample = grey[::step, ::step]
     low, high = float(sample.min()), float(sample.max())
     if not wide and high - low >= 100:
-        yield grey
-        return
+        return [None]
     if wide:
         low, high = (float(value) for value in np.percentile(sample, (0.1, 99.9)))
     if not high > low:
         low, high = float(grey.min()), float(grey.max())
-    yield _stretched(grey, low, high)
     if not wide:
-        return
+        return [(low, high)]
     inside = sample[(sample > low) & (sample < high)]
     if inside.size > 1000:
         near, far = (float(value) for value in np.percentile(inside, (2, 98)))
         if 0 < far - near < 0.3 * (high - low):
-            yield _stretched(grey, near, far)
+            return [(low, high), (near, far)]
+    return [(low, high)]
+
+
+def _alike(windows: list[Window | None], others: list[Window | None]) -> bool:
+    """Whether a picture is shown as before, but for what nobody would see."""
+    if len(windows) != len(others):
+        return False
+    for one, other in zip(windows, others, strict=True):
+        if one is None or other is None:
+            if one is not other:
+                return False
+            continue
+        most = _SLACK * (other[1] - other[0])
+        if abs(one[0] - other[0]) > most or abs(one[1] - other[1]) > most:
+            return False
+    return True
 
 
 def _stretched(grey: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
@@ -217,7 +296,7 @@ def _mirror(indices: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     return np.where(turned < size, turned, period - turned)
 
 
-def _reflected(grey: NDArray[np.float32], top: int, count: int, _: int) -> NDArray[np.float32]:
+def _reflected(grey: NDArray[np.float32], top: int, count: int) -> NDArray[np.float32]:
     rows = np.arange(top, top + count)
     if top >= 0 and top + count <= len(grey):
         return grey[top : top + count]

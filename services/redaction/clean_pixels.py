@@ -7,8 +7,9 @@ else it is decoded and kept as native, so that nothing is lost that was not lost
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,7 @@ from services.redaction.regions import Rectangle
 from shared import dicom
 from shared.dicom_encoding import EXPLICIT_LITTLE, PIXEL_TAGS, Element, Elements, Encoded
 from shared.errors import ErrorCode, StepwedgeError
-from shared.text_detector import Detector, Found
+from shared.text_detector import Detector, Found, Seen
 
 MAX_FRAME_BYTES: Final = 256 << 20
 """Most bytes that one decoded frame may take."""
@@ -42,6 +43,7 @@ _ULTRASOUND: Final = frozenset({"US", "IVUS", "BDUS"})
 _BURNED_IN, _LOSSY, _PHOTOMETRIC, _PLANAR = 0x00280301, 0x00282110, 0x00280004, 0x00280006
 _ALLOCATED, _STORED, _HIGH, _SIGNED, _SAMPLES = 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280002
 _EXTENDED_OFFSETS: Final = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003})
+_FEW_BYTES: Final = 64 << 20
 _LOOKS: Final = 8  # at one frame, at most; one or two are enough for most
 _SURE: Final = 0.9  # score of text that stands there without doubt
 _OFTEN: Final = 0.25  # of the frames: what stands there in so many of them stands there in all
@@ -91,13 +93,15 @@ class Policy:
 @dataclass(frozen=True, slots=True)
 class Cleaned:
     """elements: the whole data set, with pixel data and its description. transfer_syntax: in which they now are.
-    boxes: what was blanked, frames from 1. detector: SHA-256 of the detector; empty where there were no pixels."""
+    boxes: what was blanked, frames from 1. detector: SHA-256 of the detector; empty where there were no pixels.
+    looked: digests of frames, and of compressed pixel data, in which the detector saw nothing more to blank."""
 
     elements: Elements
     transfer_syntax: str
     boxes: tuple[Box, ...] = ()
     detector: str = ""
     frames: int = field(default=0)
+    looked: frozenset[bytes] = frozenset()
 
 
 def clean(elements: Elements, original: Encoded, counts: Counts, policy: Policy) -> Cleaned:
@@ -120,7 +124,8 @@ def clean(elements: Elements, original: Encoded, counts: Counts, policy: Policy)
     counts.add("BLANKED", len(done.boxes))
     kept = {element.tag: element for element in done.elements}
     kept[_BURNED_IN] = Element(_BURNED_IN, "CS", b"NO")
-    return Cleaned([kept[tag] for tag in sorted(kept)], done.transfer_syntax, done.boxes, detector.sha256, done.frames)
+    elements = [kept[tag] for tag in sorted(kept)]
+    return replace(done, elements=elements, detector=detector.sha256)
 
 
 @lru_cache(maxsize=4)
@@ -133,14 +138,14 @@ def _native(elements: Elements, pixel: Element, original: Encoded, detector: Det
     planes = Planes.of(layout, pixel, little=original.little)
     palette = _Palette.of(original)
     seen = (palette.shown(planes.frame(index), layout.photometric) for index in range(layout.frames))
-    boxes = _judged(seen, layout, original, detector, policy)
+    boxes, looked = _judged(seen, layout, original, detector, policy)
     if boxes:
         for index in range(layout.frames):
             mine = [(box.left, box.top, box.width, box.height) for box in boxes if box.frame == index + 1]
             planes.blank(index, mine, palette.darkest)
         pixel = Element(pixel.tag, pixel.vr, planes.bytes())
     changed = [pixel if element.tag in PIXEL_TAGS else element for element in elements]
-    return Cleaned(changed, original.transfer_syntax, tuple(boxes), frames=layout.frames)
+    return Cleaned(changed, original.transfer_syntax, tuple(boxes), frames=layout.frames, looked=looked)
 
 
 def _compressed(elements: Elements, pixel: Element, original: Encoded, detector: Detector, policy: Policy) -> Cleaned:
@@ -148,20 +153,28 @@ def _compressed(elements: Elements, pixel: Element, original: Encoded, detector:
     dataset = _described(original)
     palette = _Palette.of(original)
 
+    few: list[tuple[NDArray[Any], str]] = []  # where there are few of them, they are decoded once
+
     def decoded() -> Iterator[tuple[NDArray[Any], str]]:
+        if len(few) == layout.frames:
+            yield from few
+            return
         number = 0
         for number, (frame, photometric) in enumerate(dicom.compressed_frames(dataset, max_bytes=MAX_FRAME_BYTES), 1):
             if frame.shape[:2] != (layout.rows, layout.columns) or number > layout.frames:
                 raise _undecodable("a frame is not of the size that the header says")
+            if frame.nbytes * layout.frames <= _FEW_BYTES:
+                few.append((frame, photometric))
             yield frame, photometric
         if number != layout.frames:
             raise _undecodable("there are fewer frames than the header says")
 
     overlaid = pixels.beside_bits(original)
     seen = (palette.shown(frame & frame.dtype.type(overlaid) if overlaid else frame, kind) for frame, kind in decoded())
-    boxes = _judged(seen, layout, original, detector, policy)
+    boxes, looked = _judged(seen, layout, original, detector, policy)
     if not boxes and not overlaid:
-        return Cleaned(elements, original.transfer_syntax, frames=layout.frames)
+        looked = frozenset({_digest_of_fragments(elements)})
+        return Cleaned(elements, original.transfer_syntax, frames=layout.frames, looked=looked)
     data, first, photometric = bytearray(), None, layout.photometric
     by_frame: dict[int, list[Rectangle]] = {}
     for box in boxes:
@@ -189,6 +202,7 @@ def _compressed(elements: Elements, pixel: Element, original: Encoded, detector:
         EXPLICIT_LITTLE,
         tuple(boxes),
         frames=layout.frames,
+        looked=looked,
     )
 
 
@@ -230,16 +244,19 @@ def _redescribed(
 
 def _judged(
     frames: Iterable[NDArray[Any]], layout: Layout, original: Encoded, detector: Detector, policy: Policy
-) -> list[Box]:
-    """What is to be blanked, by frame. Refuses what cannot be told apart from text."""
+) -> tuple[list[Box], frozenset[bytes]]:
+    """What is to be blanked, by frame, and digests of the frames without it. Refuses what cannot be told apart from
+    text."""
     fixed = _fixed(layout, original, policy)
     hidden = np.zeros((layout.rows, layout.columns), bool)
     for (left, top, width, height), _ in fixed:
         hidden[top : top + height, left : left + width] = True
     found: list[list[Rectangle]] = []
+    looked: set[bytes] = set()
     spared = _spares(original, policy)
     for frame in frames:
-        mine = _text(frame, hidden, layout.photometric, detector, markers=spared)
+        mine, digest = _text(frame, hidden, layout.photometric, detector, markers=spared)
+        looked.add(digest)
         if mine and policy.text == "refuse":
             raise _not_redactable("text was found in its pixels, and the profile asks to refuse that")
         share = _share(mine, layout)
@@ -251,29 +268,43 @@ def _judged(
     for number, mine_here in enumerate(found, 1):
         boxes += [Box(number, *place, reason) for place, reason in fixed]
         boxes += [Box(number, *place, "text") for place in dict.fromkeys([*mine_here, *lasting])]
-    return boxes
+    return boxes, frozenset(looked)
 
 
 def _text(
     frame: NDArray[Any], hidden: NDArray[np.bool_], photometric: str, detector: Detector, *, markers: bool
-) -> list[Found]:
-    """The text of one frame, less side markers: looked for again in what is left when it is blanked, so that the result
-    holds none that the detector sees, and cleaning it again changes nothing."""
+) -> tuple[list[Found], bytes]:
+    """The text of one frame, less side markers, and a digest of the frame without it: looked for again in what is left
+    when it is blanked, so that the result holds none that the detector sees, and cleaning it again changes nothing."""
     left = frame.copy()
     dark = 0 if frame.ndim == 3 else frame.max() if photometric == "MONOCHROME1" else frame.min()
     left[hidden] = dark
     mine: list[Found] = []
+    seen: Seen | None = None
+    found: list[Found] = []
     for _ in range(_LOOKS):
-        found = [one for one in detector.find(left) if not hidden[_slices(one)].all()]
+        seen = detector.look(left, seen, found)
+        found = [one for one in seen.found if not hidden[_slices(one)].all()]
         found = [one for one in found if (left[_slices(one)] != left[_slices(one)].flat[0]).any()]
         spared = marked(left, found) if markers and left.ndim == 2 else []
         found = [one for one in found if one not in spared]
         if not found:
-            break
+            return mine, _digest(left)
         mine += found
         for one in found:
             left[_slices(one)] = dark
-    return mine
+    return mine, b""
+
+
+def _digest(frame: NDArray[Any]) -> bytes:
+    """Of what the detector is shown."""
+    head = f"{frame.dtype.str} {frame.shape} ".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(frame).tobytes()).digest()
+
+
+def _digest_of_fragments(elements: Elements) -> bytes:
+    pixel = next(element for element in elements if element.tag in PIXEL_TAGS)
+    return hashlib.sha256(b"\0".join(map(bytes, pixel.fragments or []))).digest()
 
 
 def _spares(original: Encoded, policy: Policy) -> bool:
@@ -281,9 +312,10 @@ def _spares(original: Encoded, policy: Policy) -> bool:
     return policy.keep_markers and modality in MODALITIES
 
 
-def text_left(result: Encoded, policy: Policy) -> int:
+def text_left(result: Encoded, policy: Policy, looked: frozenset[bytes] = frozenset()) -> int:
     """How many pieces of text the detector is sure to see in an object that has been cleaned: none, or it was not.
 
+    looked: see `Cleaned`; what has such a digest, as it was written, need not be looked at again.
     Raises PIXELS_UNDECODABLE, and what the loading of the detector raises.
     """
     pixel = next((element for element in result.data_set if element.tag in PIXEL_TAGS), None)
@@ -295,11 +327,15 @@ def text_left(result: Encoded, policy: Policy) -> int:
         frames: Iterable[tuple[NDArray[Any], str]] = (
             (planes.frame(index), layout.photometric) for index in range(layout.frames)
         )
+    elif _digest_of_fragments(result.data_set) in looked:
+        return 0
     else:
         frames = dicom.compressed_frames(_described(result), max_bytes=MAX_FRAME_BYTES)
     spared, count = _spares(result, policy), 0
     for frame, photometric in frames:
         shown = palette.shown(frame, photometric)
+        if _digest(shown) in looked:
+            continue
         found = detector.find(shown)
         kept = marked(shown, found) if spared and shown.ndim == 2 else []
         count += sum(one.score > _SURE and one not in kept for one in found)

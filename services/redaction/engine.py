@@ -214,7 +214,7 @@ class _Run:
         policy = clean_pixels.Policy.load(self._profile.pixels)
         done = clean_pixels.clean(elements, self._original, self._counts, policy)
         self.transfer_syntax, self.boxes = done.transfer_syntax, done.boxes
-        self.text_left = lambda encoded: clean_pixels.text_left(encoded, policy)
+        self.text_left = lambda encoded: clean_pixels.text_left(encoded, policy, done.looked)
         return done.elements
 
     def _statement(self) -> list[Element]:
