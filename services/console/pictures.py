@@ -73,3 +73,28 @@ def bars(
         if place % every == 0:
             parts.append(f'<text x="{x + step / 2:.1f}" y="{height - 10}" text-anchor="middle">{escape(name)}</text>')
     return "".join([*parts, "</svg>"])
+
+
+def line(title: str, values: Sequence[float | None], *, width: int = 160, height: int = 32) -> str:
+    """A small line of values over time as SVG without a style, with gaps; its figures stand beside it."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, high = min(known), max(known)
+    step = width / max(1, len(values) - 1)
+    points: list[list[str]] = [[]]
+    for place, value in enumerate(values):
+        if value is None:
+            points.append([])
+        else:
+            share = (value - low) / (high - low) if high > low else 0.5
+            points[-1].append(f"{place * step:.1f},{height - 3 - share * (height - 6):.1f}")
+    parts = [f'<svg class="line" role="img" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">']
+    parts.append(f"<title>{escape(title)}</title>")
+    for run in points:
+        if len(run) > 1:
+            parts.append(f'<polyline points="{" ".join(run)}"/>')
+        elif run:
+            x, y = run[0].split(",")
+            parts.append(f'<circle cx="{x}" cy="{y}" r="2"/>')
+    return "".join([*parts, "</svg>"])

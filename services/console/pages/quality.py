@@ -1,10 +1,17 @@
-"""Quality over time: what was decided, why, and how often people saw it otherwise; as charts and as CSV."""
+"""Quality over time: what was decided, why, where and on what device, how often people saw it otherwise, what drifts.
+
+Each picture has its figures beside it, and everything can be had as CSV.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
-from collections import Counter
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
@@ -23,68 +30,237 @@ SERIES: Final = (
     (Verdict.VERDICT_REVIEW, "REVIEW"),
     (Verdict.VERDICT_REJECT, "REJECT"),
 )
+DRIFTED: Final = 0.5
+"""Standard deviations of the time before by which a mean moved: from here on it is worth a look (Cohen's d, medium)."""
+ENOUGH: Final = 20
+"""Images on either side, below which nothing is said of drift."""
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 async def quality(call: Call) -> Response:
     """Charts, each with its figures."""
-    days, found = await _summary(call)
-    weekly = days > 30
-    columns = _columns(days, weekly=weekly)
+    asked = _asked(call)
+    found, measured = await asyncio.gather(_summary(call, asked), _measured(call, asked))
+    weekly = asked.days > 30
+    columns = _columns(asked.days, weekly=weekly)
     verdicts: Counter[tuple[str, int]] = Counter()
+    by_modality: dict[str, Counter[int]] = defaultdict(Counter)
     for one in found.decisions:
         verdicts[_column(one.day, weekly), one.verdict] += one.count
+        by_modality[one.modality][one.verdict] += one.count
     series = [
         (call.wording(name), name.lower(), [verdicts[column, number] for column in columns]) for number, name in SERIES
     ]
-    by_modality: dict[str, Counter[int]] = {}
-    for one in found.decisions:
-        by_modality.setdefault(one.modality, Counter())[one.verdict] += one.count
     by_reason: Counter[int] = Counter()
     for given in found.reasons:
         by_reason[given.reason] += given.count
-    agreed = sum(one.count for one in found.reviews if one.decided == one.verdict)
-    total = sum(one.count for one in found.decisions)
+    said: Counter[tuple[str, bool]] = Counter()
+    for review in found.reviews:
+        said[_column(review.day, weekly), review.decided == review.verdict] += review.count
+    opinions = [
+        (call.wording("agreed"), "accept", [said[column, True] for column in columns]),
+        (call.wording("overruled"), "reject", [said[column, False] for column in columns]),
+    ]
+    overruled: Counter[tuple[int, int]] = Counter()
+    for review in found.reviews:
+        if review.decided != review.verdict:
+            overruled[review.decided, review.verdict] += review.count
+    rooms, devices = _places(found)
+    when = "by week" if weekly else "by day"
     return call.page(
         "quality.html",
-        days=days,
+        days=asked.days,
+        device=asked.device,
         spans=SPANS,
-        chart=pictures.bars(call.wording("Verdicts by week" if weekly else "Verdicts by day"), columns, series),
+        chart=pictures.bars(call.wording(f"Verdicts {when}"), columns, series),
         columns=columns,
         series=series,
         modalities=sorted(by_modality.items()),
+        rooms=rooms,
+        devices=devices,
         reasons=by_reason.most_common(),
-        reviews=found.reviews,
+        opinions=opinions,
+        opinions_chart=pictures.bars(call.wording(f"Judgements {when}"), columns, opinions),
+        overruled=overruled.most_common(),
         reviewed=sum(one.count for one in found.reviews),
-        agreed=agreed,
-        total=total,
+        agreed=sum(one.count for one in found.reviews if one.decided == one.verdict),
+        total=sum(one.count for one in found.decisions),
         verdict_numbers=SERIES,
+        drift=drifts(measured, asked.days),
+        line=lambda one: pictures.line(one.name, one.means),
+        drifted=DRIFTED,
+        enough=ENOUGH,
     )
 
 
 async def as_csv(call: Call) -> Response:
-    """The counts behind the charts, a row each."""
-    _, found = await _summary(call)
+    """The counts and means behind the charts, a row each."""
+    asked = _asked(call)
+    found, measured = await asyncio.gather(_summary(call, asked), _measured(call, asked))
+    names = {one.id: _name_of(one) for one in found.devices}
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\r\n")
-    rows.writerow(["day", "what", "modality", "verdict", "reason", "count"])
+    rows.writerow(
+        ["day", "what", "modality", "room", "device", "verdict", "reason", "count", "measurement", "unit", "mean", "sd"]
+    )
     for one in found.decisions:
-        rows.writerow([one.day, "decided", one.modality, _name(one.verdict), "", one.count])
+        rows.writerow([one.day, "decided", one.modality, "", "", _verdict(one.verdict), "", one.count])
     for given in found.reasons:
-        reason = Reason.Name(given.reason).removeprefix("REASON_")
-        rows.writerow([given.day, "reason", "", "", reason, given.count])
+        rows.writerow([given.day, "reason", "", "", "", "", _reason(given.reason), given.count])
+    for made in found.by_device:
+        room, device = names.get(made.device_id, ("", ""))
+        rows.writerow([made.day, "decided", "", room, device, _verdict(made.verdict), "", made.count])
+    for why in found.reasons_by_device:
+        room, device = names.get(why.device_id, ("", ""))
+        rows.writerow([why.day, "reason", "", room, device, "", _reason(why.reason), why.count])
     for said in found.reviews:
-        rows.writerow([said.day, "reviewed", "", f"{_name(said.decided)}>{_name(said.verdict)}", "", said.count])
+        changed = f"{_verdict(said.decided)}>{_verdict(said.verdict)}"
+        rows.writerow([said.day, "reviewed", "", "", "", changed, "", said.count])
+    for day in measured:
+        values = [day.name, day.unit, f"{day.mean:.6g}", f"{day.deviation:.6g}"]
+        rows.writerow([day.day, "measured", "", "", "", "", "", day.count, *values])
     headers = {"Content-Disposition": 'attachment; filename="quality.csv"'}
     return Response(text.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
 
-async def _summary(call: Call) -> tuple[int, ingest_pb2.SummarizeDecisionsResponse]:
-    wanted = call.query("days") or "30"
-    if wanted not in {str(span) for span in SPANS}:
+@dataclass(frozen=True)
+class Asked:
+    """What the page is about."""
+
+    days: int
+    device: int
+    """Number of a device; 0 for all."""
+
+    @property
+    def since(self) -> datetime:
+        """The beginning (UTC)."""
+        return datetime.now(UTC) - timedelta(days=self.days)
+
+
+def _asked(call: Call) -> Asked:
+    days, device = call.query("days") or "30", call.query("device") or "0"
+    if days not in {str(span) for span in SPANS}:
         raise invalid("there is no such span")
-    request = ingest_pb2.SummarizeDecisionsRequest()
-    getattr(request, "from").FromDatetime(datetime.now(UTC) - timedelta(days=int(wanted)))
-    return int(wanted), await ask(call.house.gateway.ingest.SummarizeDecisions, request)
+    if not (device.isascii() and device.isdigit() and len(device) < 10):
+        raise invalid("there is no such device")
+    return Asked(int(days), int(device))
+
+
+async def _summary(call: Call, asked: Asked) -> ingest_pb2.SummarizeDecisionsResponse:
+    request = ingest_pb2.SummarizeDecisionsRequest(device=ingest_pb2.DeviceFilter(id=asked.device))
+    getattr(request, "from").FromDatetime(asked.since)
+    answer: ingest_pb2.SummarizeDecisionsResponse = await ask(call.house.gateway.ingest.SummarizeDecisions, request)
+    return answer
+
+
+async def _measured(call: Call, asked: Asked) -> Sequence[ingest_pb2.MeasurementDay]:
+    request = ingest_pb2.SummarizeMeasurementsRequest(device=ingest_pb2.DeviceFilter(id=asked.device))
+    getattr(request, "from").FromDatetime(asked.since)
+    answer: ingest_pb2.SummarizeMeasurementsResponse = await ask(
+        call.house.gateway.ingest.SummarizeMeasurements, request
+    )
+    return answer.days
+
+
+@dataclass(frozen=True)
+class Place:
+    """A room or a device, with the verdicts on what was made there."""
+
+    name: str
+    room: str
+    number: int
+    """Of the device; 0 for a room, and for what names no device."""
+    counts: Counter[int]
+
+    @property
+    def total(self) -> int:
+        """Decided studies."""
+        return self.counts.total()
+
+
+def _places(found: ingest_pb2.SummarizeDecisionsResponse) -> tuple[list[Place], list[Place]]:
+    """Rooms and devices, those with the largest share of rejected studies first."""
+    names = {one.id: _name_of(one) for one in found.devices}
+    rooms: dict[str, Counter[int]] = defaultdict(Counter)
+    devices: dict[int, Counter[int]] = defaultdict(Counter)
+    for one in found.by_device:
+        rooms[names.get(one.device_id, ("", ""))[0]][one.verdict] += one.count
+        devices[one.device_id][one.verdict] += one.count
+    return (
+        _worst_first(Place(name, name, 0, counts) for name, counts in rooms.items()),
+        _worst_first(
+            Place(names.get(number, ("", ""))[1], names.get(number, ("", ""))[0], number, counts)
+            for number, counts in devices.items()
+        ),
+    )
+
+
+def _worst_first(places: Iterable[Place]) -> list[Place]:
+    return sorted(places, key=lambda one: (-one.counts[Verdict.VERDICT_REJECT] / max(1, one.total), one.name))
+
+
+def _name_of(device: ingest_pb2.Device) -> tuple[str, str]:
+    """(room, device) in words, fit for a spreadsheet: what an object says must not begin a formula there."""
+    made_by = " ".join(part for part in (device.manufacturer, device.model) if part)
+    said = ", ".join(part for part in (device.station, made_by, device.serial_number) if part)
+    return _harmless(device.room), _harmless(said or device.calling_ae_title)
+
+
+def _harmless(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A measurement: the last quarter of the time against what came before."""
+
+    name: str
+    unit: str
+    before: tuple[int, float, float]
+    """Number of images, mean, standard deviation."""
+    now: tuple[int, float, float]
+    shift: float | None
+    """Between the means, in standard deviations of the time before; None where there are too few images to say."""
+    means: tuple[float | None, ...]
+    """The mean of each day; None for a day without images."""
+
+    @property
+    def drifted(self) -> bool:
+        """Whether it is worth a look."""
+        return self.shift is not None and abs(self.shift) >= DRIFTED
+
+
+def drifts(measured: Iterable[ingest_pb2.MeasurementDay], days: int) -> list[Moved]:
+    """How each measurement moved in the last `days` days, what moved most first."""
+    today = datetime.now(UTC).date()
+    every = [(today - timedelta(days=back)).isoformat() for back in range(days, -1, -1)]
+    recent = every[-max(1, days // 4) :][0]
+    named: dict[tuple[str, str], dict[str, ingest_pb2.MeasurementDay]] = defaultdict(dict)
+    for one in measured:
+        named[one.name, one.unit][one.day] = one
+    found = []
+    for (name, unit), by_day in named.items():
+        before = _pooled(one for day, one in by_day.items() if day < recent)
+        now = _pooled(one for day, one in by_day.items() if day >= recent)
+        shift = None
+        if min(before[0], now[0]) >= ENOUGH and before[2] > 0:
+            shift = (now[1] - before[1]) / before[2]
+        means = tuple(by_day[day].mean if day in by_day else None for day in every)
+        found.append(Moved(name, unit, before, now, shift, means))
+    return sorted(found, key=lambda one: (-abs(one.shift or 0.0), one.name))
+
+
+def _pooled(days: Iterable[ingest_pb2.MeasurementDay]) -> tuple[int, float, float]:
+    """Number, mean and standard deviation of the images of several days."""
+    count, total, squares = 0, 0.0, 0.0
+    for one in days:
+        count += one.count
+        total += one.count * one.mean
+        squares += (one.count - 1) * one.deviation**2 + one.count * one.mean**2
+    if not count:
+        return 0, 0.0, 0.0
+    mean = total / count
+    return count, mean, math.sqrt(max(0.0, (squares - count * mean**2) / (count - 1))) if count > 1 else 0.0
 
 
 def _columns(days: int, *, weekly: bool) -> list[str]:
@@ -100,8 +276,12 @@ def _column(day: str, weekly: bool) -> str:
     return f"{year % 100:02}W{week:02}"
 
 
-def _name(verdict: Verdict.ValueType) -> str:
+def _verdict(verdict: Verdict.ValueType) -> str:
     return Verdict.Name(verdict).removeprefix("VERDICT_")
+
+
+def _reason(reason: Reason.ValueType) -> str:
+    return Reason.Name(reason).removeprefix("REASON_")
 
 
 ROUTES: Final = [route("/quality", quality, WHO), route("/quality.csv", as_csv, WHO)]
