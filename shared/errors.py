@@ -62,6 +62,7 @@ _CLASSES: dict[ErrorCode.ValueType, _Class] = {
     ErrorCode.ERROR_CODE_FILE: _Class(_S.FAILED_PRECONDITION, True),
     ErrorCode.ERROR_CODE_LEGAL_HOLD: _Class(_S.FAILED_PRECONDITION, True),
     ErrorCode.ERROR_CODE_RETAINED: _Class(_S.FAILED_PRECONDITION, True),
+    ErrorCode.ERROR_CODE_RESULT_INVALID: _Class(_S.INTERNAL, True),
 }
 
 MEANING: dict[ErrorCode.ValueType, str] = {
@@ -99,6 +100,7 @@ MEANING: dict[ErrorCode.ValueType, str] = {
     ErrorCode.ERROR_CODE_FILE: "a file or folder cannot be read or written",
     ErrorCode.ERROR_CODE_LEGAL_HOLD: "a legal hold keeps what was to be erased or removed",
     ErrorCode.ERROR_CODE_RETAINED: "what was to be removed must still be kept",
+    ErrorCode.ERROR_CODE_RESULT_INVALID: "a result that was made failed a check, so it was not sent",
 }
 """Each code in plain words, to stand behind a colon."""
 

@@ -93,6 +93,8 @@ SHAPES: Mapping[str, str] = {
     "AssessedEvent.confidence": r"0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?",
     "DecidedInstance.instance": _UID,
     "DeliveredEvent.destination": _NAME,
+    "DeliveredEvent.contents": r"ORIGINAL|SEG|SR|PDF",
+    "DeliveredEvent.routes": _NAME,
     "FailedEvent.step": r"[a-z][a-z_]{0,31}",
     "RequeuedEvent.requested_by": r"[a-z][a-z0-9_-]{0,31}",
     "ReviewedEvent.reason": r"[a-z][a-z_]{0,63}",

@@ -48,6 +48,7 @@ _LATER_EVENTS = {
         *("baseline_sha256", "baseline_version", "baseline_set", "compared", "drifted", "values", "decided_index"),
         "requested_by",
     ),
+    "delivered": ("contents", "routes", "shadow"),
 }
 _LATER = ("retention", "identity_sha256", "clock.source", "clock.offset_us", "clock.max_error_us")
 COLUMNS: tuple[str, ...] = (

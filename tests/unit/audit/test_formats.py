@@ -87,6 +87,8 @@ SAMPLE: Mapping[str, Any] = {
     "AssessedEvent.confidence": "0.93",
     "DecidedInstance.instance": uid(7),
     "DeliveredEvent.destination": "archive",
+    "DeliveredEvent.contents": "SR",
+    "DeliveredEvent.routes": "rejects",
     "FailedEvent.step": "deliver",
     "FailedEvent.error": common_pb2.ERROR_CODE_DEPENDENCY_UNAVAILABLE,
     "RequeuedEvent.requested_by": "operator",
