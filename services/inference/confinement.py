@@ -41,7 +41,11 @@ def confined() -> bool:
 def readable(configuration: Settings) -> Iterator[Path]:
     """Files and folders that may be read: not the folder of all data, and no certificate or key of another."""
     yield from (paths.ROOT / name for name in _CODE)
-    yield configuration.inference.model
+    inference = configuration.inference
+    yield from (inference.model, *inference.open_inference.models, inference.release_proof)
+    yield from (inference.remote.ca, inference.remote.certificate, inference.remote.key)
+    if inference.shadow.model != Path():
+        yield inference.shadow.model
     yield from (Path(place) for place in {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()})
     yield from (Path(place) for place in _SYSTEM)
     pki, own = configuration.cluster.pki, Identity.INFERENCE.value

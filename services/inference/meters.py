@@ -15,6 +15,12 @@ DURATION = Histogram(
 FINDINGS = Counter(
     "stepwedge_inference_findings", "Findings, by code and outcome.", ["finding", "outcome"], unit="findings"
 )
+OPEN_INFERENCE = Counter(
+    "stepwedge_inference_open_inference_requests",
+    "Requests to a model by the Open Inference Protocol, by what became of them.",
+    ["model", "version", "outcome"],
+    unit="requests",
+)
 MODEL = Gauge(
     "stepwedge_inference_model_loaded_boolean", "1 for the model that is served.", ["model", "version", "provider"]
 )

@@ -172,19 +172,31 @@ def load(
     how = execution or Execution(provider=provider, threads=threads)
     release, manifest = _manifest(folder, signers)
     served = whole_file(manifest) if whole else served_file(manifest, how, platform.machine(), instructions())
-    golden = _golden_file(manifest, served)
-    files = _verified_files(folder, manifest, {served, golden, "calibration.json"})
+    goldens = _goldens(manifest)
+    files = _verified_files(folder, manifest, {served, "calibration.json", *goldens.values()})
     calibration = _calibration(files["calibration.json"], manifest["files"]["calibration.json"]["sha256"])
     backend = open_backend(files[served], how, manifest)
     try:
-        # A server of ours states which file of the release it runs; of another the release is what is known.
-        sha256 = getattr(backend, "sha256", "") or manifest["files"][served]["sha256"]
-        model = Model(manifest, backend, sha256, calibration, release)
-        _self_test(model, manifest, files[golden], how.threads)
+        tested: StepwedgeError | None = None
+        for form in _forms_of(backend, manifest) if how.backend == REMOTE else [served]:
+            model = Model(manifest, backend, manifest["files"][form]["sha256"], calibration, release)
+            try:
+                _self_test(model, manifest, files[goldens[form]], how.threads)
+            except StepwedgeError as error:
+                tested = error
+            else:
+                return model
+        raise tested or _failed("there are no golden tensors")
     except BaseException:
         backend.close()
         raise
-    return model
+
+
+def _forms_of(backend: Backend, manifest: Mapping[str, Any]) -> list[str]:
+    """Files of the release that a server elsewhere may be running: the one that it states, else any."""
+    stated = getattr(backend, "sha256", "")
+    forms = list(_goldens(manifest))
+    return [form for form in forms if not stated or manifest["files"][form]["sha256"] == stated]
 
 
 def served_file(manifest: Mapping[str, Any], how: Execution, machine: str, available: str) -> str:
@@ -209,12 +221,10 @@ def whole_file(manifest: Mapping[str, Any]) -> str:
     return str(manifest.get("whole", manifest.get("served_without_vnni", manifest["served"])))
 
 
-def _golden_file(manifest: Mapping[str, Any], served: str) -> str:
-    """Name of the golden tensors of a form."""
-    golden = manifest["golden"]
-    if served == manifest["served"]:
-        return str(golden["file"])
-    return str(golden["file_without_vnni" if served == manifest.get("served_without_vnni") else "file_whole"])
+def _goldens(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """File of each form of the release -> file of its golden tensors."""
+    forms = {"served": "file", "served_without_vnni": "file_without_vnni", "whole": "file_whole"}
+    return {manifest[form]: manifest["golden"][golden] for form, golden in forms.items() if form in manifest}
 
 
 def _manifest(folder: Path, signers: Mapping[str, Collection[str]]) -> tuple[str, Mapping[str, Any]]:
@@ -231,11 +241,8 @@ def _manifest(folder: Path, signers: Mapping[str, Collection[str]]) -> tuple[str
         raise _mismatch(reason)
     try:
         manifest = json.loads(data)
-        wanted = {manifest["served"], "calibration.json", manifest["golden"]["file"]}
-        if "served_without_vnni" in manifest:
-            wanted |= {manifest["served_without_vnni"], manifest["golden"]["file_without_vnni"]}
-        if "whole" in manifest:
-            wanted |= {manifest["whole"], _golden_file(manifest, manifest["whole"])}
+        goldens = _goldens(manifest)
+        wanted = {"calibration.json", manifest["served"], *goldens, *goldens.values()}
         ours = (
             manifest["schema"] == 1
             and all(isinstance(manifest[key], str) and manifest[key] for key in ("name", "version"))

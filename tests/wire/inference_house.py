@@ -54,9 +54,11 @@ def as_bytes(dataset: Any) -> bytes:
 class House:
     """The log and inference as child processes, and the hands of those who call them."""
 
-    def __init__(self, folder: Path, *, model: Path = MODEL, provider: str = "CPUExecutionProvider") -> None:
+    def __init__(
+        self, folder: Path, *, model: Path = MODEL, provider: str = "CPUExecutionProvider", **inference: Any
+    ) -> None:
         self.file = configuration.on_free_ports(
-            folder / "cluster", inference={"model": str(model), "provider": provider}
+            folder / "cluster", inference={"model": str(model), "provider": provider, **inference}
         )
         self.settings: Settings = configuration.load(self.file)
         pki.create(self.settings.cluster.pki, Identity, development=True)

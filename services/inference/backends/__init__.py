@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -63,9 +63,9 @@ class Remote:
     model: str = ""
     version: str = ""
     server_name: str = ""
-    ca: bytes = b""
-    certificate: bytes = b""
-    key: bytes = b""
+    ca: bytes = field(default=b"", repr=False)
+    certificate: bytes = field(default=b"", repr=False)
+    key: bytes = field(default=b"", repr=False)
     timeout_seconds: float = 10.0
 
 
