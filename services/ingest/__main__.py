@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from services.ingest import metrics
 from services.ingest.delivery import Sender
+from services.ingest.dicomweb import token_service
+from services.ingest.dicomweb.tokens import Tokens
 from services.ingest.dimse import DimseServer
 from services.ingest.door import RECORD_SECONDS, Door, record_key, record_received
 from services.ingest.drift import Drift
@@ -30,8 +32,11 @@ from shared.pseudonyms import Pseudonyms
 from shared.rpc import Hooks, Server, channel, main, probe
 from shared.settings import Settings
 from stepwedge.inference.v1 import inference_pb2_grpc
-from stepwedge.ingest.v1 import ingest_pb2_grpc
+from stepwedge.ingest.v1 import ingest_pb2_grpc, tokens_pb2_grpc
 from stepwedge.redaction.v1 import redaction_pb2_grpc
+
+if TYPE_CHECKING:
+    from services.ingest.dicomweb.server import DicomWebServer
 
 SERVICE: Final = "stepwedge.ingest.v1.IngestService"
 
@@ -84,6 +89,9 @@ class Ingest:
         self._dimse = DimseServer(
             section, self._door, Commitments(self._engine, self._objects), asyncio.get_running_loop()
         )
+        self._settings = settings
+        self._tokens = Tokens(self._engine)
+        self._dicomweb: DicomWebServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def attach(self, server: Server) -> None:
@@ -99,6 +107,10 @@ class Ingest:
         )
         server.add(ingest_pb2_grpc.add_IngestServiceServicer_to_server, servicer, SERVICE)
         server.refusals.record_with(self._recorder)
+        tokens = token_service.TokenService(self._tokens, self._recorder)
+        server.add(tokens_pb2_grpc.add_TokenServiceServicer_to_server, tokens, token_service.SERVICE)
+        if self._settings.ingest.dicomweb.listen:
+            self._dicomweb = self._dicomweb_door(server)
 
         async def objects() -> None:
             await asyncio.to_thread(self._objects.check, Zone.ORIGINAL)
@@ -113,9 +125,32 @@ class Ingest:
         self._health.dependency(REDACTION, probe(self._channels[REDACTION]), required=False)
         self._health.dependency(INFERENCE, probe(self._channels[INFERENCE]), required=False)
 
+    def _dicomweb_door(self, server: Server) -> "DicomWebServer":
+        # Imported here: a web server is loaded only where one is wanted.
+        from services.ingest.dicomweb.catalogue import Catalogue
+        from services.ingest.dicomweb.holdings import Holdings
+        from services.ingest.dicomweb.house import House
+        from services.ingest.dicomweb.server import DicomWebServer
+
+        house = House(
+            self._settings.ingest.dicomweb,
+            self._door,
+            self._objects,
+            Holdings(self._engine),
+            Catalogue.load(self._engine, self._objects, self._settings.cluster.keys),
+            self._tokens,
+            self._recorder,
+            server.refusals,
+            asyncio.get_running_loop(),
+        )
+        return DicomWebServer(house)
+
     def start(self) -> None:
         """Everything is in place: accept associations and go to work."""
         self._dimse.start()
+        if self._dicomweb is not None:
+            self._dicomweb.start()
+            _log.info("serving DICOMweb", address=self._dicomweb.address)
         self._hallway.start()
         self._tasks = [
             asyncio.create_task(self._record_the_unconfirmed(), name="recovery"),
@@ -125,6 +160,8 @@ class Ingest:
 
     async def drain(self) -> None:
         """Let associations end and workers finish their steps."""
+        if self._dicomweb is not None:
+            await asyncio.to_thread(self._dicomweb.drain, _DRAIN_SECONDS)
         await asyncio.gather(asyncio.to_thread(self._dimse.drain, _DRAIN_SECONDS), self._hallway.stop())
         await self._door.flush()
 

@@ -50,3 +50,9 @@ DECISION_SECONDS = Histogram(
     unit="seconds",
     buckets=_SECONDS,
 )
+DICOMWEB_REQUESTS = Counter(
+    "stepwedge_ingest_dicomweb",
+    "Requests to the DICOMweb door that were answered, by what was asked for and the HTTP status.",
+    ["service", "status"],
+    unit="requests",
+)

@@ -1,0 +1,204 @@
+"""The DICOMweb door as one application: addresses, who may call, and errors in words that hold nothing of a patient."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Scope_
+
+from services.ingest import metrics
+from services.ingest.dicomweb import stow
+from services.ingest.dicomweb.house import House
+from services.ingest.dicomweb.negotiation import NotAcceptableError
+from services.ingest.dicomweb.stow import RefusedError
+from services.ingest.dicomweb.tokens import Client, Scope
+from shared import dicom, logs
+from shared.errors import ErrorCode, StepwedgeError
+
+ROOT: Final = "/dicom-web"
+
+_E = ErrorCode
+STATUS: Final = {
+    _E.ERROR_CODE_INVALID_REQUEST: HTTPStatus.BAD_REQUEST,
+    _E.ERROR_CODE_INVALID_UID: HTTPStatus.BAD_REQUEST,
+    _E.ERROR_CODE_UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    _E.ERROR_CODE_PERMISSION_DENIED: HTTPStatus.FORBIDDEN,
+    _E.ERROR_CODE_STUDY_NOT_FOUND: HTTPStatus.NOT_FOUND,
+    _E.ERROR_CODE_ENTRY_NOT_FOUND: HTTPStatus.NOT_FOUND,
+    _E.ERROR_CODE_OBJECT_NOT_FOUND: HTTPStatus.GONE,
+    _E.ERROR_CODE_PIXELS_UNDECODABLE: HTTPStatus.NOT_ACCEPTABLE,
+    _E.ERROR_CODE_OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
+    _E.ERROR_CODE_STORAGE_FULL: HTTPStatus.SERVICE_UNAVAILABLE,
+    _E.ERROR_CODE_AUDIT_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    _E.ERROR_CODE_DEPENDENCY_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""Status by the error that it stands for; any other is 500."""
+
+HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+}
+"""Of every answer: what is asked for is a patient's, and no cache on the way keeps it."""
+
+_LINGER_BYTES: Final = 64 << 20
+_LINGER_SECONDS: Final = 5.0
+
+_log = logs.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that was let in."""
+
+    request: Request
+    house: House
+    client: Client
+
+    def uid(self, name: str) -> str:
+        """A UID of the address; empty where the address has none. Raises INVALID_REQUEST where it is no UID."""
+        value = str(self.request.path_params.get(name, ""))
+        if value and not dicom.is_uid(value):
+            raise StepwedgeError(_E.ERROR_CODE_INVALID_REQUEST, f"the {name} in the address is no UID")
+        return value
+
+
+Page = Callable[[Call], Awaitable[Response]]
+
+
+def route(path: str, name: str, page: Page, scope: Scope, method: str = "GET") -> Route:
+    """An address, what answers there, and what a token must be good for. `name`: as records and metrics call it."""
+
+    async def answer(request: Request) -> Response:
+        made = await _answered(request, name, page, scope)
+        if method == "POST" and made.status_code >= HTTPStatus.BAD_REQUEST:
+            await _linger(request)
+        for header, value in HEADERS.items():
+            made.headers.setdefault(header, value)
+        metrics.DICOMWEB_REQUESTS.labels(name, str(made.status_code)).inc()
+        return made
+
+    return Route(path, answer, methods=[method], name=name)
+
+
+async def _answered(request: Request, name: str, page: Page, scope: Scope) -> Response:
+    house: House = request.app.state.house
+    try:
+        client = await _let_in(request, house, name, scope)
+        return await page(Call(request, house, client))
+    except StepwedgeError as error:
+        return _refusal(STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR), error.name, error.message)
+    except RefusedError as error:
+        return _refusal(error.status, error.status.phrase, error.words)
+    except NotAcceptableError:
+        return _refusal(HTTPStatus.NOT_ACCEPTABLE, "NOT_ACCEPTABLE", "no media type that is taken can be had here")
+    except ClientDisconnect:
+        return Response(status_code=400)
+    except Exception as error:  # noqa: BLE001 - the words of a stranger's exception may hold anything
+        _log.error("a request could not be answered", **logs.describe(error))
+        return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "a defect; the service's log says where")
+
+
+async def _linger(request: Request) -> None:
+    """Read a little of a body that was refused: a connection closed over unread bytes loses the answer on its way."""
+    left = _LINGER_BYTES
+    if request.headers.get("expect"):
+        return  # who asks before sending has not sent it
+    with suppress(Exception):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            async for message in _messages(request):
+                left -= len(message)
+                if left < 0:
+                    return
+
+
+async def _messages(request: Request) -> AsyncIterator[bytes]:
+    # Not `request.stream()`, which ends for good where its reader was interrupted.
+    while True:
+        message = await request.receive()
+        yield message.get("body", b"")
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
+
+
+async def _let_in(request: Request, house: House, name: str, scope: Scope) -> Client:
+    try:
+        given = request.headers.get("authorization", "")
+        return await run_in_threadpool(house.tokens.check, given, scope, datetime.now(UTC))
+    except StepwedgeError as error:
+        if error.code in (_E.ERROR_CODE_UNAUTHENTICATED, _E.ERROR_CODE_PERMISSION_DENIED):
+            house.refused(name, error.code)
+        raise
+
+
+def _refusal(status: HTTPStatus, code: str, words: str) -> Response:
+    headers = {}
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="stepwedge"'
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(stow.RETRY_SECONDS)
+    if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
+        headers["Connection"] = "close"
+    return JSONResponse({"error": code, "detail": words}, status, headers)
+
+
+class _Admission:
+    """Tells whoever comes while as much is in progress as may be to come back later; an answer counts until its end."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._left = most
+
+    async def __call__(self, scope: Scope_, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif self._left <= 0:
+            await _refusal(HTTPStatus.SERVICE_UNAVAILABLE, "OVERLOADED", "as many requests as may be are in progress")(
+                scope, receive, send
+            )
+        else:
+            self._left -= 1
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._left += 1
+
+
+async def _not_there(request: Request, error: Exception) -> Response:
+    status = HTTPStatus(error.status_code) if isinstance(error, HTTPException) else HTTPStatus.NOT_FOUND
+    kept = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    return JSONResponse({"error": status.phrase, "detail": "nothing here"}, status, {**HEADERS, **kept})
+
+
+async def _alive(_: Request) -> Response:
+    return JSONResponse({"status": "ok"}, headers=dict(HEADERS))
+
+
+async def _store(call: Call) -> Response:
+    return await stow.store(call.request, call.house, call.uid("study"))
+
+
+def application(house: House) -> Starlette:
+    """The whole door."""
+    routes: list[BaseRoute] = [
+        route("/studies", "Store", _store, Scope.STORE, "POST"),
+        route("/studies/{study}", "Store", _store, Scope.STORE, "POST"),
+    ]
+    made = Starlette(
+        routes=[Route("/healthz", _alive), Mount(ROOT, routes=routes)],
+        exception_handlers={HTTPException: _not_there},
+    )
+    made.add_middleware(_Admission, most=house.settings.max_requests)
+    made.state.house = house
+    return made

@@ -1,0 +1,161 @@
+"""What searches read (QIDO-RS): the attributes of each object, sealed in the database, made from the object itself.
+
+Names, numbers and dates of people do not lie open in ingest's database (law 4). A search for a number finds it by a
+keyed token; whatever else is matched is matched after opening, here in the process. A row that is absent, or that does
+not open under the key that there is now, is made anew from the object: the catalogue is never the only place of
+anything.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy import Engine, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import sessionmaker
+
+from services.ingest.dicomweb import json_model
+from services.ingest.dicomweb.holdings import Held, held
+from services.ingest.states import InstanceState
+from services.ingest.tables import Catalogued, Instance, Study
+from shared import database, dicom, keys, logs
+from shared.errors import StepwedgeError
+from shared.identification import BlindIndex, Number, normalised
+from shared.objects import ObjectStore
+
+_NONCE_BYTES: Final = 12
+_BATCH: Final = 100
+
+STUDY_LEVEL: Final = (
+    *("00080020", "00080030", "00080050", "00080051", "00080090", "00080201", "00081030", "00081032", "00100010"),
+    *("00100020", "00100021", "00100024", "00100030", "00100032", "00100040", "00101010", "0020000D", "00200010"),
+)
+"""Attributes of patient and study (PS3.18 Table 10.6.3-3 and what else is often asked for)."""
+SERIES_LEVEL: Final = (
+    *("00080021", "00080031", "00080060", "0008103E", "0008103F", "00080070", "00080080", "00081010", "00081040"),
+    *("00081050", "00081090", "00180015", "00181000", "00181030", "0020000E", "00200011", "00200060", "00400244"),
+    *("00400245", "00400253", "00400275", "00185100"),
+)
+"""Of the series (Table 10.6.3-4)."""
+INSTANCE_LEVEL: Final = (
+    *("00080005", "00080008", "00080012", "00080013", "00080016", "00080018", "00080022", "00080023", "00080032"),
+    *("00080033", "00180050", "00181164", "00185101", "00200012", "00200013", "00200032", "00200037", "00280002"),
+    *("00280004", "00280008", "00280010", "00280011", "00280030", "00280100", "00280101", "00281050", "00281051"),
+    *("0040A043", "0040A491", "0040A493", "00420010", "00700080", "00700081", "00280301", "00282110"),
+)
+"""Of the instance (Table 10.6.3-5)."""
+KEPT: Final = frozenset((*STUDY_LEVEL, *SERIES_LEVEL, *INSTANCE_LEVEL))
+
+_log = logs.get_logger(__name__)
+
+
+class Catalogue:
+    """Every method blocks."""
+
+    def __init__(self, engine: Engine, objects: ObjectStore, key: bytes, blind_index: BlindIndex) -> None:
+        self._sessions = sessionmaker(engine, expire_on_commit=False)
+        self._reading = sessionmaker(database.reader(engine), expire_on_commit=False)
+        self._postgres = engine.dialect.name == "postgresql"
+        self._objects = objects
+        self._cipher = AESGCM(
+            HKDF(algorithm=SHA256(), length=32, salt=None, info=b"stepwedge ingest catalogue v1").derive(key)
+        )
+        self._blind_index = blind_index
+
+    @classmethod
+    def load(cls, engine: Engine, objects: ObjectStore, folder: Path) -> "Catalogue":
+        """With the keys of a keys folder; CONFIGURATION where they are absent."""
+        return cls(engine, objects, keys.secret(folder, keys.IDENTITY), BlindIndex.load(folder))
+
+    def behind(self) -> int:
+        """How many visible objects are not in it yet."""
+        with self._reading.begin() as session:
+            query = select(func.count()).select_from(Instance).outerjoin(Catalogued)
+            return session.scalar(query.where(*_MISSING)) or 0
+
+    def catch_up(self, limit: int = _BATCH) -> int:
+        """Catalogue up to `limit` objects that are not in it yet; returns how many were."""
+        query = (
+            select(Instance, Study)
+            .join(Study, Study.id == Instance.study_id)
+            .outerjoin(Catalogued, Catalogued.instance_id == Instance.id)
+            .where(*_MISSING)
+            .order_by(Instance.id)
+            .limit(limit)
+        )
+        with self._reading.begin() as session:
+            missing = [held(row, study) for row, study in session.execute(query)]
+        self._write([self._row(one, self._attributes(one)) for one in missing])
+        return len(missing)
+
+    def open(self, one: Held, row: Catalogued | None) -> json_model.Model:
+        """The attributes of an object; made anew where the row is absent or does not open."""
+        if row is not None:
+            try:
+                nonce, sealed = row.sealed[:_NONCE_BYTES], row.sealed[_NONCE_BYTES:]
+                model: json_model.Model = json.loads(self._cipher.decrypt(nonce, sealed, _bound(one.id)))
+                return model
+            except (InvalidTag, ValueError):
+                pass
+        made = self._attributes(one)
+        self._write([self._row(one, made)])
+        return made
+
+    def token(self, kind: Number, value: str) -> bytes:
+        """What a patient's or an accession number is found by."""
+        return self._blind_index.token(kind, value)
+
+    def _row(self, one: Held, model: json_model.Model) -> dict[str, object]:
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = self._cipher.encrypt(nonce, json_model.dumps(model), _bound(one.id))
+        return {
+            "instance_id": one.id,
+            "sealed": nonce + sealed,
+            "patient": self._number(Number.PATIENT, model, "00100020"),
+            "accession": self._number(Number.ACCESSION, model, "00080050"),
+        }
+
+    def _number(self, kind: Number, model: json_model.Model, tag: str) -> bytes:
+        values = [one for one in model.get(tag, {}).get("Value", []) if isinstance(one, str)]
+        return self._blind_index.token(kind, values[0]) if values and normalised(values[0]) else b""
+
+    def _attributes(self, one: Held) -> json_model.Model:
+        """Out of the object. What cannot be read is catalogued by its row alone, so that it is still found by UID."""
+        try:
+            header = dicom.read_header(self._objects.get(one.zone, one.sha256))
+            model = {tag: value for tag, value in json_model.of_dataset(header).items() if tag in KEPT}
+        except StepwedgeError as error:
+            if not error.permanent:
+                raise
+            _log.warning("an object is catalogued without its attributes", **logs.describe(error))
+            model = {}
+        named = {
+            "00080016": one.sop_class, "00080018": one.sop_instance, "0020000D": one.study, "0020000E": one.series
+        }  # fmt: skip
+        return model | {tag: json_model.attribute("UI", uid) for tag, uid in named.items()}
+
+    def _write(self, rows: Sequence[dict[str, object]]) -> None:
+        if not rows:
+            return
+        insert = postgresql.insert(Catalogued) if self._postgres else sqlite.insert(Catalogued)
+        replaced = {name: insert.excluded[name] for name in ("sealed", "patient", "accession")}
+        with self._sessions.begin() as session:
+            session.execute(insert.on_conflict_do_update(index_elements=["instance_id"], set_=replaced), list(rows))
+
+
+_MISSING: Final = (Instance.state != InstanceState.STORED, Catalogued.instance_id.is_(None))
+
+
+def _bound(instance_id: int) -> bytes:
+    return f"stepwedge ingest catalogue v1\n{instance_id}".encode()
+
+
+def tags_of(levels: Iterable[Sequence[str]]) -> frozenset[str]:
+    """The attributes of these levels."""
+    return frozenset(tag for level in levels for tag in level)
