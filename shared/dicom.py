@@ -228,6 +228,66 @@ def equipment(encoded: Encoded) -> Equipment:
     return Equipment(**{_EQUIPMENT[tag]: one_line(text) for tag, text in found.items()})
 
 
+@dataclass(frozen=True, slots=True)
+class Belonging:
+    """What an object says of the study that it belongs to; empty and 0 where it does not say."""
+
+    view: str = ""
+    """View Position (0018,5101), else the View Code Sequence (0054,0220) as AP, PA or LATERAL."""
+    body_part: str = ""
+    """Body Part Examined (0018,0015)."""
+    procedure: str = ""
+    """Code Value of the Procedure Code Sequence (0008,1032), else of the Requested Procedure Code (0032,1064)."""
+    study_series: int = 0
+    """Number of Study Related Series (0020,1206)."""
+    study_instances: int = 0
+    """Number of Study Related Instances (0020,1208)."""
+    series_instances: int = 0
+    """Number of Series Related Instances (0020,1209)."""
+
+
+_WORDS: Final[Mapping[int, str]] = {0x00185101: "view", 0x00180015: "body_part"}
+_COUNTS: Final[Mapping[int, str]] = {
+    0x00201206: "study_series",
+    0x00201208: "study_instances",
+    0x00201209: "series_instances",
+}
+_CODE_VALUE: Final = 0x00080100
+_PROCEDURE_CODES: Final = (0x00081032, 0x00321064)
+_VIEW_CODE: Final = 0x00540220
+_VIEWS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("R-10206", "399348003"), "AP"),
+    **dict.fromkeys(("R-10214", "272479007"), "PA"),
+    **dict.fromkeys(("R-10236", "399067008", "R-10232", "399173006", "R-10228", "399198007"), "LATERAL"),
+}
+"""PS3.16 CID 4010: codes of projections."""
+_CODE: Final = re.compile(r"[A-Z0-9][A-Z0-9 _.-]{0,15}")
+_MOST_COUNTED: Final = 1_000_000
+
+
+def belonging(encoded: Encoded) -> Belonging:
+    """What a walked object says of its study. Only codes and numbers: free text in these places is left out."""
+    found = texts(encoded, frozenset({*_WORDS, *_COUNTS}))
+    words = {name: text for tag, name in _WORDS.items() if _CODE.fullmatch(text := found.get(tag, "").upper())}
+    counts = {name: int(text) for tag, name in _COUNTS.items() if _is_count(text := found.get(tag, ""))}
+    sequences = {element.tag: element.items[0] for element in encoded.data_set if element.items}
+    codes = (_code(sequences.get(tag, [])) for tag in _PROCEDURE_CODES)
+    if "view" not in words and (view := _VIEWS.get(_code(sequences.get(_VIEW_CODE, [])))):
+        words["view"] = view
+    return Belonging(**words, **counts, procedure=next(filter(None, codes), ""))  # type: ignore[arg-type]
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 8 and 0 < int(text) <= _MOST_COUNTED
+
+
+def _code(item: Elements) -> str:
+    """The Code Value of one item of a code sequence; empty where it is no code."""
+    value = next((bytes(element.value) for element in item if element.tag == _CODE_VALUE), b"")
+    text = value.decode("ascii", "replace").strip("\0 ").upper()
+    return text if _CODE.fullmatch(text) else ""
+
+
 def one_line(text: str) -> str:
     """A short text that a stranger wrote as one printable line of at most 64 characters."""
     return " ".join("".join(one if one.isprintable() else " " for one in text).split())[:_LONGEST_LO]
@@ -456,8 +516,10 @@ def codestream_size(fragment: bytes) -> tuple[int, int, int] | None:
 __all__ = [
     "NAMING_TAGS",
     "STORAGE_SOP_CLASSES",
+    "Belonging",
     "Equipment",
     "Uids",
+    "belonging",
     "codestream_size",
     "dataset_of",
     "equipment",

@@ -44,6 +44,7 @@ WORDS: Mapping[Reason.ValueType, str] = MappingProxyType(
         Reason.REASON_GEOMETRY: "Orientation, pixel spacing or size changes within a series.",
         Reason.REASON_MIXED_PATIENTS: "The images of the study name more than one patient.",
         Reason.REASON_NOISE: "The image is much noisier, or much less so, than others of its device.",
+        Reason.REASON_INCOMPLETE: "Not everything came that was announced, or that the rules of the site ask for.",
         Reason.REASON_SHARPNESS: "The image is much less sharp, or much sharper, than others of its device.",
     }
 )

@@ -110,6 +110,8 @@ SHAPES: Mapping[str, str] = {
     "AuthenticatedEvent.method": r"local|oidc|bearer",
     "AuthenticatedEvent.by": _PERSON,
     "DecidedEvent.sites": _NAME,
+    "DecidedEvent.unmet_rules": _NAME,
+    "DecidedEvent.forced_by": _PERSON,
     "ConstancyEvent.baseline_sha256": r"[0-9a-f]{64}",
     "ConstancyEvent.requested_by": _CALLER,
     "DriftedValue.phantom": _NAME,

@@ -43,7 +43,7 @@ _EVENTS: Mapping[str, tuple[str, ...]] = {
 }
 _LATER_OF_REDACTION = ("key_id", "second_opinion", "blanked", "blanked_boxes")
 _LATER_EVENTS = {
-    "decided": ("findings", "measurements", "sites"),
+    "decided": ("findings", "measurements", "sites", "missing_instances", "missing_series", "unmet_rules", "forced_by"),
     "constancy": (
         *("baseline_sha256", "baseline_version", "baseline_set", "compared", "drifted", "values", "decided_index"),
         "requested_by",

@@ -6,7 +6,7 @@ from typing import Final
 
 from starlette.responses import Response
 
-from services.console.web import EVERYBODY, Call, route
+from services.console.web import ADMINISTRATOR, AUDITOR, EVERYBODY, OPERATOR, RADIOGRAPHER, Call, route
 from shared import reasons
 
 WHAT_TO_DO: Final = {
@@ -47,9 +47,53 @@ WHAT_TO_DO: Final = {
     "MIXED_PATIENTS": "Stop: find out whose images these are before anybody reads them; correct them at the source.",
     "NOISE": "Compare with earlier images of the device; have dose, detector and processing checked where it stays so.",
     "SHARPNESS": "Look for motion; have focus, grid, detector and processing checked where it stays so.",
+    "INCOMPLETE": "Send what is missing; it is judged with the rest, and the decision is made anew.",
     "NO_PIXELS": "Nothing: the object is not an image.",
 }
 """Code of a reason -> what a person does about it."""
+
+
+FIRST_STEPS: Final = {
+    RADIOGRAPHER: (
+        ("/studies", "Work list", "Every study that arrives stands here with its verdict, newest first."),
+        (
+            "/studies?verdict=REJECT",
+            "Rejected studies",
+            "Open one: why it was rejected stands on top, with what to do.",
+        ),
+        ("/studies", "A study", "Look at the outlines on the image, and record what you hold to be right yourself."),
+        ("/quality", "Quality", "How often what is rejected, in which room and on which device."),
+    ),
+    OPERATOR: (
+        ("/operator", "Operation", "Every service must say that it serves, and no certificate may end soon."),
+        (
+            "/studies",
+            "Work list",
+            "Send an image from a modality: it appears within seconds, or its sender was told why not.",
+        ),
+        (
+            "/studies?state=DEAD_LETTER",
+            "Dead letter",
+            "What was given up stands here with its error, and can be put back.",
+        ),
+        ("/quality", "Quality", "Drift of what is measured shows a change of device, exposure or model early."),
+    ),
+    AUDITOR: (
+        ("/audit", "Audit log", "Search by accession or patient number, by person, by time, or by model."),
+        ("/audit", "A decision", "Open its dossier: every step with its proof, checked before your eyes; print it."),
+        (
+            "/audit",
+            "Take it away",
+            "Export the log, and check it with verifier/verify.py on a machine that trusts nobody.",
+        ),
+        ("/audit/guarding", "Erasure and hold", "What one of you asks for, a second person must agree to."),
+    ),
+    ADMINISTRATOR: (
+        ("/people", "Accounts", "Make an account for each person, with one role; the first password is shown once."),
+        ("/operator", "Operation", "Every service must say that it serves, and no certificate may end soon."),
+    ),
+}
+"""Role -> where a newcomer goes first: (page, its name, what is to be seen there)."""
 
 
 async def guide(call: Call) -> Response:
@@ -57,7 +101,7 @@ async def guide(call: Call) -> Response:
     entries = [
         (reasons.name(code), words, WHAT_TO_DO.get(reasons.name(code), "")) for code, words in reasons.WORDS.items()
     ]
-    return call.page("help.html", entries=entries)
+    return call.page("help.html", entries=entries, first=FIRST_STEPS[call.signed_in.role])
 
 
 ROUTES: Final = [route("/help", guide, EVERYBODY)]

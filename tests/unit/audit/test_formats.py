@@ -104,6 +104,8 @@ SAMPLE: Mapping[str, Any] = {
     "AuthenticatedEvent.method": "local",
     "AuthenticatedEvent.by": "admin",
     "DecidedEvent.sites": "north",
+    "DecidedEvent.unmet_rules": "chest",
+    "DecidedEvent.forced_by": "anna.b",
     "ConstancyEvent.requested_by": "operator",
     "DriftedValue.phantom": "inverted",
     "DriftedValue.name": "lung_margin_top",
