@@ -7,7 +7,7 @@ import pytest
 
 from services.console import wording
 from services.console.pages.guarding import ACTS, PURPOSES
-from services.console.pages.guide import WHAT_TO_DO
+from services.console.pages.guide import FIRST_STEPS, WHAT_TO_DO
 from services.console.pages.studies import REVIEW_REASONS
 from services.console.web import NAVIGATION
 from shared import reasons
@@ -28,6 +28,7 @@ def texts() -> set[str]:
         | {title for _, title, _ in NAVIGATION}
         | set(REVIEW_REASONS.values())
         | set(WHAT_TO_DO.values())
+        | {text for steps in FIRST_STEPS.values() for _, *words in steps for text in words}
         | set(ACTS.values())
         | set(PURPOSES.values())
     )
