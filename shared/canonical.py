@@ -78,3 +78,9 @@ def _string(text: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise _refuse("a lone surrogate")
     return json.dumps(str(text), ensure_ascii=False)
+
+
+def decimal(value: float) -> str:
+    """A number as the log takes it: plain decimal, at most six digits after the point, no trailing zeros."""
+    text = f"{value:.6f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text

@@ -614,6 +614,11 @@ def _display(exposed: Plane, spacing: float, blades: int) -> NDArray[np.uint16]:
 
 # --- the object --------------------------------------------------------------------------------------------------
 
+MANUFACTURER: Final = "Stepwedge"
+MODEL_NAME: Final = "Digital chest phantom"
+CONSTANCY_DEVICE: Final = (MANUFACTURER, MODEL_NAME, "CONSTANCY")
+"""Manufacturer, Manufacturer's Model Name and Device Serial Number of the phantoms of the constancy test, by which
+they are told from patients."""
 DIGITAL_X_RAY_FOR_PRESENTATION: Final = "1.2.840.10008.5.1.4.1.1.1.1"
 COMPUTED_RADIOGRAPHY: Final = "1.2.840.10008.5.1.4.1.1.1"
 SOP_CLASSES: Final = MappingProxyType({"DX": DIGITAL_X_RAY_FOR_PRESENTATION, "CR": COMPUTED_RADIOGRAPHY})
@@ -678,8 +683,8 @@ def to_dicom(
         "Modality": modality,
         "SeriesNumber": "1",
         # General Equipment
-        "Manufacturer": "Stepwedge",
-        "ManufacturerModelName": "Digital chest phantom",
+        "Manufacturer": MANUFACTURER,
+        "ManufacturerModelName": MODEL_NAME,
         "StationName": station_name,
         # General Image
         "InstanceNumber": "1",

@@ -374,6 +374,15 @@ class RemoteModel(Section):
     """How long it may take to answer."""
 
 
+    routes: list[Route] = []
+    """What goes to which destination; a destination that no route names follows its own `verdicts` and `send`."""
+    results: Results = Results()
+    """What is made of each decision."""
+    shadow: bool = False
+    """Decide and record, and send nothing to any destination; the records of the deliveries say so."""
+    sites: dict[str, Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]] = {}
+    """Station Name (0008,1010) or calling AE title -> site, to which rules of the policy can be bound; under "" that of
+    all that are not named."""
 class OpenInference(Section):
     """The models themselves over the Open Inference Protocol, beside the service."""
 

@@ -19,7 +19,7 @@ from services.inference.registry import CHANNELS
 from shared import dicom
 from shared.audit import Recorder
 from shared.build import software_build
-from shared.canonical import canonical_json
+from shared.canonical import canonical_json, decimal
 from shared.errors import ErrorCode, StepwedgeError
 from shared.objects import ObjectStore, Zone
 from stepwedge.audit.v1 import audit_pb2
@@ -216,12 +216,6 @@ def _event(assessment: inference_pb2.Assessment) -> audit_pb2.AssessedEvent:
         ],
         confidence=decimal(assessment.confidence) if assessment.HasField("confidence") else "",
     )
-
-
-def decimal(value: float) -> str:
-    """A number as the log takes it: plain decimal, at most six digits after the point, no trailing zeros."""
-    text = f"{value:.6f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
 
 
 def _key(sha256: str, model_sha256: str, event: audit_pb2.AssessedEvent, pins: audit_pb2.Pins) -> str:

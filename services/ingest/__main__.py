@@ -57,7 +57,9 @@ class Ingest:
         self._max_uploads = max(1, section.max_concurrent_rpcs // 2)
         self._engine = database.create_engine(section.database)
         database.upgrade(self._engine, MIGRATIONS)
-        self._studies = StudyStore(self._engine, quiet=timedelta(seconds=section.quiet_seconds), rooms=section.rooms)
+        self._studies = StudyStore(
+            self._engine, quiet=timedelta(seconds=section.quiet_seconds), rooms=section.rooms, sites=section.sites
+        )
         self._objects: ObjectStore = open_store(settings.objects, {Zone.ORIGINAL})
         pseudonyms = Pseudonyms.load(settings.cluster.keys / keys.PSEUDONYMS)
         self._reviews = Reviews(self._engine, commit=pseudonyms.commitment)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from shared import dicom
+from shared import dicom, phantom
 from shared.dicom import Equipment
 from shared.pseudonyms import Pseudonyms
 
@@ -53,6 +53,14 @@ class Arrival:
     channel: str
     device: Said = NOTHING
     """What made it, as it says."""
+    person: str = ""
+    """Keyed pseudonyms of patient number, birth date and sex, see `persons`."""
+
+    @property
+    def constancy(self) -> bool:
+        """Whether it is a phantom of the constancy test."""
+        made_by = self.device.equipment
+        return (made_by.manufacturer, made_by.model, made_by.serial) == phantom.CONSTANCY_DEVICE
 
     @property
     def record_key(self) -> str:
@@ -74,6 +82,17 @@ class Arrival:
 def record_key(instance: str, commitment: str) -> str:
     """Idempotency key of the `received` record of an instance: its pseudonym and the commitment to its digest."""
     return f"received/{instance}/{commitment}"
+
+
+def persons(name: Pseudonyms, uids: dicom.Uids) -> str:
+    """Patient number, birth date and sex as keyed pseudonyms that hold in this study alone: enough to see that two
+    objects of it contradict each other, and of no use to link a person to anything else."""
+
+    def part(kind: str, value: str) -> str:
+        said = "".join(value.upper().split())
+        return name.text(f"study {kind}", f"{uids.study}/{said}")[:8] if said else ""
+
+    return "/".join(part(kind, uids.identity.get(kind, "")) for kind in ("patient_id", "birth_date", "sex"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,4 +130,5 @@ class Names:
             commitment=name.commitment(sha256),
             channel=channel,
             device=device,
+            person=persons(name, uids),
         )

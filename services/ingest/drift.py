@@ -78,12 +78,13 @@ class Drift:
             wanted = wanted.where(MeasuredDay.device_id.in_(devices))
         with self._sessions.begin() as session:
             return [
-                Measured(day, name, unit, int(number), total / int(number), _deviation(int(number), total, squares))
+                Measured(day, name, unit, int(number), total / int(number), deviation(int(number), total, squares))
                 for day, name, unit, number, total, squares in session.execute(wanted)
             ]
 
 
-def _deviation(number: int, total: float, squares: float) -> float:
+def deviation(number: int, total: float, squares: float) -> float:
+    """Standard deviation of so many values, of their sum and the sum of their squares; 0 of fewer than two."""
     if number < 2:
         return 0.0
     return math.sqrt(max(0.0, (squares - total**2 / number) / (number - 1)))

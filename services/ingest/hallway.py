@@ -20,7 +20,8 @@ from typing import Any, Final, TypeVar
 
 import grpc
 
-from services.ingest import metrics, verdicts
+from services.ingest import collation, metrics, verdicts
+from services.ingest.baselines import Usuals
 from services.ingest.delivery import Sender
 from services.ingest.door import record_key, record_received
 from services.ingest.gates import Gate, Waiting
@@ -85,6 +86,7 @@ class Hallway:
         self._studies = studies
         self._services = services
         self._policy = policy
+        self._usual = Usuals(studies.engine)
         self._gates = {name: Gate(name, health) for name in (REDACTION, INFERENCE, AUDIT)}
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._destinations = {destination.name: destination for destination in settings.destinations}
@@ -337,7 +339,12 @@ class Hallway:
         )
         if response is None:
             return
-        verdict, reasons = self._policy.instance_verdict(response.assessment.findings, modality=instance.modality)
+        verdict, reasons = self._policy.instance_verdict(
+            response.assessment.findings,
+            modality=instance.modality,
+            view=response.assessment.facts.view,
+            site=instance.site,
+        )
         await _in_thread(
             self._studies.assessed,
             claim,
@@ -420,7 +427,9 @@ class Hallway:
     async def _decide(self, claim: Claim) -> None:
         snapshot = await _in_thread(self._studies.snapshot, claim.study_id)
         began = time.perf_counter()
-        decision = verdicts.decide(self._policy, snapshot, _now())
+        images = [collation.image(instance) for instance in snapshot.instances]
+        usual = await _in_thread(self._usual.of, images, snapshot.study.last_received_at)
+        decision = verdicts.decide(self._policy, snapshot, _now(), collation.collate(images, usual))
         written = await _in_thread(self._studies.write_decision, claim, decision)
         if written is not None:  # else something came in between: the study is due again at once
             await self._hand_in(claim, snapshot, written)
@@ -449,8 +458,11 @@ class Hallway:
             return
         verdict = Verdict.Name(decision.verdict).removeprefix("VERDICT_")  # type: ignore[arg-type]
         routes = [one.name for one in self._settings.destinations if verdict in one.verdicts]
+        if snapshot.study.constancy:  # phantoms are nobody's images
+            routes = []
         await _in_thread(self._studies.confirm_decision, claim, decision.id, index, routes, _now())
-        metrics.VERDICTS.labels(verdict).inc()
+        if not snapshot.study.constancy:
+            metrics.VERDICTS.labels(verdict).inc()
         complete_at = study.last_received_at + timedelta(seconds=self._settings.quiet_seconds)
         metrics.DECISION_SECONDS.observe(max(0.0, (_now() - complete_at).total_seconds()))
 

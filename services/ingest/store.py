@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.ingest import drift
 from services.ingest.arrival import Arrival as Arrival
+from services.ingest.arrival import Said
 from services.ingest.devices import ANY_DEVICE, Devices, Wanted
 from services.ingest.states import (
     ACTIVE_STATES,
@@ -111,15 +112,30 @@ class StudyStore:
         A study is complete when nothing arrived for it for so long.
     rooms
         See `Devices`.
+    sites
+        Station Name or calling AE title -> site; "" for all that are not named.
     """
 
-    def __init__(self, engine: Engine, *, quiet: timedelta, rooms: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        quiet: timedelta,
+        rooms: Mapping[str, str] = MappingProxyType({}),
+        sites: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._sites = sites
         self.devices = Devices(engine, rooms)
         self._engine = engine
         self._quiet = quiet
         self._sessions = sessionmaker(engine, expire_on_commit=False)
         self._reading = sessionmaker(database.reader(engine), expire_on_commit=False)
         self._postgres = engine.dialect.name == "postgresql"
+
+    @property
+    def engine(self) -> Engine:
+        """Of the database."""
+        return self._engine
 
     @property
     def one_writer(self) -> bool:
@@ -163,6 +179,8 @@ class StudyStore:
                 instance = _new_instance(study, arrival, conflict=bool(others), now=now)
                 instance.device_id = device
                 study.device_id = study.device_id or device
+                instance.site = self._site(arrival.device)
+                study.constancy = arrival.constancy and (study.constancy or study.instances == 0)
                 session.add(instance)
                 self._arrived(study, now)
                 study.instances += 1
@@ -174,6 +192,10 @@ class StudyStore:
                 received.append((instance, False))
             session.flush()
             return received
+
+    def _site(self, said: Said) -> str:
+        named = (said.equipment.station, said.calling_ae_title)
+        return next((self._sites[name] for name in named if name in self._sites), self._sites.get("", ""))
 
     def confirm_received(self, indexes: Mapping[int, int], now: datetime) -> None:
         """The log has the `received` records of these instances (row to index): they go to work."""
@@ -259,6 +281,7 @@ class StudyStore:
                 reasons=[],
                 modalities="",
                 instances=0,
+                constancy=False,
             ).on_conflict_do_nothing(index_elements=["study_instance_uid"])
         )
         return session.scalars(wanted).one()
@@ -773,6 +796,7 @@ def _new_instance(study: Study, arrival: Arrival, *, conflict: bool, now: dateti
         size_bytes=arrival.size_bytes,
         commitment=arrival.commitment,
         channel=arrival.channel,
+        person=arrival.person,
         conflict=conflict,
         conflict_at_receipt=conflict,
         state=InstanceState.STORED,

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     String,
+    Text,
     TypeDecorator,
     UniqueConstraint,
 )
@@ -91,6 +92,8 @@ class Study(Base):
     """How many instances it has."""
     device_id: Mapped[int | None] = mapped_column(RowId)
     """`Device` of the first instance of which one is known."""
+    constancy: Mapped[bool] = mapped_column(Boolean, default=False)
+    """Whether all of its instances are phantoms of the constancy test."""
 
     __table_args__ = (
         Index("ix_studies_device", "device_id", "id"),
@@ -150,6 +153,11 @@ class Instance(Base):
     last_error: Mapped[int] = mapped_column(Integer, default=0)
     device_id: Mapped[int | None] = mapped_column(RowId)
     """`Device` that made it; null where nothing is said of one."""
+    site: Mapped[str] = mapped_column(String(64), default="")
+    """Where it came from, as the settings and the policy call it."""
+    person: Mapped[str] = mapped_column(String(32), default="")
+    """Keyed pseudonyms of patient number, birth date and sex, valid in this study alone, 8 characters each with "/"
+    between them; empty parts for what is not said."""
 
     __table_args__ = (
         UniqueConstraint("sop_instance_uid", "content_sha256", name="uq_instances_identity"),
@@ -221,12 +229,54 @@ class Decision(Base):
     previous_index: Mapped[int | None] = mapped_column(BigInteger)
     instances: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     """For each instance `id`, `instance` (pseudonym), `verdict`, `reasons`, `assessed_index`, in order of receipt."""
+    findings: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    """Findings of more than one image: `stepwedge.inference.v1.Assessment`, serialized."""
     decided_at: Mapped[datetime] = mapped_column(Utc)
     record_index: Mapped[int | None] = mapped_column(BigInteger)
     cursor: Mapped[int | None] = mapped_column(BigInteger, unique=True)
     """Place in the order in which decisions became visible; null while it is not."""
 
     __table_args__ = (UniqueConstraint("study_id", "revision", name="uq_decisions_revision"),)
+
+
+class Baseline(Base):
+    """What the phantoms of the constancy test measured when somebody said that all was well."""
+
+    __tablename__ = "baselines"
+
+    version: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    study_id: Mapped[int] = mapped_column(RowId)
+    sha256: Mapped[str] = mapped_column(String(64))
+    content: Mapped[list[list[str]]] = mapped_column(JSON)
+    """Phantom, name, value and unit of each value, in their order."""
+    set_by: Mapped[str] = mapped_column(String(32))
+    set_at: Mapped[datetime] = mapped_column(Utc)
+    record_index: Mapped[int | None] = mapped_column(BigInteger)
+    """Null until the log has it; nothing is compared with it before."""
+
+
+class ConstancyTest(Base):
+    """A comparison of phantoms with a baseline that is in the log."""
+
+    __tablename__ = "constancy_tests"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    study_id: Mapped[int] = mapped_column(RowId)
+    baseline_version: Mapped[int] = mapped_column(Integer)
+    compared: Mapped[int] = mapped_column(Integer)
+    drifted: Mapped[int] = mapped_column(Integer)
+    tested_at: Mapped[datetime] = mapped_column(Utc)
+    record_index: Mapped[int] = mapped_column(BigInteger)
+
+
+class PolicyFile(Base):
+    """A policy by which this cluster decided."""
+
+    __tablename__ = "policies"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    content: Mapped[str] = mapped_column(Text)
+    first_used_at: Mapped[datetime] = mapped_column(Utc)
 
 
 class Delivery(Base):

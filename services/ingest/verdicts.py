@@ -1,12 +1,14 @@
 """From what is known of the instances of a study to its decision; values in, values out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from services.ingest.collation import Collated
 from services.ingest.store import Settled, Snapshot
 from services.ingest.tables import Decision, Instance
 from shared.build import software_build
-from shared.policy import Policy
+from shared.canonical import decimal
+from shared.policy import About, Policy
 from shared.reasons import WORDS
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1.common_pb2 import Finding, Outcome, Reason, Verdict
@@ -31,17 +33,20 @@ def _not_assessable(reason: Reason.ValueType, detail: str) -> Settled:
     )
 
 
-def decide(policy: Policy, snapshot: Snapshot, now: datetime) -> Decision:
+def decide(policy: Policy, snapshot: Snapshot, now: datetime, collated: Sequence[Collated] = ()) -> Decision:
     """The decision on a study all of whose instances are settled; its revision is given when it is written."""
     judged = [_judged(instance) for instance in snapshot.instances]
-    verdict, reasons = policy.study_verdict(judged)
+    beside = [policy.instance_verdict([one.finding], modality=one.modality, site=one.site) for one in collated]
+    verdict, reasons = policy.study_verdict(judged, beside)
+    together = [policy.rejudged(one.finding, About(one.modality, "", one.site)) for one in collated]
     previous = [decision.record_index for decision in snapshot.decisions]
     return Decision(
         study_id=snapshot.study.id,
         generation=snapshot.study.generation,
         verdict=verdict,
         reasons=list(reasons),
-        details=list(_details(reasons, snapshot.instances)),
+        details=list(_details(reasons, [*together, *_findings(policy, snapshot.instances)])),
+        findings=inference_pb2.Assessment(findings=together).SerializeToString(),
         policy_sha256=policy.digest,
         software_build=software_build(),
         previous_index=previous[-1] if previous else None,
@@ -52,6 +57,7 @@ def decide(policy: Policy, snapshot: Snapshot, now: datetime) -> Decision:
                 "verdict": int(verdict),
                 "reasons": [int(reason) for reason in reasons],
                 "assessed_index": instance.assessed_index,
+                "site": instance.site,
             }
             for instance, (verdict, reasons) in zip(snapshot.instances, judged, strict=True)
         ],
@@ -70,13 +76,21 @@ def _judged(instance: Instance) -> tuple[Verdict.ValueType, list[Reason.ValueTyp
     return verdict, reasons
 
 
-def _details(reasons: Iterable[Reason.ValueType], instances: Iterable[Instance]) -> Iterable[str]:
+def _findings(policy: Policy, instances: Iterable[Instance]) -> Iterable[Finding]:
+    """Every finding of every image, as the policy sees it."""
+    for instance in instances:
+        assessment = inference_pb2.Assessment.FromString(instance.assessment)
+        about = About(instance.modality, assessment.facts.view, instance.site)
+        for finding in assessment.findings:
+            yield policy.rejudged(finding, about)
+
+
+def _details(reasons: Iterable[Reason.ValueType], findings: Iterable[Finding]) -> Iterable[str]:
     """One sentence a reason: the worst finding's own, else the table's."""
     words: dict[int, tuple[int, str]] = {}
-    for instance in instances:
-        for finding in inference_pb2.Assessment.FromString(instance.assessment).findings:
-            if finding.detail and finding.outcome > words.get(finding.code, (0, ""))[0]:
-                words[finding.code] = (finding.outcome, finding.detail)
+    for finding in findings:
+        if finding.detail and finding.outcome > words.get(finding.code, (0, ""))[0]:
+            words[finding.code] = (finding.outcome, finding.detail)
     for reason in reasons:
         yield words[reason][1] if reason in words else WORDS[reason]
 
@@ -97,6 +111,12 @@ def decided_event(decision: Decision) -> audit_pb2.DecidedEvent:
             for one in decision.instances
         ],
     )
+    for finding in inference_pb2.Assessment.FromString(decision.findings).findings:
+        event.findings.add(code=finding.code, outcome=finding.outcome)
+        if finding.HasField("measurement"):
+            measured = finding.measurement
+            event.measurements.add(name=measured.name, value=decimal(measured.value), unit=measured.unit)
+    event.sites.extend(sorted({one["site"] for one in decision.instances if one.get("site")}))
     if decision.previous_index is not None:
         event.previous_index = decision.previous_index
     return event

@@ -1,10 +1,12 @@
 """From instances to decisions, and from errors to what follows."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from services.ingest import verdicts
+from services.ingest.collation import Collated
 from services.ingest.explain import explain
 from services.ingest.outcomes import Outcome, outcome
 from services.ingest.store import Snapshot
@@ -110,3 +112,44 @@ def test_a_study_that_waits_says_for_what():
         "the service has as much work as it takes at once."
     )
     assert then == "A worker takes it on now."
+
+
+def test_what_needs_more_than_one_image_goes_into_decision_and_record():
+    missing = common_pb2.Finding(
+        code=common_pb2.REASON_SLICES,
+        outcome=common_pb2.OUTCOME_FAIL,
+        measurement=common_pb2.Measurement(name="missing_slices", value=2, unit="{slices}"),
+        detail="2 slices are missing",
+    )
+    one = instance(ACCEPT)
+    one.site = "north"
+    decision = verdicts.decide(POLICY, snapshot(one), NOW, [Collated(missing, "CT", "north")])
+    assert (decision.verdict, decision.reasons) == (REVIEW, [common_pb2.REASON_SLICES])
+    assert decision.details == ["2 slices are missing"]
+    decision.revision = 1
+    event = verdicts.decided_event(decision)
+    assert [(found.code, found.outcome) for found in event.findings] == [(missing.code, missing.outcome)]
+    assert [(value.name, value.value, value.unit) for value in event.measurements] == [
+        ("missing_slices", "2", "{slices}")
+    ]
+    assert list(event.sites) == ["north"]
+
+
+def test_limits_of_the_policy_change_verdict_and_words(tmp_path: Path):
+    file = tmp_path / "policy.toml"
+    file.write_text(
+        'version = 1\n[[rule]]\nfinding = "LUNG_MARGIN_TOP"\nsites = ["north"]\nFAIL = "REJECT"\nwhy = "x"\n'
+        '[rule.limits]\nunit = "mm"\nfail_below = 10\n'
+    )
+    policy = Policy.load(file)
+    found = common_pb2.Finding(
+        code=common_pb2.REASON_LUNG_MARGIN_TOP,
+        outcome=common_pb2.OUTCOME_PASS,
+        measurement=common_pb2.Measurement(name="lung_margin_top", value=8, unit="mm"),
+        detail="the lungs end clear of this edge",
+    )
+    verdict, reasons = policy.instance_verdict([found], site="north")
+    one = instance(verdict, *reasons, assessment=inference_pb2.Assessment(findings=[found]).SerializeToString())
+    one.site = "north"
+    decision = verdicts.decide(policy, snapshot(one), NOW)
+    assert (decision.verdict, decision.details) == (REJECT, ["8 mm, beyond the policy's own limit of 10 mm"])
