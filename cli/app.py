@@ -121,6 +121,60 @@ def doctor(config: Config = None, json: Json = False) -> None:
     raise typer.Exit(doctor(config, json=json))
 
 
+@app.command(rich_help_panel=CLUSTER)
+def backup(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to make it; must not be there yet.")],
+    objects: Annotated[
+        bool, typer.Option("--objects/--no-objects", help="Copy the objects too, or only list them by digest.")
+    ] = False,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", metavar="FILE", help="Include the keys, sealed under the passphrase in this file."),
+    ] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Copy databases, log and the list of objects into a folder, while the cluster goes on."""
+    from cli.backup import backup
+
+    backup(folder, config, with_objects=objects, with_keys=keys, json_lines=json)
+
+
+@app.command(rich_help_panel=CLUSTER)
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A backup.")],
+    drill: Annotated[
+        bool, typer.Option("--drill", help="Only check it, in a scratch place; the cluster is not touched.")
+    ] = False,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="FILE",
+            help="A checkpoint, an export or the state of a witness that the log must continue; may be repeated.",
+        ),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option("--keys", metavar="FILE", help="Open the sealed keys with this file's passphrase.")
+    ] = None,
+    accept_missing: Annotated[
+        bool,
+        typer.Option("--accept-missing", help="Go on though objects are missing; never with a log that is not whole."),
+    ] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Check a backup against its log, and put it where the settings say.
+
+    Ends with 0 where every check held, 1 where something is missing, else with the status of the verifier: 4 where the
+    backup is older than what the log is known to have held.
+    """
+    from cli.restore import restore
+
+    given = {"drill": drill, "accept_missing": accept_missing, "json_lines": json}
+    raise typer.Exit(restore(folder, config, checkpoint or [], keys, **given))
+
+
 @app.command(rich_help_panel=STUDIES)
 def send(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="DICOM files, or folders of them.")],
