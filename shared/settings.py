@@ -186,19 +186,89 @@ class Service(Section):
         return self
 
 
+VerdictName = Literal["ACCEPT", "REVIEW", "REJECT"]
+Content = Literal["original", "seg", "sr", "pdf"]
+"""What a destination can get of a study: the objects as received, and the results that are made of a decision."""
+RouteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+Contents = Annotated[list[Content], Field(min_length=1)]
+
+
 class Destination(Section):
-    """A DICOM peer that decided studies are forwarded to."""
+    """A peer that decided studies go to: by C-STORE (`ae_title`, `host`, `port`) or by STOW-RS (`url`)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
     """What the records call it."""
-    ae_title: AeTitle
+    ae_title: Annotated[str, AfterValidator(lambda value: value and _ae_title(value))] = ""
     """Called AE title."""
-    host: Annotated[str, Field(min_length=1)]
+    host: str = ""
     """Host name or IP address."""
-    port: Annotated[int, Field(ge=1, le=65535)]
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
     """TCP port."""
-    verdicts: list[Literal["ACCEPT", "REVIEW", "REJECT"]] = ["ACCEPT"]
-    """Verdicts with which a study goes there."""
+    url: Annotated[str, Field(pattern=r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$")] = ""
+    """DICOMweb service root, "https://pacs.example/dicom-web"; /studies comes behind it (PS3.18 10.5)."""
+    tls: bool = False
+    """C-STORE over mutual TLS (PS3.15 B.9); a `url` says it by its scheme."""
+    tls_ca: File = _UNSET
+    """CA certificates, one of which must have signed the peer's certificate, PEM; for a `url` default the system's."""
+    tls_certificate: File = _UNSET
+    """Certificate that we show the peer, with its chain, PEM; a `url` need not ask for one."""
+    tls_key: File = _UNSET
+    """Its private key, PEM."""
+    tls_name: str = ""
+    """Name in the peer's certificate; default its host."""
+    token_file: File = _UNSET
+    """File with the bearer token for a `url`; read anew for every association, so that it can be replaced."""
+    verdicts: list[VerdictName] = ["ACCEPT"]
+    """Verdicts with which a study goes there, where no route names the destination."""
+    send: Contents = ["original"]
+    """What it gets of the study, where no route names the destination."""
+
+    @model_validator(mode="after")
+    def _is_reached_in_one_way(self) -> Self:
+        dimse = (self.ae_title, self.host, self.port)
+        if bool(self.url) == any(dimse) or (not self.url and not all(dimse)):
+            raise ValueError("a destination has either ae_title, host and port, or url")
+        if (self.tls_certificate == _UNSET) != (self.tls_key == _UNSET):
+            raise ValueError("tls_certificate and tls_key go together")
+        if self.tls and (self.url or _UNSET in (self.tls_ca, self.tls_certificate)):
+            raise ValueError("tls is for C-STORE, and needs tls_ca, tls_certificate and tls_key")
+        if self.token_file != _UNSET and not self.url.startswith("https://"):
+            raise ValueError("a token is sent over https alone")
+        return self
+
+
+class Route(Section):
+    """A rule of what goes where. Every list that is not empty must hold one of what the study has."""
+
+    name: RouteName
+    """What records and explanations call it."""
+    destinations: Annotated[list[str], Field(min_length=1)]
+    """Names of the destinations."""
+    send: Contents = ["original"]
+    """What they get of the study."""
+    verdicts: list[VerdictName] = []
+    """Verdict of the study."""
+    modalities: list[str] = []
+    """Modality (0008,0060) of one of its images."""
+    sites: list[str] = []
+    """Site of one of its images, as `sites` names it."""
+    stations: list[str] = []
+    """Station Name (0008,1010) of one of its images."""
+    calling_ae_titles: list[AeTitle] = []
+    """AE title under which one of its images was sent."""
+    called_ae_titles: list[AeTitle] = []
+    """AE title of ours to which one of its images was sent."""
+    reasons: list[str] = []
+    """Code of one of the reasons of the verdict, "LUNG_MARGIN_TOP"."""
+
+
+class Results(Section):
+    """The results that are made of each decision."""
+
+    keep: list[Literal["seg", "sr", "pdf"]] = []
+    """Made of every decision, also where no destination gets them: they can be had through the DICOMweb door."""
+    dciodvfy: bool = True
+    """Hold each against its IOD with dciodvfy (dicom3tools) before it may leave, beside reading it back."""
 
 
 class CommitmentPeer(Section):
@@ -284,8 +354,10 @@ class Ingest(Service):
     """Calling AE titles that are let in; empty for any."""
     calling_networks: dict[str, list[Network]] = {}
     """Networks (10.1.2.0/24) from which a calling AE title is let in; under "*" for all titles that are not named."""
+    dimse_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that speak DICOM with senders; 0 for one a core, four at most."""
     max_associations: Positive = 32
-    """Associations open at once."""
+    """Associations open at once, of all of them."""
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 1 << 18
     """Longest P-DATA-TF PDU taken, announced to the sender (PS3.8 D.1)."""
     commitment_peers: list[CommitmentPeer] = []
@@ -304,6 +376,15 @@ class Ingest(Service):
     """TOML file of the policy."""
     destinations: list[Destination] = []
     """Where decided studies are forwarded."""
+    routes: list[Route] = []
+    """What goes to which destination; a destination that no route names follows its own `verdicts` and `send`."""
+    results: Results = Results()
+    """What is made of each decision."""
+    shadow: bool = False
+    """Decide and record, and send nothing to any destination; the records of the deliveries say so."""
+    sites: dict[str, Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]] = {}
+    """Station Name (0008,1010) or calling AE title -> site, to which rules of the policy can be bound; under "" that of
+    all that are not named."""
     rooms: dict[str, Annotated[str, Field(max_length=64)]] = {}
     """Station Name (0008,1010) or calling AE title -> the room that lists and charts show; else the Performed Location
     (0040,0243) of the images is taken."""
@@ -326,6 +407,16 @@ class Ingest(Service):
         if len({destination.name for destination in value}) < len(value):
             raise ValueError("two destinations bear one name")
         return value
+
+    @model_validator(mode="after")
+    def _routes_lead_somewhere(self) -> Self:
+        known = {destination.name for destination in self.destinations}
+        for route in self.routes:
+            if not known.issuperset(route.destinations):
+                raise ValueError("a route names a destination that is not in the settings")
+        if len({route.name for route in self.routes}) < len(self.routes):
+            raise ValueError("two routes bear one name")
+        return self
 
 
 class Redaction(Service):
@@ -374,15 +465,6 @@ class RemoteModel(Section):
     """How long it may take to answer."""
 
 
-    routes: list[Route] = []
-    """What goes to which destination; a destination that no route names follows its own `verdicts` and `send`."""
-    results: Results = Results()
-    """What is made of each decision."""
-    shadow: bool = False
-    """Decide and record, and send nothing to any destination; the records of the deliveries say so."""
-    sites: dict[str, Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]] = {}
-    """Station Name (0008,1010) or calling AE title -> site, to which rules of the policy can be bound; under "" that of
-    all that are not named."""
 class OpenInference(Section):
     """The models themselves over the Open Inference Protocol, beside the service."""
 
