@@ -105,7 +105,12 @@ def test_destinations_are_read_with_what_goes_there(file: Path) -> None:
         ("[ingest]\nquiet_seconds = inf", "ingest.quiet_seconds"),
         ("[ingest]\nae_title = 'LONGER THAN SIXTEEN'", "ingest.ae_title: must be an AE title"),
         ("[ingest]\nae_title = 'BACK\\\\SLASH'", "ingest.ae_title: must be an AE title"),
-        ("[ingest]\n[[ingest.destinations]]\nname='a'", "ingest.destinations.0.host"),
+        ("[ingest]\n[[ingest.destinations]]\nname='a'", "ingest.destinations.0: a destination has either"),
+        (
+            "[ingest]\n[[ingest.destinations]]\nname='a'\nurl='http://a/b'\ntoken_file='t'",
+            "ingest.destinations.0: a token is sent over https alone",
+        ),
+        ("[ingest]\n[[ingest.routes]]\nname='r'\ndestinations=['nowhere']", "a route names a destination"),
         ("[audit]\norigin = 'with a blank'", "audit.origin"),
         ("[objects]\nkind = 's3'", "original must be s3://bucket/prefix"),
         ("[objects]\noriginal = 's3://bucket/x'", "original must be a path where kind is directory"),

@@ -1,0 +1,121 @@
+"""Whether a result may leave: two checkers that share no code with what made it, and a comparison with what went in.
+
+`dciodvfy` (dicom3tools) holds the file against its IOD; highdicom's readers open it as a viewer's library would. What
+`dciodvfy` says of attributes of the patient and the study that came with the images is not ours to mend: a PACS finds
+the patient by those very values.
+"""
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import highdicom as hd
+import numpy as np
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from services.ingest.results.identity import INHERITED
+from services.ingest.results.material import Kind
+from services.ingest.results.segmentation import Masks
+from shared.errors import ErrorCode, StepwedgeError
+
+DCIODVFY: Final = "dciodvfy"
+_SECONDS: Final = 60.0
+_OURS: Final = re.compile(r"^Error\b")
+_ATTRIBUTE: Final = re.compile(r"</(?P<keyword>[A-Za-z0-9]+)\(")
+_EXTERNAL: Final = frozenset({*INHERITED, "SpecificCharacterSet", "TimezoneOffsetFromUTC", "PatientOrientation"})
+
+
+def find_dciodvfy() -> str:
+    """The path of `dciodvfy`: of the package dicom3tools, else of the machine. Raises CONFIGURATION where there is
+    none."""
+    packaged = Path(sysconfig.get_path("purelib")) / "dicom3tools" / "bin" / DCIODVFY
+    found = str(packaged) if packaged.is_file() else shutil.which(DCIODVFY)
+    if not found:
+        raise StepwedgeError(
+            ErrorCode.ERROR_CODE_CONFIGURATION, "results are to be checked with dciodvfy, and it is not installed"
+        )
+    return found
+
+
+def complaints(file: Path, dciodvfy: str) -> list[str]:
+    """What `dciodvfy` holds to be wrong in a result, without what was wrong in the images; keywords, never values.
+
+    Raises StepwedgeError (INTERNAL) where it does not end.
+    """
+    try:
+        done = subprocess.run(
+            [dciodvfy, "-new", str(file)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        raise StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "dciodvfy did not end", permanent=False) from None
+    found = []
+    for line in (done.stdout + done.stderr).splitlines():
+        if _OURS.match(line):
+            places = [match["keyword"] for match in _ATTRIBUTE.finditer(line)]
+            if not places or places[0] not in _EXTERNAL:
+                found.append("/".join(places) or "the file")
+    if done.returncode < 0:
+        found.append("dciodvfy was ended by a signal")
+    return found
+
+
+def read_back(kind: Kind, data: bytes, masks: Masks, groups: int) -> None:
+    """Open a result as a reader would, and hold it against what it was made of.
+
+    masks: of a segmentation, in the order of its segments. groups: measurement groups that a report must hold.
+    Raises RESULT_INVALID.
+    """
+    try:
+        _READERS[kind](data, masks, groups)
+    except StepwedgeError:
+        raise
+    except Exception:  # noqa: BLE001 - a reader raises whatever the bytes make it raise, and may quote them
+        raise invalid(f"a {kind} that was made does not open again") from None
+
+
+def invalid(words: str) -> StepwedgeError:
+    """The error of a result that must not leave."""
+    return StepwedgeError(ErrorCode.ERROR_CODE_RESULT_INVALID, words)
+
+
+def _segmentation(data: bytes, masks: Masks, groups: int) -> None:
+    read = hd.seg.segread(BytesIO(data))
+    drawn = [mask for mask in masks.values() if mask.any()]
+    if [int(number) for number in read.segment_numbers] != list(range(1, len(drawn) + 1)):
+        raise invalid("a SEG has other segments than were drawn")
+    frames = read.get_frames() if hasattr(read, "get_frames") else read.pixel_array
+    frames = np.asarray(frames).reshape(len(drawn), *drawn[0].shape)
+    if not all(np.array_equal(frame > 0, mask) for frame, mask in zip(frames, drawn, strict=True)):
+        raise invalid("a SEG shows other outlines than were drawn")
+
+
+def _report(data: bytes, masks: Masks, groups: int) -> None:
+    content: Any = hd.sr.srread(BytesIO(data)).content
+    held = len(content.get_image_measurement_groups()) + len(content.get_planar_roi_measurement_groups())
+    if held != groups:
+        raise invalid("an SR holds another number of groups than were written")
+
+
+def _page(data: bytes, masks: Masks, groups: int) -> None:
+    read: Dataset = dcmread(BytesIO(data))
+    document: bytes = read.EncapsulatedDocument
+    if not document.startswith(b"%PDF-") or b"%%EOF" not in document[-32:]:
+        raise invalid("an encapsulated document is no PDF")
+
+
+_READERS: Final[Mapping[Kind, Callable[[bytes, Masks, int], None]]] = {
+    Kind.SEG: _segmentation,
+    Kind.SR: _report,
+    Kind.PDF: _page,
+}
