@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +18,16 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from shared.errors import ErrorCode, StepwedgeError
+from shared.model_signatures import SIGNATURES, lacking
 
-RELEASED: Final = Path(__file__).resolve().parent.parent / "models" / "text-detector" / "0.1.0"
+RELEASED: Final = Path(__file__).resolve().parent.parent / "models" / "text-detector" / "0.2.0"
 """The release that is served unless another is named."""
+SIGNERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "trained_by": ("WO6FBhhJor3vnrTTsbkwD8TYHV0syjQJO6DQ/6FOUMA=",),
+    "approved_by": ("uIG6ZXPfx2OouxfZROOWHBiNB0LZ4TJ9bCvz9U+DnpY=",),
+}
+"""Public keys (Ed25519, base64) of that release: development keys, made for it and thrown away (as those of
+`shared.model_signatures`). A site that trains its own signs with its own."""
 CELL: Final = 4
 """Side, in pixels, of the cells for which the network answers."""
 MULTIPLE: Final = 32
@@ -46,6 +55,7 @@ _SCHEMA: Final = 1
 _REACH: Final = 16 + HALO  # how far a changed pixel is felt: half the wider neighbourhood of `tensor`, a tile's halo
 _FLAT: Final = 0.2  # of the second channel of `tensor`, reached by an edge of 3 grey levels: below it there is no text
 _SLACK: Final = 0.05  # of a window
+_GOLDEN_SLACK: Final = 0.01  # of a score; processors add up in other orders
 _MAX_MODEL_BYTES: Final = 8 << 20
 _GREY: Final = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -93,28 +103,54 @@ class Detector:
             raise _mismatch("the text detector does not load") from None
 
     @classmethod
-    def load(cls, folder: Path | None = None) -> Detector:
-        """The release in `folder`, or the one that comes with the product.
+    def load(cls, folder: Path | None = None, signers: Mapping[str, Collection[str]] = SIGNERS) -> Detector:
+        """The release in `folder`, or the one that comes with the product, after it has found what it found when it
+        was released.
 
-        Raises MODEL_NOT_FOUND where there is none, MODEL_DIGEST_MISMATCH where its files are not those of its manifest.
+        signers: the public keys trusted in each role (`shared.model_signatures`). Raises MODEL_NOT_FOUND where there is
+        none, MODEL_DIGEST_MISMATCH where its files are not those of its manifest or nobody trusted signed that, and
+        MODEL_SELF_TEST_FAILED.
         """
         folder = folder or RELEASED
         try:
-            manifest: Mapping[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+            signed = (folder / "manifest.json").read_bytes()
+            manifest: Mapping[str, Any] = json.loads(signed)
         except (OSError, ValueError):
             raise StepwedgeError(ErrorCode.ERROR_CODE_MODEL_NOT_FOUND, "there is no text detector") from None
         try:
-            served, said = str(manifest["served"]), manifest["files"]
-            if manifest["schema"] != _SCHEMA or Path(served).name != served:
+            served, golden = str(manifest["served"]), str(manifest["golden"])
+            if manifest["schema"] != _SCHEMA or any(Path(name).name != name for name in (served, golden)):
                 raise ValueError
-            data = (folder / served).read_bytes()
-            threshold, digest = float(manifest["threshold"]), said[served]["sha256"]
+            threshold = float(manifest["threshold"])
             name, version = str(manifest["name"]), str(manifest["version"])
+            signatures = (folder / SIGNATURES).read_bytes()
+            data, expected = (_verified(folder / one, manifest["files"][one]["sha256"]) for one in (served, golden))
         except (OSError, ValueError, KeyError, TypeError):
             raise _mismatch("the text detector's manifest is not one that can be served here") from None
-        if len(data) > _MAX_MODEL_BYTES or hashlib.sha256(data).hexdigest() != digest or not 0 < threshold < 1:
-            raise _mismatch("the text detector does not match its manifest")
-        return cls(name, version, data, threshold)
+        why = lacking(signed, signatures, signers)
+        if why or not 0 < threshold < 1:
+            raise _mismatch(f"the text detector: {why or 'its threshold is none'}")
+        detector = cls(name, version, data, threshold)
+        detector.test(expected)
+        return detector
+
+    def test(self, golden: bytes) -> None:
+        """Look at the golden picture; MODEL_SELF_TEST_FAILED where it is seen otherwise than at the release."""
+        try:
+            with np.load(io.BytesIO(golden), allow_pickle=False) as content:
+                image, scores, boxes = content["image"], content["scores"], content["boxes"]
+            seen = self.look(image)
+            same = (
+                seen.scores[0].shape == scores.shape and float(np.abs(seen.scores[0] - scores).max()) <= _GOLDEN_SLACK
+            )
+            found = [[one.left, one.top, one.width, one.height] for one in seen.found]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            same, found, boxes = False, [], np.empty((0, 4))
+        if not same or found != boxes.tolist() or not found:
+            raise StepwedgeError(
+                ErrorCode.ERROR_CODE_MODEL_SELF_TEST_FAILED,
+                "the text detector sees otherwise than when it was released",
+            )
 
     def find(self, frame: NDArray[Any]) -> list[Found]:
         """Text of one frame [rows, columns] or [rows, columns, samples] of any real type, in any range.
@@ -416,6 +452,13 @@ def _inside(one: Found, other: Found) -> bool:
         and one.left + one.width <= other.left + other.width
         and one.top + one.height <= other.top + other.height
     )
+
+
+def _verified(path: Path, digest: str) -> bytes:
+    data = path.read_bytes()
+    if len(data) > _MAX_MODEL_BYTES or hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError
+    return data
 
 
 def _mismatch(words: str) -> StepwedgeError:

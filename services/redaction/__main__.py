@@ -26,9 +26,8 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     asked = Profile.load(profile, settings.redaction.profile_sha256)  # as with the key
     if Option.CLEAN_PIXELS in asked.options:
         from services.redaction.clean_pixels import Policy
-        from shared.text_detector import Detector
 
-        Detector.load(Policy.load(asked.pixels).model)  # asked for and absent: no start
+        Policy.load(asked.pixels).detector()  # asked for and absent, altered, or seeing otherwise: no start
     task = Task(settings.objects, key, profile, log_level=settings.telemetry.log_level)
     pool = Pool(task, settings.redaction.workers)
     await pool.warm()

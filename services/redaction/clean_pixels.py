@@ -55,15 +55,17 @@ class Policy:
 
     text: "blank" what the detector finds, or "refuse" the object. outside_regions: blank what lies outside an
     ultrasound's own regions. devices: further libraries of device regions, of the site. model: folder of the detector;
-    None for the one that comes with the product. most_boxes: of one frame, of text; largest_share: of one frame's area,
-    of text: beyond either the object is refused, for a detector that sees text everywhere sees none. keep_markers: side
-    markers of radiographs stay where they are told for sure.
+    None for the one that comes with the product. signers: public keys that its release is signed with, by role
+    (`trained_by`, `approved_by`); None for those of the product. most_boxes: of one frame, of text; largest_share: of
+    one frame's area, of text: beyond either the object is refused, for a detector that sees text everywhere sees none.
+    keep_markers: side markers of radiographs stay where they are told for sure.
     """
 
     text: str = "blank"
     outside_regions: bool = True
     devices: tuple[Path, ...] = ()
     model: Path | None = None
+    signers: tuple[tuple[str, tuple[str, ...]], ...] | None = None
     most_boxes: int = 600
     largest_share: float = 0.6
     keep_markers: bool = True
@@ -79,15 +81,24 @@ class Policy:
                 outside_regions=bool(table.get("outside_regions", True)),
                 devices=tuple(Path(path) for path in table.get("devices", ())),
                 model=Path(table["model"]) if "model" in table else None,
+                signers=_signers(table["signers"]) if "signers" in table else None,
                 most_boxes=int(table.get("most_boxes", 600)),
                 largest_share=float(table.get("largest_share", 0.6)),
                 keep_markers=bool(table.get("keep_markers", True)),
             )
             if found.text not in ("blank", "refuse") or found.most_boxes < 1 or not 0 < found.largest_share <= 1:
                 raise ValueError
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError):
             raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, "the table [pixels] is wrong") from None
         return found
+
+    def detector(self) -> Detector:
+        """The detector of this policy, loaded once. Raises what `Detector.load` raises."""
+        return _detector(self.model, self.signers)
+
+
+def _signers(table: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((str(role), tuple(map(str, keys))) for role, keys in table.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +127,7 @@ def clean(elements: Elements, original: Encoded, counts: Counts, policy: Policy)
         return Cleaned(elements, original.transfer_syntax)
     if original.transfer_syntax in objects()["suspect"]["transfer_syntaxes"]:
         raise _not_redactable("its pixels are a video, in which text cannot be blanked")
-    detector = _detector(policy.model)
+    detector = policy.detector()
     if pixel.fragments is not None:
         done = _compressed(elements, pixel, original, detector, policy)
     else:
@@ -129,8 +140,8 @@ def clean(elements: Elements, original: Encoded, counts: Counts, policy: Policy)
 
 
 @lru_cache(maxsize=4)
-def _detector(folder: Path | None) -> Detector:
-    return Detector.load(folder)
+def _detector(folder: Path | None, signers: tuple[tuple[str, tuple[str, ...]], ...] | None) -> Detector:
+    return Detector.load(folder) if signers is None else Detector.load(folder, dict(signers))
 
 
 def _native(elements: Elements, pixel: Element, original: Encoded, detector: Detector, policy: Policy) -> Cleaned:
@@ -321,7 +332,7 @@ def text_left(result: Encoded, policy: Policy, looked: frozenset[bytes] = frozen
     pixel = next((element for element in result.data_set if element.tag in PIXEL_TAGS), None)
     if pixel is None:
         return 0
-    detector, layout, palette = _detector(policy.model), Layout.of(result, pixel), _Palette.of(result)
+    detector, layout, palette = policy.detector(), Layout.of(result, pixel), _Palette.of(result)
     if pixel.fragments is None:
         planes = Planes.of(layout, pixel, little=result.little)
         frames: Iterable[tuple[NDArray[Any], str]] = (

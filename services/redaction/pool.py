@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from services.redaction.engine import Names, Redacted, RefusedError, redact
-from services.redaction.profile import Profile
+from services.redaction.profile import Option, Profile
 from services.redaction.receipt import Receipt
 from shared import logs
 from shared.errors import ErrorCode, StepwedgeError
@@ -142,6 +142,10 @@ def _begin(task: Task) -> None:
     _Worker.store = open_store(task.objects, {Zone.ORIGINAL, Zone.DEIDENTIFIED})
     _Worker.pseudonyms = Pseudonyms.load(task.key)
     _Worker.profile = Profile.load(task.profile)
+    if Option.CLEAN_PIXELS in _Worker.profile.options:  # now, not while an object waits
+        from services.redaction.clean_pixels import Policy
+
+        Policy.load(_Worker.profile.pixels).detector()
 
 
 def _end_with_parent() -> None:

@@ -324,9 +324,8 @@ def _detector(table: Mapping[str, Any], options: Sequence[Option]) -> bytes:
     if Option.CLEAN_PIXELS not in options:
         return b""
     from services.redaction.clean_pixels import Policy
-    from shared.text_detector import Detector
 
-    return Detector.load(Policy.load(table).model).sha256.encode()
+    return Policy.load(table).detector().sha256.encode()
 
 
 def _overrides(entries: Any) -> Iterator[Override]:

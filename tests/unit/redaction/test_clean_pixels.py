@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from io import BytesIO
@@ -11,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from pydicom import dcmread, dcmwrite
 from pydicom.data import get_testdata_file
@@ -33,6 +35,7 @@ from services.redaction.markers import kept
 from services.redaction.receipt import Counts
 from shared.dicom_encoding import EXPLICIT_LITTLE, Encoded, parse
 from shared.errors import ErrorCode, StepwedgeError
+from shared.model_signatures import ROLES, SIGNATURES, public, sign
 from shared.text_detector import RELEASED, Detector, Found, find_text
 from tests.shared_material import SHARED, needs_shared
 
@@ -306,6 +309,71 @@ def test_a_policy_may_refuse_text_and_too_much_of_it() -> None:
     for table in ({"text": "keep"}, {"most_boxes": 0}, {"nothing": 1}, {"largest_share": 2}):
         with pytest.raises(StepwedgeError):
             Policy.load(table)
+
+
+def _released(folder: Path, change: str = "") -> Path:
+    """A copy of the release, in which one thing is otherwise, signed by the keys that are returned with it."""
+    shutil.copytree(RELEASED, folder)
+    if change == "golden":
+        with np.load(folder / "golden.npz") as content:
+            values = dict(content)
+        values["scores"][10, 10] += 0.05
+        with (folder / "golden.npz").open("wb") as file:
+            np.savez_compressed(file, **values)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    for name, said in manifest["files"].items():
+        said["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    if change == "threshold":
+        manifest["threshold"] = 0.9
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def _signed(folder: Path) -> dict[str, tuple[str, ...]]:
+    keys = {role: Ed25519PrivateKey.generate() for role in ROLES}
+    (folder / SIGNATURES).write_bytes(sign((folder / "manifest.json").read_bytes(), keys))
+    return {role: (public(key),) for role, key in keys.items()}
+
+
+@pytest.mark.parametrize("change", ["", "threshold", "golden"])
+def test_a_release_that_nobody_trusted_signed_is_not_served(tmp_path: Path, change: str) -> None:
+    folder = _released(tmp_path / "one", change)
+    with pytest.raises(StepwedgeError) as caught:
+        Detector.load(folder)
+    assert caught.value.code == ErrorCode.ERROR_CODE_MODEL_DIGEST_MISMATCH
+    _signed(folder)
+    with pytest.raises(StepwedgeError) as caught:
+        Detector.load(folder)
+    assert caught.value.code == ErrorCode.ERROR_CODE_MODEL_DIGEST_MISMATCH
+
+
+def test_a_release_of_the_site_is_served_by_the_keys_that_its_profile_names(tmp_path: Path) -> None:
+    folder = _released(tmp_path / "one")
+    signers = _signed(folder)
+    policy = Policy.load({"model": str(folder), "signers": {role: list(keys) for role, keys in signers.items()}})
+    assert policy.detector().find(GREY)
+
+
+def test_a_detector_that_sees_otherwise_than_when_it_was_released_is_not_served(tmp_path: Path) -> None:
+    folder = _released(tmp_path / "one", "golden")
+    signers = _signed(folder)
+    with pytest.raises(StepwedgeError) as caught:
+        Detector.load(folder, signers)
+    assert caught.value.code == ErrorCode.ERROR_CODE_MODEL_SELF_TEST_FAILED
+
+
+def test_looking_again_at_what_was_changed_sees_what_a_whole_look_sees() -> None:
+    detector = Detector.load()
+    for scale in (1, 16):
+        picture = np.tile(GREY, (4, 3)).astype(np.uint16 if scale > 1 else np.uint8) * scale
+        picture[0, 0], picture[0, 1] = 0, 255 * scale
+        first = detector.look(picture)
+        changed = [one for one in first.found if one.top < 300]
+        for one in changed:
+            picture[one.top : one.top + one.height, one.left : one.left + one.width] = 60 * scale
+        again, whole = detector.look(picture, first, changed), detector.look(picture)
+        assert again.found == whole.found
+        assert 0 < len(whole.found) < len(first.found)
 
 
 def test_without_its_detector_nothing_is_cleaned(tmp_path: Path) -> None:
