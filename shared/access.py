@@ -11,7 +11,7 @@ _READERS = frozenset({Identity.AUDITOR, Identity.OPERATOR, Identity.CONSOLE})
 _GUARDIANS = frozenset({Identity.AUDITOR, Identity.CONSOLE})
 _CALLERS = frozenset({Identity.PACS, Identity.OPERATOR, Identity.CONSOLE})
 _INGEST = frozenset({Identity.INGEST})
-_OPEN_INFERENCE = frozenset({Identity.OPERATOR, Identity.PACS, Identity.CONSOLE, Identity.INGEST, Identity.INFERENCE})
+_OPEN_INFERENCE = frozenset({Identity.OPERATOR, Identity.CONSOLE, Identity.INGEST, Identity.INFERENCE})
 """Those whom the settings may let ask the models themselves."""
 _OPEN_INFERENCE_METHODS = frozenset(
     f"/inference.GRPCInferenceService/{name}"
@@ -43,6 +43,7 @@ METHODS: Mapping[str, frozenset[Identity]] = MappingProxyType(
         "/stepwedge.redaction.v1.RedactionService/RedactInstance": _INGEST,
         "/stepwedge.inference.v1.InferenceService/AssessInstance": _INGEST,
         "/stepwedge.inference.v1.InferenceService/ListModels": _READERS | _INGEST,
+        "/stepwedge.inference.v1.InferenceService/RecordRelease": frozenset({Identity.OPERATOR}),
         "/stepwedge.inference.v1.InferenceService/RenderObject": frozenset({Identity.CONSOLE}),
         "/stepwedge.ingest.v1.IngestService/SubmitInstance": frozenset({Identity.PACS, Identity.OPERATOR}),
         "/stepwedge.ingest.v1.IngestService/GetStudy": _CALLERS,

@@ -53,6 +53,9 @@ _SUBJECT = r"SW-[A-Z2-7]{24}"
 _DECIMAL = r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,6})?"
 _PRODUCER = "|".join(identity.value for identity in Identity)
 _MOMENT = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9}Z"
+_MODEL = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}/[0-9A-Za-z][0-9A-Za-z._+-]{0,63}"
+_SHARE = r"0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?"
+_PUBLIC_KEY = r"[A-Za-z0-9+/]{43}="
 _CALLER = r"[a-z][a-z0-9_-]{0,31}"
 REFERENCE = r"[A-Z]{1,4}(?:[-/][0-9]{1,6}){1,4}"
 """Number of a case at the site."""
@@ -70,7 +73,7 @@ SHAPES: Mapping[str, str] = {
     "Pins.input_commitment": r"[0-9a-f]{64}",
     "Pins.deidentified_sha256": r"[0-9a-f]{64}",
     "Pins.model_sha256": r"[0-9a-f]{64}",
-    "Pins.model": r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}/[0-9A-Za-z][0-9A-Za-z._+-]{0,63}",
+    "Pins.model": _MODEL,
     "Pins.preprocessing": _VERSION,
     "Pins.preprocessed_sha256": r"[0-9a-f]{64}",
     "Pins.policy_sha256": r"[0-9a-f]{64}",
@@ -90,7 +93,21 @@ SHAPES: Mapping[str, str] = {
     "RecordedValue.name": r"[a-z][a-z0-9_]{0,63}",
     "RecordedValue.value": _DECIMAL,
     "RecordedValue.unit": r"1|%|[A-Za-z{\[][A-Za-z0-9%/.{}\[\]*'_-]{0,23}",
-    "AssessedEvent.confidence": r"0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?",
+    "AssessedEvent.confidence": _SHARE,
+    "AssessedRung.form": r"served|whole",
+    "AssessedRung.model_sha256": r"[0-9a-f]{64}",
+    "AssessedRung.output_sha256": r"[0-9a-f]{64}",
+    "AssessedRung.confidence": _SHARE,
+    "ModelReleasedEvent.release_sha256": r"[0-9a-f]{64}",
+    "ModelReleasedEvent.trained_by": _PUBLIC_KEY,
+    "ModelReleasedEvent.approved_by": _PUBLIC_KEY,
+    "ModelReleasedEvent.gates_sha256": r"[0-9a-f]{64}",
+    "ModelReleasedEvent.requested_by": _CALLER,
+    "ModelServedEvent.release_sha256": r"[0-9a-f]{64}",
+    "ModelServedEvent.self_test": r"exact|decisions",
+    "ModelServedEvent.shadow": _MODEL,
+    "ShadowedEvent.confidence": _SHARE,
+    "ShadowedEvent.agreement": _SHARE,
     "DecidedInstance.instance": _UID,
     "DeliveredEvent.destination": _NAME,
     "DeliveredEvent.contents": r"ORIGINAL|SEG|SR|PDF",
@@ -154,6 +171,9 @@ PRODUCERS: Mapping[str, frozenset[Identity]] = {
     "received": frozenset({Identity.INGEST}),
     "redacted": frozenset({Identity.REDACTION}),
     "assessed": frozenset({Identity.INFERENCE}),
+    "shadowed": frozenset({Identity.INFERENCE}),
+    "model_released": frozenset({Identity.INFERENCE}),
+    "model_served": frozenset({Identity.INFERENCE}),
     "decided": frozenset({Identity.INGEST}),
     "delivered": frozenset({Identity.INGEST}),
     "failed": frozenset({Identity.INGEST, Identity.REDACTION, Identity.INFERENCE}),
@@ -460,7 +480,17 @@ def _require_refused_call(record: audit_pb2.Record) -> None:
     _require(record.refused_call.count >= 1, "RefusedCallEvent.count")
 
 
+def _require_model_released(record: audit_pb2.Record) -> None:
+    event = record.model_released
+    for name in ("release_sha256", "trained_by", "approved_by"):
+        _require(bool(getattr(event, name)), f"ModelReleasedEvent.{name}")
+    _require(bool(record.pins.model), "Pins.model")
+    if event.trained_by == event.approved_by:
+        raise _invalid("ModelReleasedEvent.approved_by is who trained")
+
+
 _REQUIRED: Mapping[str, Any] = {
+    "model_released": _require_model_released,
     "received": _require_received,
     "decided": _require_decided,
     "delivered": _require_delivered,

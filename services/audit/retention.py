@@ -27,7 +27,7 @@ LASTING = "LOG"
 """The class of what explains the log itself; it ends with the log."""
 
 _LASTING_KINDS = frozenset({"erased", "hold", "pruned", "key_rotated"})
-_LONGER: Mapping[str, str] = {"model_released": "Y10", "constancy": "Y10", "alert": "Y10"}
+_LONGER: Mapping[str, str] = {"model_released": "Y10", "model_served": "Y10", "constancy": "Y10", "alert": "Y10"}
 MONTHS: Mapping[str, int] = {"M6": 6, "Y6": 72, "Y10": 120, "Y15": 180}
 """Retention class to calendar months."""
 

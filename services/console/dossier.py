@@ -78,6 +78,7 @@ _FIRST: Final[Mapping[str, Sequence[str]]] = {
     "RECEIVED": ("event.channel", "event.size_bytes"),
     "REDACTED": ("pins.profile_edition", "event.residual_hits", "event.refusal"),
     "ASSESSED": ("pins.model", "event.confidence"),
+    "SHADOWED": ("pins.model", "event.changed", "event.agreement"),
     "DECIDED": ("event.verdict", "event.reasons.0", "event.revision"),
     "REVIEWED": ("event.verdict", "event.reason", "event.reviewer"),
     "DELIVERED": ("event.destination", "event.objects"),

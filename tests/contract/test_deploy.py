@@ -65,8 +65,11 @@ def test_every_extra_that_an_image_installs_is_in_pyproject_and_none_brings_torc
     for group in re.findall(r"\.\[([a-z0-9,]+)\]", DOCKERFILE):
         for extra in group.split(","):
             assert extra in extras
-    assert [name for name, needs in extras.items() if any(need.startswith("torch") for need in needs)] == ["train"]
-    assert "train" not in DOCKERFILE
+    assert [name for name, needs in extras.items() if any(need.startswith("torch") for need in needs)] == [
+        "torch",
+        "train",
+    ]
+    assert not {"torch", "train"} & set(re.findall(r"\w+", DOCKERFILE))
 
 
 @pytest.mark.parametrize("service", NAMES)

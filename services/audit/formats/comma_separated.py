@@ -49,6 +49,12 @@ _LATER_EVENTS = {
         "requested_by",
     ),
     "delivered": ("contents", "routes", "shadow"),
+    "model_released": (
+        *("release_sha256", "trained_by", "approved_by", "gates_sha256", "gates", "targets_missed", "requested_by"),
+    ),
+    "model_served": ("release_sha256", "self_test", "shadow", "released_index"),
+    "shadowed": ("assessed_index", "findings", "measurements", "confidence", "changed", "agreement"),
+    "assessed": ("rungs",),
 }
 _LATER = ("retention", "identity_sha256", "clock.source", "clock.offset_us", "clock.max_error_us")
 COLUMNS: tuple[str, ...] = (

@@ -63,6 +63,9 @@ VOCABULARY: Mapping[str, Vocabulary] = {
     "RECEIVED": Vocabulary(TRANSFERRED, "C", "2", "Object received", DESTINATION, False, False),
     "REDACTED": Vocabulary(ACCESSED, "C", "7", "Object de-identified", anonymized=True),
     "ASSESSED": Vocabulary(ACCESSED, "R", "6", "De-identified object assessed", anonymized=True),
+    "SHADOWED": Vocabulary(ACCESSED, "R", "4", "Candidate model looked at an object", anonymized=True),
+    "MODEL_RELEASED": Vocabulary(SECURITY_ALERT, "C", "", "Model released", requestor=False),
+    "MODEL_SERVED": Vocabulary(SECURITY_ALERT, "E", "", "Model served"),
     "DECIDED": Vocabulary(ACCESSED, "R", "4", "Verdict on a study"),
     "DELIVERED": Vocabulary(TRANSFERRED, "R", "10", "Result delivered", SOURCE),
     "FAILED": Vocabulary(ACCESSED, "R", "", "Step failed"),
@@ -194,6 +197,7 @@ _OTHERS: Mapping[str, _Other] = {
     # The log does not keep the sender's name, only the door that it came through.
     "RECEIVED": _Other("channel", SOURCE, True),
     "DELIVERED": _Other("destination", DESTINATION, False),
+    "MODEL_RELEASED": _Other("requested_by", APPLICATION, True, "spiffe"),
     "REQUEUED": _Other("requested_by", APPLICATION, True, "spiffe"),
     "CONSTANCY": _Other("requested_by", APPLICATION, True, "spiffe"),
     "ERASED": _Other("requested_by", APPLICATION, True, "spiffe"),

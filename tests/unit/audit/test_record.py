@@ -41,6 +41,32 @@ def every_kind() -> Iterator[tuple[Identity, audit_pb2.Record]]:
     assessed.assessed.measurements.add(name="columns", value="1024", unit="{pixels}")
     assessed.assessed.confidence = "0.987654"
     yield inference.identity, assessed
+    climbed = inference.record(f"assessed/{digest(3)}/{digest(5)}", instance=uid(2))
+    for form, confidence, used in (("served", "0.71", False), ("whole", "0.83", True)):
+        climbed.assessed.rungs.add(
+            form=form, model_sha256=digest(4), output_sha256=digest(6), confidence=confidence, used=used
+        )
+    yield inference.identity, climbed
+    shadowed = inference.record(f"shadowed/{digest(3)}/{digest(5)}", instance=uid(2))
+    shadowed.pins.model = "chest-student/0.2.0"
+    shadowed.shadowed.MergeFrom(audit_pb2.ShadowedEvent(assessed_index=4, changed=1, confidence="0.9", agreement="1"))
+    shadowed.shadowed.findings.add(code=common_pb2.REASON_SATURATED, outcome=common_pb2.OUTCOME_PASS)
+    yield inference.identity, shadowed
+    released = inference.record(f"model_released/{digest(7)}")
+    released.pins.model = "chest-student/0.2.0"
+    released.model_released.MergeFrom(
+        audit_pb2.ModelReleasedEvent(
+            release_sha256=digest(7), trained_by=f"{'A' * 43}=", approved_by=f"{'B' * 43}=", gates=18, targets_missed=10
+        )
+    )
+    released.model_released.requested_by = "operator"
+    yield inference.identity, released
+    served = inference.record(f"model_served/{uuid.uuid4()}")
+    served.pins.model = "chest-student/0.2.0"
+    served.model_served.MergeFrom(
+        audit_pb2.ModelServedEvent(release_sha256=digest(7), self_test="exact", shadow="other/1.0.0", released_index=2)
+    )
+    yield inference.identity, served
     delivered = ingest.record(f"delivered/{uid(1)}/1/archive", study=uid(1))
     delivered.delivered.destination = "archive"
     delivered.delivered.objects = 2
