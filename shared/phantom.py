@@ -9,9 +9,10 @@ Coordinates of the plane: x from the middle of the spine towards the patient's l
 in millimetres. The same seed gives the same picture on the same versions of numpy and OpenCV.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -619,6 +620,27 @@ MODEL_NAME: Final = "Digital chest phantom"
 CONSTANCY_DEVICE: Final = (MANUFACTURER, MODEL_NAME, "CONSTANCY")
 """Manufacturer, Manufacturer's Model Name and Device Serial Number of the phantoms of the constancy test, by which
 they are told from patients."""
+CONSTANCY_NAMES: Final[Mapping[int, str]] = MappingProxyType(
+    {1: "plain", 2: "cut-off", 3: "inverted", 4: "turned", 5: "mirrored", 6: "underexposed", 7: "collimated"}
+)
+"""Instance Number -> what the phantom of the constancy test shows."""
+
+
+def constancy(number: int) -> Phantom:
+    """A phantom of the constancy test, by its number in `CONSTANCY_NAMES`: the same pixels each day."""
+    drawn = partial(chest, 20 + number, columns=512, rows=640)
+    made: Mapping[str, Callable[[], Phantom]] = {
+        "plain": lambda: drawn(),
+        "cut-off": lambda: drawn(margins_mm={"top": -15.0}),
+        "inverted": lambda: inverted(drawn()),
+        "turned": lambda: turned(drawn(), 1),
+        "mirrored": lambda: mirrored(drawn()),
+        "underexposed": lambda: drawn(exposure=0.4),
+        "collimated": lambda: drawn(collimation_mm=20.0),
+    }
+    return made[CONSTANCY_NAMES[number]]()
+
+
 DIGITAL_X_RAY_FOR_PRESENTATION: Final = "1.2.840.10008.5.1.4.1.1.1.1"
 COMPUTED_RADIOGRAPHY: Final = "1.2.840.10008.5.1.4.1.1.1"
 SOP_CLASSES: Final = MappingProxyType({"DX": DIGITAL_X_RAY_FOR_PRESENTATION, "CR": COMPUTED_RADIOGRAPHY})

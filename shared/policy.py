@@ -194,6 +194,8 @@ class Policy:
 
     digest: str
     """SHA-256 of the file's bytes, in hexadecimal."""
+    toml: str
+    """The file."""
     _file: _File
 
     @classmethod
@@ -209,7 +211,8 @@ class Policy:
     def read(cls, data: bytes, name: str = "") -> "Policy":
         """Of the bytes of a file, called `name` in messages; CONFIGURATION, in one line, where they are wrong."""
         try:
-            return cls(sha256_hex(data), _File.model_validate(tomllib.loads(data.decode("utf-8"))))
+            text = data.decode("utf-8")
+            return cls(sha256_hex(data), text, _File.model_validate(tomllib.loads(text)))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             place = ".".join(str(part) for part in first["loc"])

@@ -64,8 +64,8 @@ class Collated(NamedTuple):
     """A finding of several images, and what a rule of the policy can be bound to."""
 
     finding: Finding
-    modality: str
-    site: str
+    modality: str = ""
+    site: str = ""
 
 
 def image(instance: Instance) -> Image:

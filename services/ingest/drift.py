@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
-from services.ingest.tables import Instance, MeasuredDay
+from services.ingest.tables import Instance, MeasuredDay, Study
 from shared import database
 from stepwedge.inference.v1 import inference_pb2
 
@@ -41,6 +41,8 @@ class Measured:
 
 def count(session: Session, instance: Instance, assessment: bytes, now: datetime) -> None:
     """Add an assessed image to its day; called in the transaction that settles it."""
+    if session.get_one(Study, instance.study_id).constancy:  # phantoms would hide what patients' images do
+        return
     found = inference_pb2.Assessment.FromString(assessment)
     values = {(one.name, one.unit): one.value for one in found.measurements if math.isfinite(one.value)}
     if found.HasField("confidence"):

@@ -87,6 +87,7 @@ class Hallway:
         self._services = services
         self._policy = policy
         self._usual = Usuals(studies.engine)
+        studies.policies.use(policy)
         self._gates = {name: Gate(name, health) for name in (REDACTION, INFERENCE, AUDIT)}
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._destinations = {destination.name: destination for destination in settings.destinations}

@@ -1,5 +1,8 @@
 """What ingest measures of itself. Labels come from closed sets, never from objects."""
 
+import math
+from collections.abc import Callable
+
 from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -56,3 +59,27 @@ DICOMWEB_REQUESTS = Counter(
     ["service", "status"],
     unit="requests",
 )
+CONSTANCY_DRIFTED = Gauge(
+    "stepwedge_ingest_constancy_drifted",
+    "Values of the last constancy test that had left their tolerance; NaN before the first test.",
+    unit="values",
+)
+CONSTANCY_TESTED = Gauge(
+    "stepwedge_ingest_constancy_tested_timestamp",
+    "When the last constancy test was, seconds since 1970; NaN before the first test.",
+    unit="seconds",
+)
+
+
+def tell_of_constancy(last_test: Callable[[], tuple[float, int] | None]) -> None:
+    """Ask for the last test whenever the figures are read: another process may have made it."""
+
+    def told(place: int) -> float:
+        try:
+            found = last_test()
+        except Exception:  # noqa: BLE001 - the other figures must be read while the database is away
+            return math.nan
+        return math.nan if found is None else float(found[place])
+
+    CONSTANCY_TESTED.set_function(lambda: told(0))
+    CONSTANCY_DRIFTED.set_function(lambda: told(1))

@@ -116,7 +116,9 @@ class Reviews:
         `devices`: only studies of these; None for all.
         """
         found = Summary()
-        of_these = [] if devices is None else [Study.device_id.in_(devices)]
+        of_these = [Study.constancy.is_(False)]  # phantoms are nobody's images
+        if devices is not None:
+            of_these.append(Study.device_id.in_(devices))
         with self._reading.begin() as session:
             day = self._day(Study.decided_at)
             # A few combinations of reasons for each day, not a row a study: the database counts.

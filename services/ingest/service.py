@@ -1,11 +1,11 @@
 """The gRPC face of ingest."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from services.ingest import metrics, reviews
+from services.ingest import constancy, metrics, reviews
 from services.ingest.devices import Wanted
 from services.ingest.door import Door, Incoming
 from services.ingest.drift import Drift
@@ -18,7 +18,7 @@ from services.ingest.states import (
     StudyState,
 )
 from services.ingest.store import Snapshot, StudyStore
-from services.ingest.tables import Decision, Device, Instance, Review, Study
+from services.ingest.tables import Baseline, Decision, Device, Instance, Review, Study
 from shared.audit import Recorder
 from shared.build import software_build
 from shared.errors import ErrorCode, StepwedgeError
@@ -61,6 +61,8 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self._studies = studies
         self._recorder = recorder
         self._ring = ring
+        self._baselines = constancy.Baselines(studies.engine)
+        metrics.tell_of_constancy(self._baselines.last_test)
 
     async def SubmitInstance(  # noqa: N802 - the contract's name
         self, request_iterator: AsyncIterator[ingest_pb2.SubmitInstanceRequest], context: Any
@@ -242,6 +244,43 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
             ]
         )
 
+    async def CheckConstancy(  # noqa: N802
+        self, request: ingest_pb2.CheckConstancyRequest, context: Any
+    ) -> ingest_pb2.CheckConstancyResponse:
+        """Hold what phantoms measured against the baseline, or make it the baseline; visible once the log has it."""
+        study_id = await self._find(request.study)
+        snapshot = await asyncio.to_thread(self._studies.snapshot, study_id)
+        values, asked = constancy.values_of(snapshot), peer(context).value
+        if request.set_baseline:
+            baseline = await asyncio.to_thread(self._baselines.write, snapshot.study.id, values, asked)
+        else:
+            baseline = await asyncio.to_thread(self._baselines.newest)
+        compared = constancy.compare(values, constancy.content_of(baseline))
+        drifted = sum(one.drifted for one in compared)
+        revision = snapshot.study.revision
+        decided = snapshot.decisions[-1].record_index
+        index = await self._recorder.record(
+            key=f"constancy/{snapshot.study.pseudonym}/{revision}/{baseline.version}"
+            + ("/set" if request.set_baseline else ""),
+            outcome=audit_pb2.EVENT_OUTCOME_MINOR_FAILURE if drifted else audit_pb2.EVENT_OUTCOME_SUCCESS,
+            event=constancy.event(baseline, compared, decided, asked, set_now=request.set_baseline),
+            study=snapshot.study.pseudonym,
+            pins=audit_pb2.Pins(software_build=software_build()),
+        )
+        if request.set_baseline:
+            await asyncio.to_thread(self._baselines.confirm, baseline.version, index)
+        await asyncio.to_thread(self._baselines.tested, snapshot.study.id, baseline, compared, index)
+        return _constancy(baseline, compared, index, set_now=request.set_baseline)
+
+    async def GetPolicy(  # noqa: N802
+        self, request: ingest_pb2.GetPolicyRequest, context: Any
+    ) -> ingest_pb2.GetPolicyResponse:
+        """A policy, as its file was."""
+        found = await asyncio.to_thread(self._studies.policies.get, request.sha256)
+        return ingest_pb2.GetPolicyResponse(
+            sha256=found.sha256, toml=found.content, first_used_at=timestamp(found.first_used_at)
+        )
+
     async def WatchDecisions(  # noqa: N802
         self, request: ingest_pb2.WatchDecisionsRequest, context: Any
     ) -> AsyncIterator[ingest_pb2.WatchDecisionsResponse]:
@@ -312,6 +351,30 @@ def _reviewer(request: ingest_pb2.ReviewStudyRequest, caller: Identity) -> tuple
     return request.reviewer, request.role
 
 
+def _constancy(
+    baseline: Baseline, compared: Sequence[constancy.Compared], index: int, *, set_now: bool
+) -> ingest_pb2.CheckConstancyResponse:
+    message = ingest_pb2.CheckConstancyResponse(
+        drifted=sum(one.drifted for one in compared),
+        baseline_version=baseline.version,
+        baseline_sha256=baseline.sha256,
+        baseline_at=timestamp(baseline.set_at),
+        baseline_set=set_now,
+        record_index=index,
+    )
+    for one in compared:
+        message.values.add(
+            phantom=one.phantom,
+            name=one.name,
+            value=one.value,
+            expected=one.expected,
+            tolerance=one.tolerance,
+            unit=one.unit,
+            drifted=one.drifted,
+        )
+    return message
+
+
 def _review(review: Review) -> ingest_pb2.Review:
     return ingest_pb2.Review(
         verdict=review.verdict,  # type: ignore[arg-type]
@@ -380,6 +443,7 @@ def _study_alone(study: Study, devices: _Devices) -> ingest_pb2.Study:
         modalities=[one for one in study.modalities.split("+") if one],
         instance_count=study.instances,
         device=devices.get(study.device_id or 0),
+        constancy=study.constancy,
     )
     if study.next_action_at is not None:
         message.next_action_at.CopyFrom(timestamp(study.next_action_at))
@@ -396,6 +460,8 @@ def _study(snapshot: Snapshot, devices: _Devices) -> ingest_pb2.Study:
     )
     message.decisions.extend(_decision(decision, snapshot.study) for decision in visible)
     message.reviews.extend(_review(one) for one in snapshot.reviews if one.record_index is not None)
+    if visible:
+        message.findings.extend(inference_pb2.Assessment.FromString(visible[-1].findings).findings)
     return message
 
 
@@ -419,6 +485,8 @@ def _instance(instance: Instance, decided: Mapping[str, Any], devices: _Devices)
         model=f"{assessment.model.name}/{assessment.model.version}" if assessment.HasField("model") else "",
         rows=assessment.rows,
         columns=assessment.columns,
+        view=assessment.facts.view,
+        site=instance.site,
         device=devices.get(instance.device_id or 0),
     )
     if assessment.HasField("confidence"):

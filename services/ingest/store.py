@@ -21,6 +21,7 @@ from services.ingest import drift
 from services.ingest.arrival import Arrival as Arrival
 from services.ingest.arrival import Said
 from services.ingest.devices import ANY_DEVICE, Devices, Wanted
+from services.ingest.policies import Policies
 from services.ingest.states import (
     ACTIVE_STATES,
     InstanceEvent,
@@ -125,6 +126,7 @@ class StudyStore:
         sites: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._sites = sites
+        self.policies = Policies(engine)
         self.devices = Devices(engine, rooms)
         self._engine = engine
         self._quiet = quiet
