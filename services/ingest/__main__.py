@@ -6,18 +6,18 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from services.ingest import metrics
+from services.ingest.commitments import Commitments
 from services.ingest.delivery import Sender
 from services.ingest.dicomweb import token_service
 from services.ingest.dicomweb.tokens import Tokens
-from services.ingest.dimse import DimseServer
 from services.ingest.door import RECORD_SECONDS, Door, record_key, record_received
 from services.ingest.drift import Drift
 from services.ingest.hallway import AUDIT, INFERENCE, REDACTION, Hallway, Services
 from services.ingest.identification import Identifier
+from services.ingest.reception import Nursery, Reception
 from services.ingest.reviews import Reviews
 from services.ingest.service import IngestService
 from services.ingest.states import StudyState
-from services.ingest.storage_commitment import Commitments
 from services.ingest.store import MIGRATIONS, StudyStore
 from shared import database, keys, logs
 from shared.audit import Recorder
@@ -51,6 +51,7 @@ class Ingest:
 
     def __init__(self, settings: Settings, health: Health) -> None:
         section = settings.ingest
+        nursery = Nursery()
         credentials = Credentials.load(settings.cluster.pki, Identity.INGEST)
         self._health = health
         # Half of the places: uploads, which last, must not keep out the questions, which do not.
@@ -88,8 +89,13 @@ class Ingest:
             ready=self._ready,
             confirmed=self._hallway.ring,
         )
-        self._dimse = DimseServer(
-            section, self._door, Commitments(self._engine, self._objects), asyncio.get_running_loop()
+        self._reception = Reception(
+            section,
+            self._door,
+            Commitments(self._engine, self._objects),
+            nursery,
+            name_of=self._studies.name_of,
+            answering=self._answering,
         )
         self._settings = settings
         self._tokens = Tokens(self._engine)
@@ -147,9 +153,13 @@ class Ingest:
         )
         return DicomWebServer(house)
 
+    async def open(self) -> None:
+        """Start the processes that speak DICOM."""
+        await self._reception.open()
+
     def start(self) -> None:
         """Everything is in place: accept associations and go to work."""
-        self._dimse.start()
+        self._reception.start()
         if self._dicomweb is not None:
             self._dicomweb.start()
             _log.info("serving DICOMweb", address=self._dicomweb.address)
@@ -158,13 +168,13 @@ class Ingest:
             asyncio.create_task(self._record_the_unconfirmed(), name="recovery"),
             asyncio.create_task(self._keep_figures(), name="figures"),
         ]
-        _log.info("serving DICOM", address=self._dimse.address)
+        _log.info("serving DICOM", address=self._reception.address)
 
     async def drain(self) -> None:
         """Let associations end and workers finish their steps."""
         if self._dicomweb is not None:
             await asyncio.to_thread(self._dicomweb.drain, _DRAIN_SECONDS)
-        await asyncio.gather(asyncio.to_thread(self._dimse.drain, _DRAIN_SECONDS), self._hallway.stop())
+        await asyncio.gather(self._reception.drain(_DRAIN_SECONDS), self._hallway.stop())
         await self._door.flush()
 
     async def close(self) -> None:
@@ -180,6 +190,10 @@ class Ingest:
     def _ready(self) -> None:
         """Raise where an object could not be accepted now."""
         self._objects.check(Zone.ORIGINAL)
+        self._answering()
+
+    def _answering(self) -> None:
+        """Raise where the database or the log is known not to answer."""
         if not self._health.ok("database"):
             raise StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, "the database does not answer")
         if not self._health.ok(AUDIT):
@@ -212,6 +226,7 @@ async def build(settings: Settings, health: Health, server: Server) -> Hooks:
     """Put ingest behind the server."""
     ingest = Ingest(settings, health)
     ingest.attach(server)
+    await ingest.open()
     return Hooks(on_ready=ingest.start, on_drain=ingest.drain, on_stopped=ingest.close)
 
 

@@ -1,7 +1,7 @@
 """Who may open an association: the title that is called, the title that calls, and the network it calls from."""
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from pynetdicom.acse import ACSE
@@ -13,6 +13,8 @@ from shared.settings import ANY_TITLE, Ingest
 # PS3.8 Table 9-21: rejected for good, by the service user, for this reason.
 CALLING_NOT_RECOGNIZED: Final = 3
 CALLED_NOT_RECOGNIZED: Final = 7
+# Rejected for now, by the presentation-related part of the service provider.
+_LOCAL_LIMIT_EXCEEDED: Final = (0x02, 0x03, 0x02)
 
 _log = logs.get_logger(__name__)
 
@@ -45,16 +47,25 @@ class Admission:
 class Negotiation(ACSE):
     """pynetdicom's negotiation, once the rules let the requestor in."""
 
-    def __init__(self, association: Association, admission: Admission) -> None:
+    def __init__(self, association: Association, admission: Admission, admit: Callable[[], bool]) -> None:
         super().__init__(association)
         self._admission = admission
+        self._admit = admit
+        self.admitted = False
+        """Whether the association has one of the places that there are."""
 
     def _negotiate_as_acceptor(self) -> None:
         request, address = self.requestor.primitive, self.requestor.address
         assert request is not None
         reason = self._admission.refusal(request.called_ae_title or "", request.calling_ae_title or "", address or "")
         if not reason:
-            super()._negotiate_as_acceptor()
+            self.admitted = self._admit()
+            if self.admitted:
+                super()._negotiate_as_acceptor()
+                return
+            _log.warning("association rejected", reason="as many as may be are open")
+            self.send_reject(*_LOCAL_LIMIT_EXCEEDED)
+            self.assoc.kill()
             return
         # Titles come from the network and may hold anything, so they stay out of the line.
         _log.warning("association rejected", reason="called AE title" if reason == CALLED_NOT_RECOGNIZED else "caller")

@@ -4,6 +4,7 @@ On SQLite, which has one writer, whoever comes first writes for all who wait, an
 meanwhile go along. PostgreSQL groups the commits of its clients by itself.
 """
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +24,12 @@ _MOST: Final = 64
 class _Ticket:
     """An arrival that waits to be written, and what became of it."""
 
-    def __init__(self, arrival: Arrival) -> None:
+    def __init__(self, arrival: Arrival, written: Callable[[], object] = lambda: None) -> None:
         self.arrival = arrival
         self.row: tuple[Instance, bool] | None = None
         self.error: Exception | None = None
+        self.written = written
+        """Called when it is done, in the thread of whoever wrote."""
 
     @property
     def done(self) -> bool:
@@ -59,6 +62,7 @@ class Arrivals:
         self._turn = threading.Lock()
         self._to_confirm: dict[int, int] = {}
         self._noted = threading.Lock()
+        self._pump: asyncio.Task[None] | None = None
 
     def receive(self, arrival: Arrival) -> tuple[Instance, bool]:
         """Make an arrival durable as a row; blocks. Returns and raises as `StudyStore.receive`."""
@@ -70,6 +74,28 @@ class Arrivals:
             while not ticket.done:
                 self._write(self._batch())
         return ticket.answer()
+
+    async def submit(self, arrival: Arrival) -> tuple[Instance, bool]:
+        """As `receive`, from a coroutine: those who wait hold no thread."""
+        if not self._studies.one_writer:
+            return await asyncio.to_thread(self.receive, arrival)
+        loop = asyncio.get_running_loop()
+        written = asyncio.Event()
+        ticket = _Ticket(arrival, lambda: loop.call_soon_threadsafe(written.set))
+        self._waiting.append(ticket)
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._write_all(), name="arrivals")
+        await written.wait()
+        return ticket.answer()
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            await asyncio.to_thread(self._write_waiting)
+
+    def _write_waiting(self) -> None:
+        with self._turn:
+            if batch := self._batch():
+                self._write(batch)
 
     def confirm(self, instance_id: int, record_index: int) -> None:
         """The log has the `received` record of an instance; durable with what is written next, see `flush`."""
@@ -95,16 +121,19 @@ class Arrivals:
                 rows = self._studies.receive_many([one.arrival for one in batch], datetime.now(UTC), riders)
         except IntegrityError as error:
             # One of them cannot be a row; its neighbours can.
-            if len(batch) == 1:
-                batch[0].error = error
             for one in batch if len(batch) > 1 else ():
                 self._write([one])
+            if len(batch) > 1:
+                return
+            batch[0].error = error
         except Exception as error:  # noqa: BLE001 - whatever it is, everyone who waits must learn it
             for one in batch:
                 one.error = error
         else:
             for one, row in zip(batch, rows, strict=True):
                 one.row = row
+        for one in batch:
+            one.written()
 
     @contextmanager
     def _riders(self) -> Iterator[Mapping[int, int]]:

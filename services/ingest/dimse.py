@@ -6,23 +6,20 @@ are put together (straight into a file of the object store, so that memory does 
 left of an association that ends in the middle (nothing).
 """
 
-import asyncio
+import gc
 import logging
 import os
 import queue
 import select
 import socket
-import ssl
 import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import CancelledError
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import BytesIO
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
@@ -35,23 +32,22 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when the module is read
-from pynetdicom.transport import AddressInformation, AssociationSocket, RequestHandler, ThreadedAssociationServer
+from pynetdicom.transport import AddressInformation, AssociationSocket
 
-from services.ingest import dicom_tls, metrics
+from services.ingest import dicom_tls
 from services.ingest.admission import Admission, Negotiation
-from services.ingest.door import RECORD_SECONDS, Announced, Door, Incoming, Kept
+from services.ingest.desk import Desk
+from services.ingest.incoming import Announced, Incoming
 from services.ingest.storage_commitment import (
     PUSH_MODEL,
-    Commitments,
-    Due,
     RefusedError,
-    Reporter,
+    event_information,
     event_report,
     requested,
 )
 from shared import logs
 from shared.errors import ErrorCode, StepwedgeError
-from shared.settings import Ingest, host_and_port
+from shared.settings import Ingest
 
 CHANNEL: Final = "DIMSE"
 SUCCESS: Final = 0x0000
@@ -97,8 +93,8 @@ NEGOTIATION_SECONDS: Final = 10.0
 _SWITCH_SECONDS: Final = 0.0005
 _TICK_SECONDS: Final = 0.02  # how late a timer, or the end of an association, may be noticed
 _LOOK_SECONDS: Final = 0.001
+_UNLIMITED: Final = 1 << 20
 
-_T = TypeVar("_T")
 _log = logs.get_logger(__name__)
 
 
@@ -136,11 +132,11 @@ def error_status(error: StepwedgeError) -> Dataset:
 class Reception:
     """The data set of one C-STORE request: a file while all goes well, an error to answer with once it does not."""
 
-    def __init__(self, door: Door, preface: bytes, syntax: str, error: StepwedgeError | None = None) -> None:
+    def __init__(self, desk: Desk, preface: bytes, syntax: str, error: StepwedgeError | None = None) -> None:
         self.error = error
         self.incoming: Incoming | None = None
         if error is None:
-            self._guarded(lambda: self._open(door, preface, syntax))
+            self._guarded(lambda: self._open(desk, preface, syntax))
 
     def write(self, piece: memoryview) -> None:
         """Take a fragment; after an error the rest of the data set is read from the network and dropped."""
@@ -154,8 +150,8 @@ class Reception:
             self.incoming.discard()
             self.incoming = None
 
-    def _open(self, door: Door, preface: bytes, syntax: str) -> None:
-        self.incoming = door.open()
+    def _open(self, desk: Desk, preface: bytes, syntax: str) -> None:
+        self.incoming = desk.open()
         self.incoming.write(preface)
         self.incoming.begin_data_set(syntax)
 
@@ -316,9 +312,9 @@ class BoundedSocket(AssociationSocket):
 class FragmentsToFile(DIMSEServiceProvider):
     """Puts messages together (PS3.7 6.3, PS3.8 Annex E); the data set of a C-STORE request goes straight to a file."""
 
-    def __init__(self, association: Association, door: Door) -> None:
+    def __init__(self, association: Association, desk: Desk) -> None:
         super().__init__(association)
-        self._door = door
+        self._desk = desk
         self._lock = threading.Lock()
         self._ended = False
         self._command = bytearray()
@@ -409,7 +405,7 @@ class FragmentsToFile(DIMSEServiceProvider):
             error = StepwedgeError(ErrorCode.ERROR_CODE_INVALID_UID, "the announced UID is too long")
         syntax = "" if context is None else str(context.transfer_syntax[0])
         preface = file_meta(sop_class, sop_instance, syntax) if error is None else b""
-        return Reception(self._door, preface, syntax, error)
+        return Reception(self._desk, preface, syntax, error)
 
     def _complete(self) -> None:
         message: Any = self.message
@@ -435,32 +431,29 @@ def _uid(command: Dataset, keyword: str) -> str:
 class Acceptor(Association):
     """One association, as acceptor."""
 
-    def __init__(self, ae: AE, door: Door, admission: Admission, commitments: Commitments) -> None:
+    def __init__(self, ae: AE, desk: Desk, admission: Admission) -> None:
         super().__init__(ae, MODE_ACCEPTOR)
-        self._door = door
-        self._commitments = commitments
-        self._reports: dict[int, Due | None] = {}
-        self.acse = Negotiation(self, admission)
+        self._desk = desk
+        self._reports: dict[int, int | None] = {}
+        self.negotiation = Negotiation(self, admission, desk.admit)
+        self.acse = self.negotiation
         self.dul = BoundedReader(self)
         # These set the timers of the upper layer, which is a new one.
         self.acse_timeout = ae.acse_timeout
         self.network_timeout = ae.network_timeout
-        self._fragments = FragmentsToFile(self, door)
+        self._fragments = FragmentsToFile(self, desk)
         self.dimse = self._fragments
 
     def run_reactor(self) -> None:
         """Serve until the association ends, however it ends."""
-        metrics.ASSOCIATIONS.inc()
         try:
             super().run_reactor()
         finally:
             self._fragments.end()
-            for due in filter(None, self._reports.values()):
-                with suppress(StepwedgeError):  # it is due by itself in a while
-                    self._commitments.hurry(due.id)
-            metrics.ASSOCIATIONS.dec()
+            for commitment in filter(None, self._reports.values()):
+                self._desk.hurry(commitment)  # it is due by itself in a while
             how = "aborted" if self.is_aborted else "rejected" if self.is_rejected else "released"
-            metrics.ASSOCIATIONS_ENDED.labels(how).inc()
+            self._desk.closed(how, admitted=self.negotiation.admitted)
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         """Serve what is served; answer at once any other message, which pynetdicom would leave unanswered."""
@@ -491,11 +484,10 @@ class Acceptor(Association):
     def _commit(self, request: N_ACTION, context_id: int) -> None:
         """Answer a request for storage commitment, and report its outcome behind the answer (PS3.4 J.3)."""
         context = self._accepted_cx[context_id]
-        due, status = None, SUCCESS
+        commitment, status, transaction = None, SUCCESS, ""
         try:
             transaction, references = requested(request, context)
-            self._door.settle()
-            due = self._commitments.accept((self.requestor.ae_title or "").strip(), transaction, references)
+            commitment = self._desk.commit((self.requestor.ae_title or "").strip(), transaction, references)
         except RefusedError as error:
             status = error.status
         except StepwedgeError as error:
@@ -508,22 +500,22 @@ class Acceptor(Association):
         response.ActionTypeID = request.ActionTypeID
         response.Status = status
         self.dimse.send_msg(response, context_id)
-        if due is not None:
+        if commitment is not None:
             with suppress(StepwedgeError):  # then it is reported on an association of ours
                 message_id = len(self._reports) % 0xFFFF + 1
-                report = event_report(*self._commitments.outcome(due), context, message_id)
-                self._reports[message_id] = due
+                committed, failed = self._desk.outcome(commitment)
+                report = event_report(*event_information(transaction, committed, failed), context, message_id)
+                self._reports[message_id] = commitment
                 self.dimse.send_msg(report, context_id)
 
     def _took_report(self, response: N_EVENT_REPORT) -> None:
-        due = self._reports.get(response.MessageIDBeingRespondedTo or 0)
-        if due is None:
+        commitment = self._reports.get(response.MessageIDBeingRespondedTo or 0)
+        if commitment is None:
             _log.warning("association aborted", reason="a response to nothing")
             self.abort()
         elif response.Status == SUCCESS:
-            with suppress(StepwedgeError):  # then it is reported once more, which is harmless
-                self._commitments.reported(due.id)
-                self._reports[response.MessageIDBeingRespondedTo or 0] = None
+            self._desk.reported(commitment)
+            self._reports[response.MessageIDBeingRespondedTo or 0] = None
         else:
             _log.warning("a peer did not take the report of a storage commitment")
 
@@ -537,7 +529,7 @@ class Acceptor(Association):
             self._fragments.served(reception)
             incomplete = StepwedgeError(ErrorCode.ERROR_CODE_MALFORMED_DICOM, "the command set is incomplete")
             error = reception.error or incomplete
-            metrics.REFUSED.labels(CHANNEL, error.name).inc()
+            self._desk.refused(error)
             _log.warning("object refused", code=error.name, permanent=error.permanent)
             status = error_status(error)
             response.Status, response.ErrorComment = status.Status, status.ErrorComment
@@ -548,105 +540,40 @@ class Acceptor(Association):
         self.dimse.send_msg(response, context_id)
 
 
-class _Handler(RequestHandler):
-    """Makes the association of one connection, of our parts."""
+class _Owner:
+    """What pynetdicom asks of the server that an association belongs to."""
 
-    server: "_Server"
-
-    def _create_association(self) -> Association:
-        # A C-STORE response is two small PDUs; without this each waits for the sender's delayed acknowledgement.
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        association = Acceptor(self.ae, self.server.door, self.server.admission, self.server.commitments)
-        association._server = self.server
-        # pynetdicom finds its associations by this name.
-        association.name = f"AcceptorThread@{self.client_address[1]}"
-        association.set_socket(BoundedSocket(association, client_socket=self.request))
-        association.acceptor.maximum_length = self.ae.maximum_pdu_size
-        association.acceptor.ae_title = self.server.ae_title
-        association.acceptor.address_info = self.local
-        association.acceptor.implementation_class_uid = self.ae.implementation_class_uid
-        association.acceptor.implementation_version_name = self.ae.implementation_version_name
-        association.acceptor.supported_contexts = self.server.contexts
-        association.requestor.address_info = AddressInformation.from_tuple(self.client_address)
-        association.bind(evt.EVT_C_STORE, self.server.on_store)
-        association.bind(evt.EVT_C_ECHO, self.server.on_echo)
-        return association
+    @staticmethod
+    def shutdown_request(connection: socket.socket) -> None:
+        """End a connection."""
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
+        connection.close()
 
 
-class _Server(ThreadedAssociationServer):
-    """Listens for connections."""
-
-    request_queue_size = 128
-    daemon_threads = True
-
-    def __init__(
-        self,
-        ae: AE,
-        address: tuple[str, int],
-        door: Door,
-        admission: Admission,
-        commitments: Commitments,
-        tls: ssl.SSLContext | None,
-        on_store: Callable[[evt.Event], Dataset | int],
-        on_echo: Callable[[evt.Event], Dataset | int],
-    ) -> None:
-        self.door = door
-        self.admission = admission
-        self.commitments = commitments
-        self._tls = tls
-        self.on_store = on_store
-        self.on_echo = on_echo
-        self._most_connections = 2 * ae.maximum_associations
-        super().__init__(ae, address, ae.ae_title, ae.supported_contexts, request_handler=_Handler)
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Let a connection in, unless there are many that have not even asked for an association."""
-        return len(self.active_associations) < self._most_connections
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Make the association; over TLS once both sides have proved themselves, in the connection's own thread."""
-        if self._tls is not None:
-            request.settimeout(NEGOTIATION_SECONDS)
-            try:
-                request = self._tls.wrap_socket(request, server_side=True)
-            except OSError as error:  # of which ssl.SSLError is one
-                metrics.ASSOCIATIONS_ENDED.labels("no_tls").inc()
-                _log.warning("connection refused", reason="TLS", error=type(error).__name__)
-                self.shutdown_request(request)
-                return
-        super().finish_request(request, client_address)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """The base class would print a traceback, values and all."""
-        _log.error("a connection could not be served", exc_info=True)
-
-
-class DimseServer:
-    """The application entity.
+class Associations:
+    """The application entity, for the connections that this process was handed.
 
     Parameters
     ----------
     settings
-        Address, AE titles and limits.
-    door
-        Where objects go.
-    commitments
-        What is asked of it about objects that went there.
-    loop
-        The event loop on which records are made.
+        AE titles and limits; files of the secure transport.
+    desk
+        Where objects go, and who is asked.
     """
 
-    def __init__(self, settings: Ingest, door: Door, commitments: Commitments, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, settings: Ingest, desk: Desk) -> None:
         _silence()
-        self._commitments = commitments
-        self._reporter = Reporter(settings, commitments)
-        self._door = door
-        self._loop = loop
+        # Threads that come back from the disk or the network take the interpreter from one another much sooner than
+        # after Python's 5 ms, which several times for each object would be most of what a sender waits.
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        self._desk = desk
+        self._owner = _Owner()
         self._ae = AE(settings.ae_title)
         self._ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         self._ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
         self._ae.maximum_pdu_size = settings.max_pdu_bytes
-        self._ae.maximum_associations = settings.max_associations
+        self._ae.maximum_associations = _UNLIMITED  # how many there may be is asked at the desk
         self._ae.acse_timeout = NEGOTIATION_SECONDS
         self._ae.dimse_timeout = NETWORK_SECONDS
         self._ae.network_timeout = NETWORK_SECONDS
@@ -654,59 +581,73 @@ class DimseServer:
         # they come, so nothing needs to be understood (see `_silence` for the switch).
         self._ae.add_supported_context(Verification)
         self._ae.add_supported_context(PUSH_MODEL)
-        admission = Admission(settings)
-        self._servers = [self._listening(settings.dimse, admission, None)] if settings.dimse else []
-        if settings.dimse_tls:
-            self._servers.append(self._listening(settings.dimse_tls, admission, dicom_tls.server_context(settings)))
-        self.address = ", ".join(_address(server) for server in self._servers)
-        self._threads = [
-            threading.Thread(target=server.serve_forever, args=(0.1,), name="dimse", daemon=True)
-            for server in self._servers
-        ]
+        self._admission = Admission(settings)
+        self._tls = dicom_tls.server_context(settings) if settings.dimse_tls else None
 
-    def _listening(self, endpoint: str, admission: Admission, tls: ssl.SSLContext | None) -> _Server:
-        address = host_and_port(endpoint)
-        try:
-            server = _Server(
-                self._ae, address, self._door, admission, self._commitments, tls, self._on_store, self._on_echo
-            )
-        except OSError:
-            raise StepwedgeError(
-                ErrorCode.ERROR_CODE_CONFIGURATION, f"DICOM cannot be served on {endpoint}: taken or not ours"
-            ) from None
-        self._ae._servers.append(server)
-        return server
+    def serve(self, connection: socket.socket, *, secure: bool) -> None:
+        """Begin an association on a connection, over TLS where it is `secure`; returns at once."""
+        threading.Thread(target=self._begin, args=(connection, secure), name="connection", daemon=True).start()
 
-    def start(self) -> None:
-        """Accept connections."""
-        # Threads that come back from the disk or the network take the interpreter from one another much sooner than
-        # after Python's 5 ms, which several times for each object would be most of what a sender waits.
-        sys.setswitchinterval(_SWITCH_SECONDS)
-        for thread in self._threads:
-            thread.start()
-        self._reporter.start()
+    @property
+    def open(self) -> list[Acceptor]:
+        """The associations that have not ended."""
+        return [thread for thread in threading.enumerate() if isinstance(thread, Acceptor)]
 
     def drain(self, seconds: float) -> None:
-        """Take no new connections, let the open associations end by themselves, abort those that do not; blocks."""
-        for server in self._servers:
-            server.shutdown()
+        """Let the open associations end by themselves, abort those that do not; blocks."""
         deadline = time.monotonic() + seconds
-        while self._open() and time.monotonic() < deadline:
+        while self.open and time.monotonic() < deadline:
             time.sleep(0.05)
-        for association in self._open():
+        for association in self.open:
             with suppress(Exception):
                 association.abort()
-        for thread in self._threads:
-            thread.join(5.0)
-        self._reporter.stop()
 
-    def _open(self) -> list[Association]:
-        return [association for server in self._servers for association in server.active_associations]
+    @staticmethod
+    def tidy() -> None:
+        """Let go of what ended associations hold of each other; to be called now and then."""
+        gc.collect()
+
+    def _begin(self, connection: socket.socket, secure: bool) -> None:
+        try:
+            # A C-STORE response is two small PDUs; without this each waits for the sender's delayed acknowledgement.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            local, remote = connection.getsockname(), connection.getpeername()
+            if secure:
+                # Once both sides have proved themselves.
+                assert self._tls is not None
+                connection.settimeout(NEGOTIATION_SECONDS)
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            self._association(connection, local, remote).start()
+        except OSError as error:  # of which ssl.SSLError is one
+            self._desk.closed("no_tls" if secure else "aborted", admitted=False)
+            _log.warning("connection refused", reason="TLS" if secure else "gone", error=type(error).__name__)
+            self._owner.shutdown_request(connection)
+        except Exception as error:  # noqa: BLE001 - one connection must not take the others down
+            self._desk.closed("aborted", admitted=False)
+            _log.error("a connection could not be served", **logs.describe(error))
+            self._owner.shutdown_request(connection)
+
+    def _association(self, connection: socket.socket, local: Any, remote: Any) -> Acceptor:
+        association = Acceptor(self._ae, self._desk, self._admission)
+        association._server = cast(Any, self._owner)
+        # pynetdicom finds its associations by this name.
+        association.name = f"AcceptorThread@{remote[1]}"
+        association.set_socket(BoundedSocket(association, client_socket=connection))
+        association.acceptor.maximum_length = self._ae.maximum_pdu_size
+        association.acceptor.ae_title = self._ae.ae_title
+        association.acceptor.address_info = AddressInformation.from_tuple(local)
+        association.acceptor.implementation_class_uid = self._ae.implementation_class_uid
+        association.acceptor.implementation_version_name = self._ae.implementation_version_name
+        association.acceptor.supported_contexts = self._ae.supported_contexts
+        association.requestor.address_info = AddressInformation.from_tuple(remote)
+        association.bind(evt.EVT_C_STORE, self._on_store)
+        association.bind(evt.EVT_C_ECHO, self._on_echo)
+        return association
 
     def _on_echo(self, event: evt.Event) -> Dataset | int:
         """PS3.4 A.4: here success says more than the standard asks, namely that a C-STORE would succeed."""
         try:
-            self._door.ready()
+            self._desk.ready()
         except StepwedgeError as error:
             status = error_status(error)
             status.Status = PROCESSING_FAILURE
@@ -716,11 +657,10 @@ class DimseServer:
     def _on_store(self, event: evt.Event) -> Dataset | int:
         """PS3.4 B.2.3: success is said when the object is durable and recorded, and not before."""
         reception: Reception = cast(Any, event.request).reception
-        began = time.perf_counter()
         try:
             self._accept(event, reception)
         except StepwedgeError as error:
-            metrics.REFUSED.labels(CHANNEL, error.name).inc()
+            self._desk.refused(error)
             _log.warning("object refused", code=error.name, permanent=error.permanent)
             return error_status(error)
         except Exception as error:  # noqa: BLE001 - a defect of ours must not reach the sender as pynetdicom's text
@@ -728,7 +668,6 @@ class DimseServer:
             return error_status(StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "see the log"))
         finally:
             cast(FragmentsToFile, event.assoc.dimse).served(reception)
-            metrics.ACCEPT_SECONDS.labels(CHANNEL).observe(time.perf_counter() - began)
         return SUCCESS
 
     def _accept(self, event: evt.Event, reception: Reception) -> None:
@@ -740,22 +679,7 @@ class DimseServer:
         request: Any = event.request
         announced = Announced(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
         calling = (event.assoc.requestor.ae_title or "").strip()
-        kept: Kept = self._door.keep(incoming, CHANNEL, announced, calling)
-        self._wait(self._door.record(kept))
-
-    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            # The recorder gives up by itself after RECORD_SECONDS; this is for a loop that stands still.
-            return future.result(RECORD_SECONDS + 5.0)
-        except (FutureTimeoutError, CancelledError):
-            future.cancel()
-            raise StepwedgeError(ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE, "the log did not answer in time") from None
-
-
-def _address(server: _Server) -> str:
-    host, port = server.server_address[:2]
-    return f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}"
+        self._desk.keep(incoming, CHANNEL, announced, calling)
 
 
 def _silence() -> None:

@@ -7,13 +7,13 @@ harmless, or a row without a confirmed record, which is recorded again under the
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from services.ingest import arrival, metrics
-from services.ingest.arrival import Names, Said
+from services.ingest.arrival import Arrival, Names, Said
 from services.ingest.arrivals import Arrivals
 from services.ingest.identification import Identifier
 from services.ingest.incoming import Announced as Announced
@@ -134,6 +134,21 @@ class Door:
         if instance.record_index is None:
             identification = self._identifier.seal(uids.identity, instance.subject, record_key(instance))
         return Kept(instance, uids.study, came.study, duplicate, identification)
+
+    async def take(self, came: Arrival, identification: audit_pb2.Identification, durable: Awaitable[None]) -> Accepted:
+        """Accept what another process received: a row, and once its bytes are durable the record.
+
+        `durable`: returns when the bytes are, raises where they will not be. A row whose bytes never came to be durable
+        stays without a record, and is looked at again as one whose process died (see `Identifier.again`).
+        """
+        instance, duplicate = await self._arrivals.submit(came)
+        await durable
+        metrics.RECEIVED_BYTES.labels(came.channel).inc(came.size_bytes)
+        sealed: audit_pb2.Identification | None = identification
+        if instance.record_index is None and record_key(instance) != came.record_key:
+            # The same data set came before in another wrapping, and its record is still due.
+            sealed = await asyncio.to_thread(self._identifier.again, instance, record_key(instance))
+        return await self.record(Kept(instance, came.study_instance_uid, came.study, duplicate, sealed))
 
     async def record(self, kept: Kept) -> Accepted:
         """Put the `received` record in the log and let the instance go to work. Raises AUDIT_UNAVAILABLE."""

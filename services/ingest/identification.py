@@ -34,6 +34,8 @@ class Identifier:
         it was: the record is due all the same.
         """
         try:
+            # Of the process before this one it is not known whether it came to that.
+            self._objects.settle(Zone.ORIGINAL, instance.sha256)
             encoded = dicom_encoding.parse(self._objects.get(Zone.ORIGINAL, instance.sha256))
             named = Encoded(
                 encoded.meta,
