@@ -43,7 +43,8 @@ KEYS_OF: Mapping[Identity, tuple[str, ...]] = MappingProxyType(
         Identity.OPERATOR: (keys.VERIFICATION,),
         Identity.AUDITOR: (keys.VERIFICATION, keys.IDENTITY, keys.BLIND_INDEX),
         Identity.PACS: (),
-        Identity.CONSOLE: (keys.VERIFICATION, keys.BLIND_INDEX),
+        # Take identity.key away where the console shall show no auditor who a patient is.
+        Identity.CONSOLE: (keys.VERIFICATION, keys.IDENTITY, keys.BLIND_INDEX),
     }
 )
 """Which keys lie in whose folder."""

@@ -90,6 +90,21 @@ _FIRST: Final[Mapping[str, Sequence[str]]] = {
 }
 
 
+FIELDS: Final[Mapping[str, str]] = {
+    "name": "Name",
+    "patient_id": "Patient number",
+    "issuer": "Issuer of the patient number",
+    "birth_date": "Birth date",
+    "sex": "Sex",
+    "accession_number": "Accession number",
+    "study_instance_uid": "Study Instance UID as received",
+    "series_instance_uid": "Series Instance UID as received",
+    "sop_instance_uid": "SOP Instance UID as received",
+}
+"""Field of a sealed identity -> what a person calls it."""
+_PATIENTS: Final = 5  # of one study; more than one is a fault that the dossier shows
+
+
 @dataclass(frozen=True)
 class Dossier:
     """What the log holds on one study."""
@@ -194,6 +209,30 @@ async def dossier(gateway: Gateway, study: str, *, made_for: str) -> Dossier:
 
     lines = await asyncio.gather(*(one(entry) for entry in entries))
     return Dossier(study, head, tuple(lines), datetime.now(UTC), made_for)
+
+
+async def identity(gateway: Gateway, of: Dossier, cause: audit_pb2.Cause) -> list[tuple[str, str]]:
+    """Who the patient of a study is, by name of the field; each opening is a record of the log.
+
+    What the site did not give the console a key for, and what was erased, is said in words.
+    """
+    opener = gateway.identities()
+    if opener is None:
+        return [("The console has no key for identities here: use stepwedge log identify", "")]
+    found: list[tuple[str, str]] = []
+    subjects: dict[str, int] = {}
+    for line in of.lines:
+        if line.kind == "RECEIVED":
+            subjects.setdefault(dict(line.facts).get("subject", ""), line.index)
+    for index in list(subjects.values())[:_PATIENTS]:
+        answer = await ask(gateway.audit.OpenIdentity, audit_pb2.OpenIdentityRequest(index=index, cause=cause))
+        if answer.sealed:
+            who = opener.open(answer.sealed, answer.subject, answer.idempotency_key)
+            found.extend((FIELDS.get(name, name), value) for name, value in who.items())
+        else:
+            found.append(("The identity was erased, or never sealed", ""))
+        found.append(("The look-up is entry", str(answer.lookup_index)))
+    return found
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from services.console.accounts import Attempt, Person
 from shared import keys
 from shared.audit import Recorder
 from shared.errors import ErrorCode, StepwedgeError, from_rpc
-from shared.identification import BlindIndex, Number
+from shared.identification import BlindIndex, Identities, Number
 from shared.identity import PERSON, PERSON_KEY, SERVICES, Identity
 from shared.pki import Credentials
 from shared.rpc import channel
@@ -105,6 +105,13 @@ class Gateway:
     def token(self, kind: Number, value: str) -> bytes:
         """The token of a number in the blind index; the number itself goes no further."""
         return BlindIndex.load(self._keys).token(kind, value)
+
+    def identities(self) -> Identities | None:
+        """What opens sealed identities; None where the site did not give the console their key."""
+        try:
+            return Identities.load(self._keys)
+        except StepwedgeError:
+            return None
 
     def verification_key(self) -> str:
         """The log's key as it lies here, "name+hash+key"; empty where the site did not give it to the console."""

@@ -211,11 +211,26 @@ def test_a_dossier_proves_every_step_and_prints(house: ConsoleHouse):
         assert kind in page.text
     assert "Not proved" not in page.text
     assert "1.2.826.0.1.2" not in page.text
-    assert "1.2.826.0.1.2" in auditor.get(f"/audit/dossiers/{house.studies[1]}?identity=1").text
-    assert records(house, "viewed", what="dossier_with_identity")
+    assert PATIENT not in page.text
     pdf = auditor.get(f"/audit/dossiers/{house.studies[1]}.pdf")
     assert pdf.content.startswith(b"%PDF-")
     assert auditor.get("/audit/dossiers/2.25.1").status_code in (400, 404)
+
+
+def test_a_dossier_with_identity_needs_a_purpose_and_every_look_is_recorded(house: ConsoleHouse):
+    auditor, path = house.browser("auditor"), f"/audit/dossiers/{house.studies[1]}"
+    assert auditor.post(f"{path}/identity", page=path, purpose="", format="page").status_code == 400
+    assert auditor.post(f"{path}/identity", page=path, purpose="HCOMPL", reference="Mr X").status_code == 400
+    assert not records(house, "identity_looked_up")
+    page = auditor.post(f"{path}/identity", page=path, purpose="HCOMPL", reference="REQ-2026-17", format="page")
+    for shown in (PATIENT, ACCESSION, "Canary^Conny", "1.2.826.0.1.2"):
+        assert shown in page.text
+    assert PATIENT not in str(page.url)
+    paper = auditor.post(f"{path}/identity", page=path, purpose="HCOMPL", format="pdf")
+    assert paper.content.startswith(b"%PDF-")
+    assert len(records(house, "identity_looked_up")) == 2
+    assert len(records(house, "viewed", what="dossier_with_identity")) == 2
+    assert not any(PATIENT in line for name in ("console", "audit") for line in house.cluster.log_lines(name))
 
 
 def test_what_is_taken_away_proves_itself(house: ConsoleHouse, tmp_path: Path):

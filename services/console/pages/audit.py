@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlencode
@@ -14,12 +15,11 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from services.console import dossier
 from services.console.gateway import call as ask
 from services.console.gateway import stream
+from services.console.pages.guarding import PURPOSES, REFERENCE
 from services.console.web import AUDITOR, Call, form, invalid, route, text_of
-from shared.errors import StepwedgeError
 from shared.identification import TOKEN_BYTES, Number
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1.common_pb2 import Verdict
-from stepwedge.ingest.v1 import ingest_pb2
 
 WHO: Final = frozenset({AUDITOR})
 PAGE: Final = 50
@@ -138,36 +138,47 @@ async def proof(call: Call) -> Response:
 
 async def of_study(call: Call) -> Response:
     """The dossier of a study, as a page."""
-    return call.page("dossier.html", of=await _dossier(call), identity=bool(call.query("identity")))
+    return _shown(call, await _dossier(call, "dossier"))
 
 
 async def of_study_pdf(call: Call) -> Response:
     """The dossier of a study, on paper."""
-    made = await _dossier(call)
+    return await _printed(call, await _dossier(call, "dossier"))
+
+
+async def identified(call: Call) -> Response:
+    """The dossier with who the patient is: asked for with a purpose, opened by the log, which records the look-up."""
+    fields = await form(call)
+    purpose, reference = text_of(fields, "purpose", 16), text_of(fields, "reference", 64)
+    if purpose not in PURPOSES or not REFERENCE.fullmatch(reference):
+        raise invalid("choose a purpose; a reference looks like REQ-2026-17")
+    cause = audit_pb2.Cause(
+        purpose=audit_pb2.PurposeOfUse.Value(f"PURPOSE_OF_USE_{purpose}"),
+        reference=reference,
+        person=call.signed_in.name,
+    )
+    made = await _dossier(call, "dossier_with_identity")
+    made = replace(made, identity=tuple(await dossier.identity(call.house.gateway, made, cause)))
+    return await _printed(call, made) if text_of(fields, "format", 8) == "pdf" else _shown(call, made)
+
+
+def _shown(call: Call, made: dossier.Dossier) -> Response:
+    return call.page("dossier.html", of=made, purposes=PURPOSES)
+
+
+async def _printed(call: Call, made: dossier.Dossier) -> Response:
     site = call.house.settings.site_name
     data = await asyncio.to_thread(dossier.as_pdf, made, call.wording, site=site)
     return _file(data, f"dossier-{made.study}.pdf", "application/pdf")
 
 
-async def _dossier(call: Call) -> dossier.Dossier:
-    study, identity = call.path("study"), bool(call.query("identity"))
+async def _dossier(call: Call, what: str) -> dossier.Dossier:
+    study = call.path("study")
     if not _UID.fullmatch(study):
         raise invalid("the study is named by its pseudonym, which begins with 2.25.")
     # The view itself belongs into the dossier of whoever looks next: recorded first, and every time.
-    await call.house.gateway.viewed(call.signed_in, "dossier_with_identity" if identity else "dossier", study=study)
-    made = await dossier.dossier(call.house.gateway, study, made_for=call.signed_in.name)
-    return await _with_identity(call, made) if identity else made
-
-
-async def _with_identity(call: Call, made: dossier.Dossier) -> dossier.Dossier:
-    key = ingest_pb2.StudyKey(pseudonym=made.study)
-    try:
-        found = await ask(call.house.gateway.ingest.GetStudy, ingest_pb2.GetStudyRequest(study=key))
-    except StepwedgeError:
-        shown = (("Study Instance UID as received", "ingest no longer has this study"),)
-    else:
-        shown = (("Study Instance UID as received", found.study.study_instance_uid),)
-    return dossier.Dossier(made.study, made.head, made.lines, made.made_at, made.made_for, shown)
+    await call.house.gateway.viewed(call.signed_in, what, study=study)
+    return await dossier.dossier(call.house.gateway, study, made_for=call.signed_in.name)
 
 
 async def export(call: Call) -> Response:
@@ -209,4 +220,5 @@ ROUTES: Final = [
     route("/audit/entries/{index:str}/proof", proof, WHO),
     route("/audit/dossiers/{study:str}.pdf", of_study_pdf, WHO),
     route("/audit/dossiers/{study:str}", of_study, WHO),
+    route("/audit/dossiers/{study:str}/identity", identified, WHO, methods=["POST"]),
 ]

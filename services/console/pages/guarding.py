@@ -26,7 +26,7 @@ PURPOSES: Final = {
 _SUBJECT: Final = re.compile(r"SW-[A-Z2-7]{24}")
 _STUDY: Final = re.compile(r"2\.25\.[1-9][0-9]{22,38}")
 _HOLD: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
-_REFERENCE: Final = re.compile(r"(?:[A-Za-z]{1,16}(?:-[0-9]{1,6}){1,4})?")
+REFERENCE: Final = re.compile(r"(?:[A-Za-z]{1,16}(?:-[0-9]{1,6}){1,4})?")
 
 
 async def page(call: Call) -> Response:
@@ -73,7 +73,7 @@ async def act(call: Call) -> Response:
 async def _ask(call: Call, fields: FormData) -> None:
     asked = Asked(*(text_of(fields, name, 80) for name in ("act", "target", "purpose", "reference")))
     shapes = {"erase": (_SUBJECT,), "hold": (_SUBJECT, _STUDY), "release": (_HOLD,)}.get(asked.act)
-    if shapes is None or asked.purpose not in PURPOSES or not _REFERENCE.fullmatch(asked.reference):
+    if shapes is None or asked.purpose not in PURPOSES or not REFERENCE.fullmatch(asked.reference):
         raise invalid("choose an act and a purpose; a reference looks like ERA-2026-17")
     if not any(shape.fullmatch(asked.target) for shape in shapes):
         raise invalid("name a person or a study by its pseudonym, or a hold by its identifier")
