@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from services.inference import chest, collimation, facts, general, header, masks, registry, thresholds
-from services.inference.backends import Execution
+from services.inference.backends import REMOTE, Execution
 from services.inference.chest import Look
 from services.inference.coverage import DERIVED, RADIOGRAPHY, VOLUMES, Coverage, coverage, modality_of
 from services.inference.findings import (
@@ -30,8 +30,10 @@ from services.inference.findings import (
     name,
 )
 from services.inference.header import UNSTATED, Stated
+from services.inference.ladder import LookingTwice, Rung, climb
 from services.inference.pixels import Frame, frame_of, has_pixels, picture, picture_size, plain
 from services.inference.preprocessing import Preprocessed, preprocess
+from services.inference.registry import Model
 from shared import dicom, paths
 from shared.errors import ErrorCode, StepwedgeError
 from shared.model_signatures import DEVELOPMENT_SIGNERS
@@ -80,12 +82,19 @@ class AssessmentResult:
     pin: Pin | None = None
     facts: ImageFacts | None = None
     """For checks of more than one image; None for what is no DICOM object."""
+    rungs: Sequence[Rung] = ()
+    """Every look at an image that the model was unsure of; none where the first was the only one."""
     _look: Look | None = field(default=None, repr=False)
 
     @cached_property
     def masks(self) -> Mapping[str, NDArray[np.uint8]]:
         """Channel -> mask uint8 [rows, columns], 0 outside and 255 inside; empty where no model ran."""
         return {} if self._look is None else masks.full_size(self._look.answer.logits, self._look.where)
+
+    @property
+    def lungs(self) -> NDArray[np.bool_] | None:
+        """Mask of the lungs on the letterbox of the grid, bool [height, width]; None where no model ran."""
+        return None if self._look is None else self._look.nested["lungs_full"].middle
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,8 @@ class Assessor:
         Public keys trusted in each role of a release (`inference.model_signers`).
     execution
         How the model is run, in full; instead of `provider` and `threads`.
+    ladder
+        Where the model is unsure of an image, let the form in fp32 look too.
 
     Raises
     ------
@@ -143,9 +154,15 @@ class Assessor:
         threads: int = 1,
         signers: Mapping[str, Collection[str]] = DEVELOPMENT_SIGNERS,
         execution: Execution | None = None,
+        ladder: bool = False,
     ) -> None:
         how = execution or Execution(provider=provider, threads=threads)
         self.model = registry.load(model_folder, signers=signers, execution=how)
+        self.above: Model | None = None
+        if ladder:
+            above = how if how.backend != REMOTE else Execution()
+            self.above = registry.load(model_folder, signers=signers, execution=above, whole=True)
+            self.above.wrap(LookingTwice)
 
     def assess_dicom(self, data: bytes) -> AssessmentResult:
         """Assess a DICOM object. Raises NOT_DICOM, MALFORMED_DICOM; pixels that do not decode are a finding."""
@@ -234,6 +251,7 @@ class Assessor:
         blank = _blank(frame)
         found += [size, blank]
         seen: Look | None = None
+        rungs: Sequence[Rung] = ()
         grey: list[Value] = []
         pin: Pin | None = None
         if covered is not Coverage.OTHER and size.outcome == PASS and blank.outcome != FAIL:
@@ -241,7 +259,7 @@ class Assessor:
             if why and covered is Coverage.COVERED:
                 found.append(finding(Reason.REASON_NOT_A_CHEST, FAIL, why))
             elif not why:
-                seen, pin, of_chest = self._look(frame, stated)
+                seen, pin, of_chest, rungs = self._look(frame, stated)
                 if covered is Coverage.SILENT and seen.is_foreign():
                     seen = None
                     why = "the header names no body part, and the pixels do not look like a frontal chest radiograph"
@@ -256,11 +274,11 @@ class Assessor:
         found.sort(key=lambda one: ORDER[one.code])
         confidence = None if seen is None else seen.confidence
         measured = list(_measurements(found, [*stated.values, *grey, *([] if seen is None else chest.values(seen))]))
-        return AssessmentResult(found, measured, rows, columns, confidence, pin, _look=seen)
+        return AssessmentResult(found, measured, rows, columns, confidence, pin, rungs=rungs, _look=seen)
 
-    def _look(self, frame: Frame, stated: Stated) -> tuple[Look, Pin, list[Finding]]:
-        """The model's look at a radiograph; once more with black and white exchanged where they were wrong, and once
-        more turned upright where it was turned."""
+    def _look(self, frame: Frame, stated: Stated) -> tuple[Look, Pin, list[Finding], Sequence[Rung]]:
+        """The model's look at a radiograph; once more with black and white exchanged where they were wrong, once more
+        turned upright where it was turned, and once more by the form above it where it is unsure."""
         prepared = preprocess(frame.values, frame.inverted)
         looks = [self._look_at(prepared, frame)]
         found = [chest.polarity(looks[0])]
@@ -270,19 +288,26 @@ class Assessor:
             looks.append(self._look_at(righted, frame))
         if chest.quarter_turns(looks[-1]):
             looks.append(chest.upright(self.model, righted.grid, looks[-1]))
-        seen = looks[-1]
+
+        def look_of(model: Model) -> Look:
+            if looks[-1].turned:
+                return chest.upright(model, righted.grid, looks[-2])
+            return self._look_at(righted, frame, model)
+
+        beyond, rungs = climb(looks[-1], self.model, self.above, look_of)
+        higher = self.above if rungs and rungs[-1].used else None
+        seen = looks[-1] if higher is None else beyond[-1]
         found += [chest.not_a_chest(seen), *chest.margins(seen), chest.low_confidence(seen), chest.anatomy(seen)]
         found += [chest.cardiothoracic(seen), chest.rotation(seen), chest.inspiration(seen)]
         found += [chest.turned(seen, stated.directions), chest.mirrored(seen, stated.directions)]
         found.append(collimation.finding_of(seen, collimation.blades(righted, stated.field)))
-        return seen, self._pin(prepared, looks), found
+        return seen, self._pin(prepared, [*looks, *beyond], higher or self.model), found, rungs
 
-    def _look_at(self, prepared: Preprocessed, frame: Frame) -> Look:
+    def _look_at(self, prepared: Preprocessed, frame: Frame, model: Model | None = None) -> Look:
         # A spacing that makes the image smaller or larger than any detector is not believed.
-        return chest.look(self.model, prepared.grid, prepared.geometry, _believed(frame), frame.index)
+        return chest.look(model or self.model, prepared.grid, prepared.geometry, _believed(frame), frame.index)
 
-    def _pin(self, prepared: Preprocessed, looks: Sequence[Look]) -> Pin:
-        model = self.model
+    def _pin(self, prepared: Preprocessed, looks: Sequence[Look], model: Model) -> Pin:
         digests = [one.answer.sha256() for one in looks]
         output = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         return Pin(

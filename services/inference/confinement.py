@@ -7,7 +7,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared import confine, paths, settings
+from shared import confine, keys, paths, settings
 from shared.errors import StepwedgeError
 from shared.identity import Identity
 from shared.settings import Settings
@@ -48,6 +48,7 @@ def readable(configuration: Settings) -> Iterator[Path]:
         yield inference.shadow.model
     yield from (Path(place) for place in {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()})
     yield from (Path(place) for place in _SYSTEM)
+    yield configuration.cluster.keys / keys.VERIFICATION  # public
     pki, own = configuration.cluster.pki, Identity.INFERENCE.value
     yield from (pki / name for name in ("ca.crt", f"{own}.crt", f"{own}.key"))
     for variable in (settings.FILE_VARIABLE, "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "SSL_CERT_FILE"):

@@ -21,6 +21,12 @@ OPEN_INFERENCE = Counter(
     ["model", "version", "outcome"],
     unit="requests",
 )
+SHADOWED = Counter(
+    "stepwedge_inference_shadowed_images",
+    "Images offered to the candidate in the shadow, by what became of them.",
+    ["outcome"],
+    unit="images",
+)
 MODEL = Gauge(
     "stepwedge_inference_model_loaded_boolean", "1 for the model that is served.", ["model", "version", "provider"]
 )

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -120,10 +120,16 @@ class Model:
         logits, flags, features = self.run(to_tensor(grid))
         return Answer(logits[0], flags[0], features[0])
 
+    def wrap(self, around: Callable[[Backend], Backend]) -> None:
+        """From now on, have a backend around the one that it has run it."""
+        self._backend = around(self._backend)
+        if self._check is not None:
+            self._check = (self._check[0], self.answer(self._check[0]).sha256())
+
     def batched(self, batching: Batching) -> None:
         """From now on, run what several threads ask for together."""
         if batching.max_batch_size > 1:
-            self._backend = Batched(self._backend, batching)
+            self.wrap(lambda backend: Batched(backend, batching))
 
     def tested(self, how: str, grid: NDArray[np.uint8], answered: Answer) -> None:
         """Remember how the self-test went, and one of its inputs for `check`."""

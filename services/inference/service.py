@@ -4,7 +4,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from services.inference import meters, rendering
-from services.inference.assess import AssessmentResult, Assessor, Pin
-from services.inference.registry import CHANNELS
+from services.inference import meters, recording, releases, rendering
+from services.inference.assess import AssessmentResult, Assessor
+from services.inference.registry import CHANNELS, Model
+from services.inference.shadow import Shadow
 from shared import dicom
 from shared.audit import Recorder
-from shared.build import software_build
-from shared.canonical import canonical_json, decimal
 from shared.errors import ErrorCode, StepwedgeError
+from shared.identity import caller
+from shared.model_signatures import DEVELOPMENT_SIGNERS
 from shared.objects import ObjectStore, Zone
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1 import common_pb2
@@ -46,9 +47,28 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         This process's hand in the log.
     workers
         Threads in which objects are read, decoded and assessed; as many objects are in memory at once.
+    signers
+        Public keys trusted in each role of a release.
+    beside
+        Models that are served over the Open Inference Protocol only.
+    shadow
+        Where a candidate looks at what was answered.
     """
 
-    def __init__(self, assessor: Assessor, store: ObjectStore, recorder: Recorder, workers: Executor) -> None:
+    def __init__(
+        self,
+        assessor: Assessor,
+        store: ObjectStore,
+        recorder: Recorder,
+        workers: Executor,
+        *,
+        signers: Mapping[str, Collection[str]] = DEVELOPMENT_SIGNERS,
+        beside: Sequence[Model] = (),
+        shadow: Shadow | None = None,
+    ) -> None:
+        self._signers = signers
+        self._beside = beside
+        self._shadow = shadow
         self._assessor = assessor
         self._store = store
         self._recorder = recorder
@@ -62,10 +82,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         _check(reference)
         loop = asyncio.get_running_loop()
         began = time.perf_counter()
-        instance, assessment = await loop.run_in_executor(self._workers, self._assess, reference)
+        instance, result, assessment = await loop.run_in_executor(self._workers, self._assess, reference)
         meters.DURATION.observe(time.perf_counter() - began)
         index = await self._record(reference.sha256, instance, assessment, context.time_remaining())
         meters.count(assessment.findings)
+        if self._shadow is not None:
+            self._shadow.offer(reference.sha256, index, instance, result)
         return inference_pb2.AssessInstanceResponse(
             assessment=assessment, instance=instance.sop_instance, record_index=index
         )
@@ -74,16 +96,33 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.ListModelsRequest, context: Any
     ) -> inference_pb2.ListModelsResponse:
         """The models that are loaded."""
-        model = self._assessor.model
-        one = inference_pb2.Model(
-            name=model.name,
-            version=model.version,
-            sha256=model.sha256,
-            execution_provider=model.execution_provider,
-            structures=CHANNELS.values(),
-            self_test_passed=True,  # a model whose test fails is never loaded
+        shadow = [(self._shadow.model, "shadow")] if self._shadow else []
+        found = [(self._assessor.model, "served"), *((one, "beside") for one in self._beside), *shadow]
+        models = [
+            inference_pb2.Model(
+                name=model.name,
+                version=model.version,
+                sha256=model.sha256,
+                execution_provider=model.execution_provider,
+                structures=CHANNELS.values(),
+                self_test_passed=True,  # a model whose test fails is never loaded
+                role=role,
+                release_sha256=model.release_sha256,
+            )
+            for model, role in found
+        ]
+        return inference_pb2.ListModelsResponse(models=sorted(models, key=lambda one: (one.name, one.version)))
+
+    async def RecordRelease(
+        self, request: inference_pb2.RecordReleaseRequest, context: Any
+    ) -> inference_pb2.RecordReleaseResponse:
+        """Record that two people released a model; the same release again is the same record."""
+        event, pins = releases.released(request.manifest, request.signatures, self._signers, caller().value)
+        key = f"model_released/{event.release_sha256}/{_commitment(event)}"
+        index = await self._recorder.record(key=key, outcome=audit_pb2.EVENT_OUTCOME_SUCCESS, event=event, pins=pins)
+        return inference_pb2.RecordReleaseResponse(
+            record_index=index, model=pins.model, release_sha256=event.release_sha256
         )
-        return inference_pb2.ListModelsResponse(models=[one])
 
     async def RenderObject(
         self, request: inference_pb2.RenderObjectRequest, context: Any
@@ -108,11 +147,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, sha256: str, instance: dicom.Uids, assessment: inference_pb2.Assessment, seconds: float | None
     ) -> int:
         """Record the assessment; AUDIT_UNAVAILABLE just before the caller's patience of `seconds` ends."""
-        event, pins = _event(assessment), _pins(sha256, assessment)
+        event, pins = recording.assessed(assessment), recording.pins(sha256, assessment)
         try:
             async with asyncio.timeout(None if seconds is None else max(0.0, seconds - _TO_ANSWER_SECONDS)):
                 return await self._recorder.record(
-                    key=_key(sha256, self._assessor.model.sha256, event, pins),
+                    key=recording.key("assessed", sha256, self._assessor.model.sha256, event, pins),
                     outcome=audit_pb2.EVENT_OUTCOME_SUCCESS,
                     event=event,
                     study=instance.study,
@@ -125,7 +164,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 ErrorCode.ERROR_CODE_AUDIT_UNAVAILABLE, "the audit log did not take the record in time"
             ) from None
 
-    def _assess(self, reference: common_pb2.ObjectReference) -> tuple[dicom.Uids, inference_pb2.Assessment]:
+    def _assess(
+        self, reference: common_pb2.ObjectReference
+    ) -> tuple[dicom.Uids, AssessmentResult, inference_pb2.Assessment]:
         """The blocking part: read, assess, store the masks."""
         data = self._store.get(Zone.DEIDENTIFIED, reference.sha256)
         if reference.size_bytes not in (0, len(data)):
@@ -133,22 +174,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         dataset: Dataset = dicom.read(data)
         instance = dicom.uids(dataset)
         result = self._assessor.assess_dataset(dataset)
-        return instance, self._message(result)
+        return instance, result, self._message(result)
 
     def _message(self, result: AssessmentResult) -> inference_pb2.Assessment:
-        message = inference_pb2.Assessment(
-            findings=result.findings,
-            measurements=result.measurements,
-            masks=[self._stored(channel, mask) for channel, mask in result.masks.items()],
-            rows=result.rows,
-            columns=result.columns,
-        )
-        if result.facts is not None:
-            message.facts.CopyFrom(result.facts)
-        if result.confidence is not None:
-            message.confidence = round(result.confidence, 6)
-        if result.pin is not None:
-            message.model.CopyFrom(_model_pin(result.pin))
+        message = recording.message(result)
+        message.masks.extend(self._stored(channel, mask) for channel, mask in result.masks.items())
         return message
 
     def _stored(self, channel: str, mask: NDArray[np.uint8]) -> inference_pb2.Mask:
@@ -157,6 +187,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             zone=common_pb2.ZONE_DEIDENTIFIED, sha256=stored.sha256, size_bytes=stored.size
         )
         return inference_pb2.Mask(structure=CHANNELS[channel], png=reference)
+
+
+def _commitment(event: audit_pb2.ModelReleasedEvent) -> str:
+    """Of who signed and who asked: another signature, or another who asks, is another act."""
+    return hashlib.sha256(event.SerializeToString(deterministic=True)).hexdigest()[:32]
 
 
 def png(mask: NDArray[np.uint8]) -> bytes:
@@ -174,61 +209,3 @@ def _check(reference: common_pb2.ObjectReference) -> None:
         raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the reference names no zone")
     if reference.size_bytes > MAX_OBJECT_BYTES:
         raise StepwedgeError(ErrorCode.ERROR_CODE_OBJECT_TOO_LARGE, "the object is larger than 1 GiB")
-
-
-def _model_pin(pin: Pin) -> inference_pb2.ModelPin:
-    return inference_pb2.ModelPin(
-        name=pin.name,
-        version=pin.version,
-        sha256=pin.sha256,
-        preprocessing=pin.preprocessing,
-        preprocessed_sha256=pin.preprocessed_sha256,
-        execution_provider=pin.execution_provider,
-        output_sha256=pin.output_sha256,
-        calibration_sha256=pin.calibration_sha256,
-    )
-
-
-def _pins(sha256: str, assessment: inference_pb2.Assessment) -> audit_pb2.Pins:
-    pins = audit_pb2.Pins(deidentified_sha256=sha256, software_build=software_build())
-    if assessment.HasField("model"):
-        model = assessment.model
-        pins.MergeFrom(
-            audit_pb2.Pins(
-                model_sha256=model.sha256,
-                model=f"{model.name}/{model.version}",
-                preprocessing=model.preprocessing,
-                preprocessed_sha256=model.preprocessed_sha256,
-                calibration_sha256=model.calibration_sha256,
-                execution_provider=model.execution_provider,
-                output_sha256=model.output_sha256,
-            )
-        )
-    return pins
-
-
-def _event(assessment: inference_pb2.Assessment) -> audit_pb2.AssessedEvent:
-    return audit_pb2.AssessedEvent(
-        findings=[audit_pb2.RecordedFinding(code=one.code, outcome=one.outcome) for one in assessment.findings],
-        measurements=[
-            audit_pb2.RecordedValue(name=one.name, value=decimal(one.value), unit=one.unit)
-            for one in assessment.measurements
-        ],
-        confidence=decimal(assessment.confidence) if assessment.HasField("confidence") else "",
-    )
-
-
-def _key(sha256: str, model_sha256: str, event: audit_pb2.AssessedEvent, pins: audit_pb2.Pins) -> str:
-    """The idempotency key: object, model, and a digest of what was found and with what.
-
-    The same answer again is the same record. Another build, or another class of processor, may find otherwise: that is
-    another act, not a conflict with the first.
-    """
-    content: Mapping[str, Iterable[str]] = {
-        "event": [f"{one.code}={one.outcome}" for one in event.findings]
-        + [f"{one.name}={one.value}{one.unit}" for one in event.measurements]
-        + [event.confidence],
-        "pins": [f"{field.name}={value}" for field, value in pins.ListFields()],
-    }
-    digest = hashlib.sha256(canonical_json({name: list(lines) for name, lines in content.items()})).hexdigest()
-    return f"assessed/{sha256}/{model_sha256}/{digest[:32]}"
