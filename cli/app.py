@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import exit_codes, proof_app
+from cli import exit_codes, policy_app, proof_app
 
 
 class Group(TyperGroup):
@@ -79,6 +79,7 @@ LOG = "The log"
 FILES = "Files, without a cluster"
 
 app.add_typer(proof_app.commands, name="log", rich_help_panel=LOG)
+app.add_typer(policy_app.commands, name="policy", rich_help_panel=STUDIES)
 
 
 @app.command(rich_help_panel=CLUSTER)
@@ -241,6 +242,31 @@ def watch(
     from cli.studies import watch
 
     watch(config, since, count, identity.value, json=json)
+
+
+@app.command(rich_help_panel=CLUSTER)
+def constancy(
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="HOST:PORT", help="Send by C-STORE, as a modality does. Default: over gRPC."),
+    ] = "",
+    aet: Annotated[str, typer.Option("--aet", metavar="CALLED", help="AE title, for --to.")] = "STEPWEDGE",
+    set_baseline: Annotated[
+        bool, typer.Option("--set-baseline", help="Make the values of this test the baseline from now on.")
+    ] = False,
+    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds until the verdict must be there.")] = 120,
+    everything: Annotated[bool, typer.Option("--all", help="List every value, not only those that drifted.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Test the whole cluster with phantoms: send them, wait for the verdict, compare with the baseline, record it.
+
+    Ends with 0 where nothing drifted, 1 where a value left its tolerance, 69 where no verdict came. Run it daily.
+    """
+    from cli.constancy import constancy
+
+    shown = {"everything": everything, "json": json}
+    raise typer.Exit(constancy(config, to, aet, set_baseline=set_baseline, seconds=timeout, **shown))
 
 
 @app.command(rich_help_panel=STUDIES)
