@@ -84,6 +84,8 @@ SHAPES: Mapping[str, str] = {
     "Pins.software_build": _VERSION,
     "Pins.output_sha256": r"[0-9a-f]{64}",
     "ActionCount.action": r"[A-Z][A-Z0-9_/*]{0,31}",
+    "ActionTags.action": r"[A-Z][A-Z0-9_/*]{0,31}",
+    "ActionTags.tags": r"[0-9A-F]{8}",
     "ReceivedEvent.channel": r"DIMSE|GRPC|STOW",
     "ReceivedEvent.sop_class_uid": _STANDARD_UID,
     "ReceivedEvent.transfer_syntax_uid": _STANDARD_UID,
@@ -162,6 +164,7 @@ SHAPES: Mapping[str, str] = {
 LONGEST: Mapping[str, int] = {
     "DecidedEvent.instances": 100_000,
     "RedactedEvent.blanked": 300,
+    "ActionTags.tags": 1000,
     "PrunedEvent.ranges": 500_000,
 }
 """Most items of a repeated field, where it is not `_MANY`."""
@@ -501,10 +504,10 @@ _REQUIRED: Mapping[str, Any] = {
 
 def _put_beside(event: dict[str, Any], attachments: dict[str, bytes]) -> None:
     """Replace a list that would not fit into an entry (uint16 length) by its digest."""
-    for name in ("instances", "ranges"):
+    for name in ("instances", "ranges", "attributes"):
         items = event.get(name)
-        if items is None or len(items) * 64 < _INLINE:
-            continue
+        if items is None or (name != "attributes" and len(items) * 64 < _INLINE):
+            continue  # a list of lists is measured whatever its length
         data = encode(items)
         if len(data) <= _INLINE:
             continue

@@ -97,7 +97,7 @@ class Cleaner:
         privates: Elements = []
         public: bool | None = None
         for element in elements:
-            tag = element.tag
+            tag = self._counts.tag = element.tag
             action = actions.get(tag)
             if action is None:
                 action = unlisted(tag)
@@ -114,6 +114,7 @@ class Cleaner:
             done = _HANDLERS[action](self, element, encoding, mode, depth)
             if done is None:
                 continue
+            self._counts.tag = tag  # the items of a sequence have named theirs
             soften = mode is not Mode.PLAIN or tag == MEANING or tag in unlisted_text.CODES
             if soften and action is Action.KEEP and done.items is None and tag not in over:
                 public = values.is_public_code(elements) if public is None else public
@@ -377,6 +378,7 @@ class Cleaner:
             return None
         items = []
         for item in element.items:
+            self._counts.tag = element.tag
             action = content.action(item, self._rules)
             self._counts.add("CONTENT", int(action in (Action.REMOVE, Action.DUMMY)))
             if action is Action.REMOVE and not self._in_place:
@@ -385,6 +387,7 @@ class Cleaner:
             over = {Action.KEEP: _SAID, Action.SHIFT: _SAID_MOVED}.get(action, _NOTHING)
             done = self._data_set(item, encoding, how, depth + 1, over)
             if action is Action.KEEP and content.cap_age(done):
+                self._counts.tag = element.tag
                 self._counts.add("AGE")
             items.append(done)
         return Element(element.tag, "SQ", b"", items)
@@ -407,11 +410,14 @@ class Cleaner:
     ) -> None:
         """Private elements that are known to be safe, with their creators; the others are left out."""
         if not self._keep_private:
-            self._counts.add("PRIVATE", len(found))
+            for element in found:
+                self._counts.tag = element.tag
+                self._counts.add("PRIVATE")
             return
         named = private.creators(elements, encoding)
         used: set[tuple[int, int]] = set()
         for element in found:
+            self._counts.tag = element.tag
             group, number = element.tag >> 16, element.tag & 0xFFFF
             creator = named.get((group, number >> 8), "")
             done = self._safe(element, creator, encoding, depth) if number > 0xFF and creator else None
@@ -420,8 +426,10 @@ class Cleaner:
                 used.add((group, number >> 8))
                 self.blocks.add((group, creator))
             elif (group, number) not in named:
+                self._counts.tag = element.tag
                 self._counts.add("PRIVATE")
         for element in found:
+            self._counts.tag = element.tag
             place = element.tag >> 16, element.tag & 0xFFFF
             if place in used:
                 kept[element.tag] = Element(element.tag, "LO", element.value)

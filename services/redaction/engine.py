@@ -95,6 +95,7 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile, study: str = "
         commitment,
         options=tuple(map(str, profile.options)),
         key_id=pseudonyms.key_id,
+        tags=counts.tags,
     )
     names = Names()
     try:
@@ -199,6 +200,7 @@ class _Run:
     def result(self) -> Elements:
         """The redacted data set, sorted by tag."""
         elements = self._cleaner.cleaned()
+        self._counts.tag = 0
         elements = self._pixels(elements)
         kept = {element.tag: element for element in elements}
         for element in (*self._statement(), Element(_SOP_CLASS, "UI", self._sop_class.encode())):

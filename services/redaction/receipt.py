@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+_MOST_TAGS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -30,7 +32,7 @@ class Box:
 class Receipt:
     """The receipt; the same fields as `stepwedge.redaction.v1.Receipt`.
 
-    actions: attributes touched, by action. input_commitment: HMAC-SHA-256 over the digest of the original;
+    actions: attributes touched, by action; tags: which. input_commitment: HMAC-SHA-256 over the digest of the original;
     output_sha256: of the result. residual_hits: values that the second opinion found (nothing is released above 0);
     second_opinion: the same by where they were found. boxes: what was blanked in the pixels. key_id: of the pseudonym
     key.
@@ -50,6 +52,12 @@ class Receipt:
     key_id: str = ""
     boxes: tuple[Box, ...] = ()
     second_opinion: Mapping[str, int] = field(default_factory=dict)
+    tags: Mapping[str, Set[int]] = field(default_factory=dict)
+
+    @property
+    def attributes(self) -> dict[str, list[str]]:
+        """Action -> the attributes that it touched, "00100010", in order; what touched none is left out."""
+        return {action: [f"{tag:08X}" for tag in sorted(tags)] for action, tags in sorted(self.tags.items()) if tags}
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values: strings, integers, booleans."""
@@ -60,6 +68,7 @@ class Receipt:
             "edition": self.edition,
             "key_id": self.key_id,
             "actions": dict(sorted(self.actions.items())),
+            "attributes": self.attributes,
             "boxes": [box.as_json() for box in self.boxes],
             "method_codes": list(self.method_codes),
             "input_commitment": self.input_commitment,
@@ -88,11 +97,18 @@ def areas(boxes: Sequence[Box]) -> list[dict[str, Any]]:
 
 @dataclass(slots=True)
 class Counts:
-    """Attributes touched so far, by action."""
+    """Attributes touched so far, by action: how many, and which."""
 
     by_action: dict[str, int] = field(default_factory=dict)
+    tags: dict[str, set[int]] = field(default_factory=dict)
+    """Of each action the first 1000: what an object made of nothing but attributes must not grow."""
+    tag: int = 0
+    """The attribute that is looked at; 0 for what is none of the data set."""
 
     def add(self, action: str, number: int = 1) -> None:
         """Count `number` attributes more."""
         if number and action:
             self.by_action[action] = self.by_action.get(action, 0) + number
+            touched = self.tags.setdefault(action, set())
+            if self.tag and len(touched) < _MOST_TAGS:
+                touched.add(self.tag)

@@ -68,6 +68,7 @@ class RedactionService(redaction_pb2_grpc.RedactionServiceServicer):
             ],
             blanked=[audit_pb2.BlankedArea(**area) for area in areas(receipt.boxes)[:MOST_AREAS]],
             blanked_boxes=len(receipt.boxes),
+            attributes=[audit_pb2.ActionTags(action=action, tags=tags) for action, tags in receipt.attributes.items()],
         )
         refused = done.refusal is not None
         return await self._recorder.record(
@@ -114,4 +115,7 @@ def _receipt(receipt: Receipt) -> redaction_pb2.Receipt:
         key_id=receipt.key_id,
         boxes=[redaction_pb2.Box(**box.as_json()) for box in receipt.boxes],
         second_opinion=dict(receipt.second_opinion),
+        attributes=[
+            redaction_pb2.TouchedAttributes(action=action, tags=tags) for action, tags in receipt.attributes.items()
+        ],
     )

@@ -55,6 +55,7 @@ _LATER_EVENTS = {
     "model_served": ("release_sha256", "self_test", "shadow", "released_index"),
     "shadowed": ("assessed_index", "findings", "measurements", "confidence", "changed", "agreement"),
     "assessed": ("rungs",),
+    "redacted": ("attributes",),
 }
 _LATER = ("retention", "identity_sha256", "clock.source", "clock.offset_us", "clock.max_error_us")
 COLUMNS: tuple[str, ...] = (

@@ -77,6 +77,8 @@ SAMPLE: Mapping[str, Any] = {
     "Pins.execution_provider": "CPUExecutionProvider;intra_op=1",
     "Pins.software_build": "0.1.0+0123456789abcdef",
     "ActionCount.action": "X/Z/D",
+    "ActionTags.action": "X/Z/D",
+    "ActionTags.tags": "00100010",
     "ReceivedEvent.channel": "DIMSE",
     "ReceivedEvent.sop_class_uid": "1.2.840.10008.5.1.4.1.1.1.1",
     "ReceivedEvent.transfer_syntax_uid": "1.2.840.10008.1.2.1",
