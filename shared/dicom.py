@@ -57,6 +57,8 @@ class Uids:
     patient_id: str
     issuer: str
     modality: str
+    belonging: Belonging = field(default_factory=lambda: Belonging())
+    """What it says of its study; filled by whoever walks the object."""
     identity: Mapping[str, str] = field(default_factory=dict, repr=False)
     """What tells who the person is and which object it was, by `shared.identification.FIELDS`; empty ones left out."""
 

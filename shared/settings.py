@@ -271,6 +271,55 @@ class Results(Section):
     """Hold each against its IOD with dciodvfy (dicom3tools) before it may leave, beside reading it back."""
 
 
+Code = Annotated[str, Field(pattern=r"^[A-Z0-9][A-Z0-9 _.-]{0,15}$")]
+"""A code of an attribute, in capitals."""
+
+
+class Need(Section):
+    """Images that a complete study has."""
+
+    views: list[Code] = []
+    """View Position (0018,5101), one of these; LATERAL stands for every lateral one. Empty for any."""
+    modalities: list[Code] = []
+    """Modality (0008,0060), one of these; empty for any."""
+    at_least: Positive = 1
+    """How many such images."""
+
+
+class RequiredSeries(Section):
+    """What the studies must have that a rule holds for; every list that is not empty must fit one of their images."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+    """What records and explanations call it."""
+    modalities: list[Code] = []
+    body_parts: list[Code] = []
+    """Body Part Examined (0018,0015)."""
+    procedures: list[Code] = []
+    """Code Value of the Procedure Code Sequence (0008,1032) or of the Requested Procedure Code Sequence (0032,1064)."""
+    needs: Annotated[list[Need], Field(min_length=1)]
+    """All of these."""
+
+
+class Completion(Section):
+    """When a study is complete, beside being quiet."""
+
+    wait_seconds: Seconds = 900.0
+    """How long a study waits, from its last image on, for what was announced or a rule asks for; then it is decided
+    with the reason INCOMPLETE."""
+    counts: bool = True
+    """Whether numbers in the images count: Number of Study Related Series and Instances (0020,1206 and 1208), Number of
+    Series Related Instances (0020,1209)."""
+    required: list[RequiredSeries] = []
+    """Rules of the site."""
+
+    @field_validator("required")
+    @classmethod
+    def _rules_differ(cls, value: list[RequiredSeries]) -> list[RequiredSeries]:
+        if len({rule.name for rule in value}) < len(value):
+            raise ValueError("two rules bear one name")
+        return value
+
+
 class CommitmentPeer(Section):
     """A DICOM peer that asks for storage commitment."""
 
@@ -368,6 +417,8 @@ class Ingest(Service):
     """The DICOMweb door; off unless it has an address."""
     quiet_seconds: Seconds = 10.0
     """A study is complete when nothing arrived for it for so long."""
+    completion: Completion = Completion()
+    """What a study waits for beyond that."""
     lease_seconds: Seconds = 60.0
     """How long a claimed study stays with a worker that does not renew its claim."""
     max_attempts: Positive = 5

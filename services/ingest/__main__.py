@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from services.ingest import metrics
+from services.ingest.announcements import Announcements
 from services.ingest.commitments import Commitments
 from services.ingest.delivery import Sender
 from services.ingest.dicomweb import token_service
@@ -19,6 +20,7 @@ from services.ingest.reviews import Reviews
 from services.ingest.service import IngestService
 from services.ingest.states import StudyState
 from services.ingest.store import MIGRATIONS, StudyStore
+from services.ingest.uploads import Uploads
 from shared import database, keys, logs
 from shared.audit import Recorder
 from shared.errors import ErrorCode, StepwedgeError
@@ -42,6 +44,7 @@ SERVICE: Final = "stepwedge.ingest.v1.IngestService"
 
 _DRAIN_SECONDS: Final = 15.0  # for open associations, within the grace of the server
 _FIGURES_SECONDS: Final = 5.0
+_SWEEP_SECONDS: Final = 60.0
 
 _log = logs.get_logger(__name__)
 
@@ -59,7 +62,11 @@ class Ingest:
         self._engine = database.create_engine(section.database)
         database.upgrade(self._engine, MIGRATIONS)
         self._studies = StudyStore(
-            self._engine, quiet=timedelta(seconds=section.quiet_seconds), rooms=section.rooms, sites=section.sites
+            self._engine,
+            quiet=timedelta(seconds=section.quiet_seconds),
+            rooms=section.rooms,
+            settings=section.completion,
+            sites=section.sites,
         )
         self._objects: ObjectStore = open_store(settings.objects, {Zone.ORIGINAL})
         pseudonyms = Pseudonyms.load(settings.cluster.keys / keys.PSEUDONYMS)
@@ -78,6 +85,8 @@ class Ingest:
             Sender(section.ae_title, self._objects),
             self._identifier,
         )
+        self._announcements = Announcements(self._engine)
+        self._half = Uploads(self._objects, max_bytes=section.max_object_bytes)
         self._hallway = Hallway(section, self._studies, services, Policy.load(section.policy), health)
         self._door = Door(
             self._objects,
@@ -93,7 +102,9 @@ class Ingest:
             section,
             self._door,
             Commitments(self._engine, self._objects),
+            self._announcements,
             nursery,
+            heard=self._hallway.ring,
             name_of=self._studies.name_of,
             answering=self._answering,
         )
@@ -112,6 +123,8 @@ class Ingest:
             self._recorder,
             self._hallway.ring,
             max_uploads=self._max_uploads,
+            half=self._half,
+            announcements=self._announcements,
         )
         server.add(ingest_pb2_grpc.add_IngestServiceServicer_to_server, servicer, SERVICE)
         server.refusals.record_with(self._recorder)
@@ -167,6 +180,7 @@ class Ingest:
         self._tasks = [
             asyncio.create_task(self._record_the_unconfirmed(), name="recovery"),
             asyncio.create_task(self._keep_figures(), name="figures"),
+            asyncio.create_task(self._forget_half_uploads(), name="half uploads"),
         ]
         _log.info("serving DICOM", address=self._reception.address)
 
@@ -210,6 +224,12 @@ class Ingest:
         except StepwedgeError as error:
             # The hallway does it when the log is back.
             _log.warning("recovery waits for the log", **logs.describe(error))
+
+    async def _forget_half_uploads(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._half.sweep)
+            await asyncio.sleep(_SWEEP_SECONDS)
 
     async def _keep_figures(self) -> None:
         while True:

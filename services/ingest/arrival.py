@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from shared import dicom, phantom
-from shared.dicom import Equipment
+from shared.dicom import Belonging, Equipment
 from shared.pseudonyms import Pseudonyms
 
 _MODALITY: Final = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
@@ -29,6 +29,7 @@ class Said:
 
 
 NOTHING: Final = Said(Equipment())
+UNSAID: Final = Belonging()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Arrival:
     channel: str
     device: Said = NOTHING
     """What made it, as it says."""
+    belonging: Belonging = UNSAID
+    """What it says of its study."""
     person: str = ""
     """Keyed pseudonyms of patient number, birth date and sex, see `persons`."""
 
@@ -76,7 +79,7 @@ class Arrival:
         """The arrival that `as_json` told of."""
         device = members["device"]
         said = Said(Equipment(**device["equipment"]), device["calling_ae_title"])
-        return cls(**{**members, "device": said})
+        return cls(**{**members, "device": said, "belonging": Belonging(**members["belonging"])})
 
 
 def record_key(instance: str, commitment: str) -> str:
@@ -130,5 +133,6 @@ class Names:
             commitment=name.commitment(sha256),
             channel=channel,
             device=device,
+            belonging=uids.belonging,
             person=persons(name, uids),
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from services.ingest.arrival import Names, Said
+from services.ingest.availability import Told
 from services.ingest.incoming import Announced, Incoming, examine
 from services.ingest.intercom import Line, Message, error_named
 from services.ingest.storage_commitment import Reference
@@ -134,6 +135,16 @@ class Desk:
             references=[list(one) for one in references],
         )
         return int(answer["commitment"])
+
+    def announce(self, said: Told) -> None:
+        """Note what will come of a study; raises where that cannot be made durable now."""
+        self._line.ask(
+            "announce",
+            _ANSWER_SECONDS,
+            study=said.study_instance_uid,
+            available=sorted(said.available),
+            unavailable=sorted(said.unavailable),
+        )
 
     def outcome(self, commitment: int) -> tuple[list[Reference], list[tuple[str, str, int]]]:
         """What is committed of a request, and what is not with its Failure Reason; recorded."""

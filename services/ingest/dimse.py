@@ -1,4 +1,4 @@
-"""The DICOM door: C-ECHO, C-STORE and storage commitment as SCP (PS3.4 Annexes A, B and J) on top of pynetdicom.
+"""The DICOM door: C-ECHO, C-STORE, storage commitment and notifications as SCP (PS3.4 Annexes A, B, J and R).
 
 pynetdicom's state machine and negotiation are used as they are. Three of its parts are replaced, because a door must
 not trust who knocks: how a PDU is read from the socket (bounded in length and in time), how the fragments of a message
@@ -22,12 +22,13 @@ from io import BytesIO
 from typing import Any, Final, cast
 
 from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 from pynetdicom import AE, _config, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RSP, DIMSEMessage
-from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION, N_EVENT_REPORT
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION, N_CREATE, N_EVENT_REPORT
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
@@ -36,6 +37,7 @@ from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from services.ingest import dicom_tls
 from services.ingest.admission import Admission, Negotiation
+from services.ingest.availability import INSTANCE_AVAILABILITY, NotUnderstoodError, notified
 from services.ingest.desk import Desk
 from services.ingest.incoming import Announced, Incoming
 from services.ingest.storage_commitment import (
@@ -463,6 +465,9 @@ class Acceptor(Association):
         if self._is_commitment(msg, context_id):
             self._commit(msg, context_id)
             return
+        if self._is_notification(msg, context_id):
+            self._note(msg, context_id)
+            return
         echo = isinstance(msg, C_ECHO) and msg.AffectedSOPClassUID == Verification
         if msg.is_valid_request and (echo or isinstance(msg, C_STORE)):
             super()._serve_request(msg, context_id)
@@ -507,6 +512,32 @@ class Acceptor(Association):
                 report = event_report(*event_information(transaction, committed, failed), context, message_id)
                 self._reports[message_id] = commitment
                 self.dimse.send_msg(report, context_id)
+
+    def _is_notification(self, msg: Any, context_id: int) -> bool:
+        context = self._accepted_cx.get(context_id)
+        return (
+            isinstance(msg, N_CREATE)
+            and msg.is_valid_request
+            and context is not None
+            and context.abstract_syntax == msg.AffectedSOPClassUID == INSTANCE_AVAILABILITY
+        )
+
+    def _note(self, request: N_CREATE, context_id: int) -> None:
+        """Note what will come of a study, and answer when that is durable (PS3.4 R.3)."""
+        status = SUCCESS
+        try:
+            self._desk.announce(notified(request, self._accepted_cx[context_id]))
+        except NotUnderstoodError as error:
+            status = error.status
+        except StepwedgeError as error:
+            _log.warning("notification refused", code=error.name)
+            status = PROCESSING_FAILURE
+        response = N_CREATE()
+        response.MessageIDBeingRespondedTo = request.MessageID
+        response.AffectedSOPClassUID = request.AffectedSOPClassUID
+        response.AffectedSOPInstanceUID = request.AffectedSOPInstanceUID or generate_uid(None)
+        response.Status = status
+        self.dimse.send_msg(response, context_id)
 
     def _took_report(self, response: N_EVENT_REPORT) -> None:
         commitment = self._reports.get(response.MessageIDBeingRespondedTo or 0)
@@ -581,6 +612,7 @@ class Associations:
         # they come, so nothing needs to be understood (see `_silence` for the switch).
         self._ae.add_supported_context(Verification)
         self._ae.add_supported_context(PUSH_MODEL)
+        self._ae.add_supported_context(INSTANCE_AVAILABILITY)
         self._admission = Admission(settings)
         self._tls = dicom_tls.server_context(settings) if settings.dimse_tls else None
 

@@ -6,8 +6,10 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.ingest.completion import Missing
 from services.ingest.states import InstanceState, StudyState
 from services.ingest.store import DAMAGED, Snapshot
+from services.ingest.tables import Decision
 from shared.errors import MEANING, ErrorCode
 from stepwedge.common.v1.common_pb2 import Reason, Verdict
 from stepwedge.ingest.v1 import ingest_pb2
@@ -88,8 +90,19 @@ def _why(snapshot: Snapshot) -> str:
     if unrecorded:
         return f"{_count(unrecorded, 'instance')} not yet confirmed by the log."
     if study.state == StudyState.RECEIVING:
+        if lacking := Missing.from_json(study.missing):
+            return f"It waits for what has not come: {lacking.words()}."
         return "More instances may come until the quiet period has passed."
     return "Every step so far succeeded."
+
+
+def _until_decided(snapshot: Snapshot, now: datetime) -> str:
+    if snapshot.study.missing:
+        return (
+            f"It is decided when that has come, and {_at(snapshot, now)} at the latest, then with the reason "
+            "INCOMPLETE; at once by a person: stepwedge complete STUDY."
+        )
+    return f"A worker looks at it {_at(snapshot, now)}; it is decided when it is quiet."
 
 
 def _at(snapshot: Snapshot, now: datetime) -> str:
@@ -114,7 +127,7 @@ def _cure(snapshot: Snapshot) -> str:
 
 
 _NEXT: Final[Mapping[StudyState, Callable[[Snapshot, datetime], str]]] = {
-    StudyState.RECEIVING: lambda one, now: f"A worker looks at it {_at(one, now)}; it is decided when it is quiet.",
+    StudyState.RECEIVING: lambda one, now: _until_decided(one, now),
     StudyState.PROCESSING: lambda one, now: f"A worker takes it on {_at(one, now)}.",
     StudyState.DELIVERING: lambda one, now: f"A worker delivers {_at(one, now)}.",
     StudyState.DONE: lambda one, now: "Nothing; a late image would open the next revision.",
@@ -168,11 +181,17 @@ def _failure_steps(snapshot: Snapshot) -> _Steps:
     ]
 
 
+def _before_time(decision: Decision) -> str:
+    lacking = Missing.from_json(decision.missing)
+    asked = f", as {decision.forced_by} asked" if decision.forced_by else ""
+    return f"{asked}{f', without {lacking.words()}' if lacking else ''}"
+
+
 def _study_steps(snapshot: Snapshot) -> _Steps:
     found = [
         _step(
             one.decided_at,
-            f"Revision {one.revision} decided: {_verdict(one.verdict)}{_reasons(one.reasons)}.",
+            f"Revision {one.revision} decided{_before_time(one)}: {_verdict(one.verdict)}{_reasons(one.reasons)}.",
             one.record_index,
         )
         for one in snapshot.decisions

@@ -8,7 +8,7 @@ import hashlib
 import mmap
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -68,7 +68,7 @@ class Announced:
 class Incoming:
     """A file in the zone `original` that is being received; bounded in size, and gone unless it is kept."""
 
-    def __init__(self, objects: ObjectStore, *, max_bytes: int) -> None:
+    def __init__(self, objects: ObjectStore, *, max_bytes: int, resumed: tuple[Path, int] | None = None) -> None:
         self._objects = objects
         self._max_bytes = max_bytes
         self._left_to_check = _CHECK_EVERY_BYTES
@@ -76,9 +76,20 @@ class Incoming:
         self._content: tuple[int, Any] | None = None
         self.size = 0
         objects.check(Zone.ORIGINAL)
-        self.path: Path = objects.new_temporary(Zone.ORIGINAL)
+        self.path: Path = objects.new_temporary(Zone.ORIGINAL) if resumed is None else resumed[0]
         with _our_errors():
-            self._file: BinaryIO = self.path.open("xb", buffering=1 << 18)
+            if resumed is not None:
+                self._take_over(resumed[1])
+            self._file: BinaryIO = self.path.open("xb" if resumed is None else "ab", buffering=1 << 18)
+
+    def _take_over(self, size: int) -> None:
+        """Go on behind the first `size` bytes of a file that a call before this one began."""
+        with self.path.open("a+b") as file:
+            file.truncate(size)
+            file.seek(0)
+            while piece := file.read(1 << 20):
+                self._digest.update(piece)
+        self.size = size
 
     @property
     def sha256(self) -> str:
@@ -144,6 +155,7 @@ def examine(
         _refuse_mismatch(encoded, uids, announced)
         _refuse_contradictions(uids, {element.tag for element in encoded.data_set})
         equipment = dicom.equipment(encoded)
+        uids = replace(uids, belonging=dicom.belonging(encoded))
         del encoded
         begins = data_set_offset(data)
         if content is not None and content[0] == begins:

@@ -17,7 +17,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from services.ingest import dicom_tls, metrics
+from services.ingest.announcements import Announcements
 from services.ingest.arrival import Arrival
+from services.ingest.availability import Told
 from services.ingest.commitments import Commitments, Reporter
 from services.ingest.dimse_worker import PLAIN, SECURE
 from services.ingest.door import Door
@@ -142,6 +144,10 @@ class Reception:
         What makes rows and records.
     commitments
         What was asked about objects that went there.
+    announcements
+        What peers said will come.
+    heard
+        Called when a study is looked at anew for that.
     nursery
         What forks workers.
     name_of
@@ -155,8 +161,10 @@ class Reception:
         settings: Ingest,
         door: Door,
         commitments: Commitments,
+        announcements: Announcements,
         nursery: Nursery,
         *,
+        heard: Callable[[], None] = lambda: None,
         name_of: Callable[[str], str],
         answering: Callable[[], None],
     ) -> None:
@@ -165,6 +173,8 @@ class Reception:
         self._answering_now = answering
         self._door = door
         self._commitments = commitments
+        self._announcements = announcements
+        self._heard = heard
         self._name_of = name_of
         self._reporter = Reporter(settings, commitments)
         self._loop = asyncio.get_running_loop()
@@ -192,6 +202,7 @@ class Reception:
             "name": self._answering(self._name),
             "commit": self._answering(self._commit),
             "outcome": self._answering(self._outcome),
+            "announce": self._answering(self._announce),
             "reported": self._noting(self._commitments.reported),
             "hurry": self._noting(self._commitments.hurry),
         }
@@ -372,6 +383,12 @@ class Reception:
         due = await asyncio.to_thread(self._commitments.due, int(message["commitment"]))
         outcome = await asyncio.to_thread(self._commitments.outcome, due.references)
         return {"committed": list(outcome.committed), "failed": list(outcome.failed)}
+
+    async def _announce(self, message: Message) -> Message:
+        said = Told(str(message["study"]), frozenset(message["available"]), frozenset(message["unavailable"]))
+        if await asyncio.to_thread(self._announcements.announce, said):
+            self._heard()
+        return {}
 
     def _answering(self, work: Callable[[Message], Awaitable[Message]]) -> Callable[[_Worker, Message], None]:
         async def answer(worker: _Worker, message: Message) -> None:

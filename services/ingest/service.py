@@ -1,11 +1,14 @@
 """The gRPC face of ingest."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from services.ingest import constancy, metrics, reviews
+from services.ingest.announcements import Announcements, by_count
+from services.ingest.completion import Missing
 from services.ingest.devices import Wanted
 from services.ingest.door import Door, Incoming
 from services.ingest.drift import Drift
@@ -19,10 +22,11 @@ from services.ingest.states import (
 )
 from services.ingest.store import Snapshot, StudyStore
 from services.ingest.tables import Baseline, Decision, Device, Instance, Review, Study
+from services.ingest.uploads import Upload, Uploads
 from shared.audit import Recorder
 from shared.build import software_build
 from shared.errors import ErrorCode, StepwedgeError
-from shared.identity import Identity, peer
+from shared.identity import PERSON_NAME, Identity, peer
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1 import common_pb2
 from stepwedge.inference.v1 import inference_pb2
@@ -53,7 +57,11 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         ring: Callable[[], None],
         *,
         max_uploads: int,
+        half: Uploads,
+        announcements: Announcements,
     ) -> None:
+        self._half = half
+        self._announcements = announcements
         self._door = door
         self._reviews = said
         self._drift = measured
@@ -77,17 +85,22 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self, request_iterator: AsyncIterator[ingest_pb2.SubmitInstanceRequest], context: Any
     ) -> ingest_pb2.SubmitInstanceResponse:
         try:
-            incoming = await self._open()
+            requests = _without_silence(request_iterator)
+            first = await anext(requests, ingest_pb2.SubmitInstanceRequest())
+            incoming = await self._open(first, peer(context).value)
             try:
-                async for request in _without_silence(request_iterator):
-                    if len(request.chunk) > MAX_CHUNK_BYTES:
-                        raise _invalid(f"a chunk is longer than {MAX_CHUNK_BYTES} bytes")
-                    await asyncio.to_thread(incoming.write, request.chunk)
+                await _fill(incoming, first, requests)
                 # The end of a stream that was broken off looks like its end; what came may be a whole, shorter object.
                 await asyncio.sleep(0)
                 if context.cancelled():
                     raise asyncio.CancelledError
+                if first.sha256 and first.sha256 != incoming.sha256:
+                    raise _invalid("the file does not have the digest that was announced")
                 kept = await asyncio.to_thread(self._door.keep, incoming, CHANNEL)
+            except (asyncio.CancelledError, _SilenceError):
+                if isinstance(incoming, Upload):
+                    await asyncio.shield(asyncio.to_thread(incoming.park))
+                raise
             finally:
                 await asyncio.shield(asyncio.to_thread(incoming.discard))
             accepted = await self._door.record(kept)
@@ -103,9 +116,23 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
             record_index=accepted.record_index,
         )
 
-    async def _open(self) -> Incoming:
+    async def GetUpload(  # noqa: N802
+        self, request: ingest_pb2.GetUploadRequest, context: Any
+    ) -> ingest_pb2.GetUploadResponse:
+        """How much of an upload is here."""
+        offset, expires = await asyncio.to_thread(self._half.held, peer(context).value, request.upload_id)
+        return ingest_pb2.GetUploadResponse(offset=offset, expires_at=None if expires is None else timestamp(expires))
+
+    async def _open(self, first: ingest_pb2.SubmitInstanceRequest, caller: str) -> Incoming:
         """A file for what comes; a call that is cancelled while the file is made leaves none."""
-        opening = asyncio.ensure_future(asyncio.to_thread(self._door.open))
+
+        def open_it() -> Incoming:
+            if not first.upload_id:
+                return self._door.open()
+            self._door.ready()
+            return self._half.open(caller, first.upload_id, first.offset)
+
+        opening = asyncio.ensure_future(asyncio.to_thread(open_it))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -163,6 +190,33 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         await asyncio.to_thread(self._studies.requeue, requeue.id, index, datetime.now(UTC))
         self._ring()
         return ingest_pb2.RequeueStudyResponse(study=await self._study(study_id))
+
+    async def AnnounceStudy(  # noqa: N802
+        self, request: ingest_pb2.AnnounceStudyRequest, context: Any
+    ) -> ingest_pb2.AnnounceStudyResponse:
+        """Note what will come of a study."""
+        said = by_count(
+            request.study_instance_uid,
+            instances=request.instances,
+            series=request.series,
+            uids=request.sop_instance_uids,
+        )
+        waiting = await asyncio.to_thread(self._announcements.announce, said)
+        self._ring()
+        return ingest_pb2.AnnounceStudyResponse(waiting=waiting)
+
+    async def CompleteStudy(  # noqa: N802
+        self, request: ingest_pb2.CompleteStudyRequest, context: Any
+    ) -> ingest_pb2.CompleteStudyResponse:
+        """Make a study due for its decision, whatever it lacks; the record of the decision names who asked."""
+        caller = peer(context)
+        if caller == Identity.CONSOLE and not re.fullmatch(PERSON_NAME, request.requested_by):
+            raise _invalid("the console names who asks")
+        by = request.requested_by if caller == Identity.CONSOLE else caller.value
+        study_id = await self._find(request.study)
+        await asyncio.to_thread(self._studies.force, study_id, by, datetime.now(UTC))
+        self._ring()
+        return ingest_pb2.CompleteStudyResponse(study=await self._study(study_id))
 
     async def ReviewStudy(  # noqa: N802
         self, request: ingest_pb2.ReviewStudyRequest, context: Any
@@ -338,8 +392,32 @@ async def _without_silence(
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise _invalid(f"the next chunk did not come within {_SILENCE_SECONDS:.0f} s") from None
+            raise _SilenceError from None
         yield request
+
+
+class _SilenceError(StepwedgeError):
+    """A sender that is slower than it may be."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ErrorCode.ERROR_CODE_INVALID_REQUEST, f"the next chunk did not come within {_SILENCE_SECONDS:.0f} s"
+        )
+
+
+async def _fill(
+    incoming: Incoming,
+    first: ingest_pb2.SubmitInstanceRequest,
+    others: AsyncIterator[ingest_pb2.SubmitInstanceRequest],
+) -> None:
+    """Write the chunks as they come. Raises INVALID_REQUEST for one that is too long."""
+    request: ingest_pb2.SubmitInstanceRequest | None = first
+    while request is not None:
+        if len(request.chunk) > MAX_CHUNK_BYTES:
+            raise _invalid(f"a chunk is longer than {MAX_CHUNK_BYTES} bytes")
+        if request.chunk:
+            await asyncio.to_thread(incoming.write, request.chunk)
+        request = await anext(others, None)
 
 
 def _reviewer(request: ingest_pb2.ReviewStudyRequest, caller: Identity) -> tuple[str, str]:
@@ -443,6 +521,7 @@ def _study_alone(study: Study, devices: _Devices) -> ingest_pb2.Study:
         modalities=[one for one in study.modalities.split("+") if one],
         instance_count=study.instances,
         device=devices.get(study.device_id or 0),
+        incomplete=_incompleteness(study.missing),
         constancy=study.constancy,
     )
     if study.next_action_at is not None:
@@ -510,6 +589,17 @@ def _decision(decision: Decision, study: Study) -> ingest_pb2.Decision:
         record_index=decision.record_index or 0,
         policy_sha256=decision.policy_sha256,
         instances=len(decision.instances),
+        incomplete=_incompleteness(decision.missing),
+        forced_by=decision.forced_by,
+    )
+
+
+def _incompleteness(row: Mapping[str, Any] | None) -> ingest_pb2.Incompleteness | None:
+    lacking = Missing.from_json(row)
+    if not lacking:
+        return None
+    return ingest_pb2.Incompleteness(
+        missing_instances=lacking.instances, missing_series=lacking.series, unmet_rules=lacking.rules
     )
 
 

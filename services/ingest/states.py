@@ -28,8 +28,11 @@ class StudyEvent(StrEnum):
 
     INSTANCE = "INSTANCE"
     """A new instance of it is durable, or one of its instances was found to be in conflict with another object."""
+    ANNOUNCED = "ANNOUNCED"
+    """A peer announced an instance of it that has not come."""
     QUIET = "QUIET"
-    """The quiet period passed since its last instance."""
+    """The quiet period passed since its last instance, and nothing that was announced is lacking, or was waited for as
+    long as may be; or a person asked to decide at once."""
     DECIDED = "DECIDED"
     """A decision on all its instances is in the log."""
     SUPERSEDED = "SUPERSEDED"
@@ -76,23 +79,28 @@ _S, _E = StudyState, StudyEvent
 
 STUDY_TRANSITIONS: Final[Mapping[tuple[StudyState, StudyEvent], StudyState]] = {
     (_S.RECEIVING, _E.INSTANCE): _S.RECEIVING,
+    (_S.RECEIVING, _E.ANNOUNCED): _S.RECEIVING,
     (_S.RECEIVING, _E.QUIET): _S.PROCESSING,
     # Requeued with its decision already handed in.
     (_S.RECEIVING, _E.DECIDED): _S.DELIVERING,
     (_S.RECEIVING, _E.SUPERSEDED): _S.RECEIVING,
     (_S.RECEIVING, _E.GIVEN_UP): _S.DEAD_LETTER,
     (_S.PROCESSING, _E.INSTANCE): _S.RECEIVING,
+    (_S.PROCESSING, _E.ANNOUNCED): _S.RECEIVING,
     (_S.PROCESSING, _E.QUIET): _S.PROCESSING,
     (_S.PROCESSING, _E.DECIDED): _S.DELIVERING,
     (_S.PROCESSING, _E.SUPERSEDED): _S.RECEIVING,
     (_S.PROCESSING, _E.GIVEN_UP): _S.DEAD_LETTER,
     # A late image opens the next revision; what of the last one was not yet delivered is left to the next.
     (_S.DELIVERING, _E.INSTANCE): _S.RECEIVING,
+    (_S.DELIVERING, _E.ANNOUNCED): _S.RECEIVING,
     (_S.DELIVERING, _E.DELIVERED): _S.DONE,
     (_S.DELIVERING, _E.GIVEN_UP): _S.DEAD_LETTER,
     (_S.DONE, _E.INSTANCE): _S.RECEIVING,
+    (_S.DONE, _E.ANNOUNCED): _S.RECEIVING,
     # Only a person takes a study out of the dead letter; a late image is kept and waits there with it.
     (_S.DEAD_LETTER, _E.INSTANCE): _S.DEAD_LETTER,
+    (_S.DEAD_LETTER, _E.ANNOUNCED): _S.DEAD_LETTER,
     (_S.DEAD_LETTER, _E.GIVEN_UP): _S.DEAD_LETTER,
     (_S.DEAD_LETTER, _E.SUPERSEDED): _S.DEAD_LETTER,
     (_S.DEAD_LETTER, _E.REQUEUED): _S.RECEIVING,

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from services.ingest import drift
 from services.ingest.arrival import Arrival as Arrival
 from services.ingest.arrival import Said
+from services.ingest.completion import Announced, Held, Missing, missing
 from services.ingest.devices import ANY_DEVICE, Devices, Wanted
 from services.ingest.policies import Policies
 from services.ingest.states import (
@@ -32,6 +33,8 @@ from services.ingest.states import (
     next_study_state,
 )
 from services.ingest.tables import (
+    AnnouncedInstance,
+    Announcement,
     Counter,
     Decision,
     DeliveredInstance,
@@ -44,6 +47,7 @@ from services.ingest.tables import (
 )
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
+from shared.settings import Completion
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 """For `shared.database.upgrade`."""
@@ -113,6 +117,8 @@ class StudyStore:
         A study is complete when nothing arrived for it for so long.
     rooms
         See `Devices`.
+    settings
+        What makes a study complete, beside that.
     sites
         Station Name or calling AE title -> site; "" for all that are not named.
     """
@@ -124,7 +130,10 @@ class StudyStore:
         quiet: timedelta,
         rooms: Mapping[str, str] = MappingProxyType({}),
         sites: Mapping[str, str] = MappingProxyType({}),
+        settings: Completion = Completion(),  # noqa: B008 - frozen
     ) -> None:
+        self._completion = settings
+        self._wait = timedelta(seconds=settings.wait_seconds)
         self._sites = sites
         self.policies = Policies(engine)
         self.devices = Devices(engine, rooms)
@@ -283,6 +292,8 @@ class StudyStore:
                 reasons=[],
                 modalities="",
                 instances=0,
+                forced_by="",
+                forced_generation=0,
                 constancy=False,
             ).on_conflict_do_nothing(index_elements=["study_instance_uid"])
         )
@@ -292,6 +303,7 @@ class StudyStore:
         study.state = next_study_state(StudyState(study.state), StudyEvent.INSTANCE)
         study.generation += 1
         study.last_received_at = max(study.last_received_at, now)
+        study.waits_from, study.missing = None, None
         if study.state in ACTIVE_STATES and (study.next_action_at is None or study.next_action_at > now):
             # The door confirms it much sooner; this is for the case that the door dies now.
             study.next_action_at = now + CONFIRM_GRACE
@@ -389,6 +401,8 @@ class StudyStore:
                 for state, received_at, next_attempt_at in open_instances
             )
         if study.state == StudyState.RECEIVING and not self._has_pending_decision(session, study):
+            if study.missing:
+                return (study.waits_from or study.last_received_at) + self._wait
             return study.last_received_at + self._quiet
         if study.state == StudyState.DELIVERING:
             waits = session.scalars(
@@ -423,11 +437,55 @@ class StudyStore:
     # -- the hallway: steps ---------------------------------------------------------------------------------------
 
     def complete(self, claim: Claim, now: datetime) -> Study:
-        """Note that the quiet period has passed, where it has. Returns the study as it stands now."""
-        with self._held(claim) as (_, study):
-            if study.state == StudyState.RECEIVING and now >= study.last_received_at + self._quiet:
-                study.state = next_study_state(StudyState.RECEIVING, StudyEvent.QUIET)
+        """Note that the quiet period has passed, where it has, and nothing is lacking that may still be waited for.
+
+        Returns the study as it stands now.
+        """
+        with self._held(claim) as (session, study):
+            forced = bool(study.forced_by) and study.forced_generation == study.generation
+            quiet = now >= study.last_received_at + self._quiet
+            if study.state == StudyState.RECEIVING and (quiet or forced):
+                lacking = self._missing(session, study)
+                study.missing = lacking.as_json() if lacking else None
+                waited = now >= (study.waits_from or study.last_received_at) + self._wait
+                if forced or waited or not lacking:
+                    study.state = next_study_state(StudyState.RECEIVING, StudyEvent.QUIET)
             return study
+
+    def _missing(self, session: Session, study: Study) -> Missing:
+        """What a study lacks, by its objects, its announcements and the rules."""
+        objects = select(
+            Instance.sop_instance_uid,
+            Instance.series_instance_uid,
+            Instance.modality,
+            Instance.view_position,
+            Instance.body_part,
+            Instance.procedure_code,
+            Instance.study_series,
+            Instance.study_instances,
+            Instance.series_instances,
+        ).where(Instance.study_id == study.id)
+        uid = study.study_instance_uid
+        came = select(Instance.sop_instance_uid).where(Instance.study_id == study.id)
+        unseen = select(func.count()).where(
+            AnnouncedInstance.study_instance_uid == uid, AnnouncedInstance.sop_instance_uid.not_in(came)
+        )
+        numbers = session.get(Announcement, uid)
+        announced = Announced(
+            instances=numbers.instances if numbers else 0,
+            series=numbers.series if numbers else 0,
+            unseen=session.scalar(unseen) or 0,
+        )
+        return missing(self._completion, [Held(*row) for row in session.execute(objects)], announced)
+
+    def force(self, study_id: int, by: str, now: datetime) -> None:
+        """A person asks to decide a study at once, with what it has. Raises WRONG_STATE unless it is receiving."""
+        with self._sessions.begin() as session:
+            study = self._locked(session, study_id)
+            if study.state != StudyState.RECEIVING:
+                raise StepwedgeError(ErrorCode.ERROR_CODE_WRONG_STATE, f"the study is {study.state}, not RECEIVING")
+            study.forced_by, study.forced_generation = by, study.generation
+            study.next_action_at = now
 
     def redacted(
         self,
@@ -789,6 +847,12 @@ def _new_instance(study: Study, arrival: Arrival, *, conflict: bool, now: dateti
         series_instance_uid=arrival.series_instance_uid,
         pseudonym=arrival.instance,
         series_pseudonym=arrival.series,
+        view_position=arrival.belonging.view,
+        body_part=arrival.belonging.body_part,
+        procedure_code=arrival.belonging.procedure,
+        study_series=arrival.belonging.study_series,
+        study_instances=arrival.belonging.study_instances,
+        series_instances=arrival.belonging.series_instances,
         subject=arrival.subject,
         sop_class_uid=arrival.sop_class_uid,
         transfer_syntax_uid=arrival.transfer_syntax_uid,

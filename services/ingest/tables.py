@@ -92,6 +92,14 @@ class Study(Base):
     """How many instances it has."""
     device_id: Mapped[int | None] = mapped_column(RowId)
     """`Device` of the first instance of which one is known."""
+    waits_from: Mapped[datetime | None] = mapped_column(Utc)
+    """Since when it may wait for what it lacks; null: since its last instance."""
+    missing: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What it lacks, see `services.ingest.completion.Missing`; null where that was not looked at, or is nothing."""
+    forced_by: Mapped[str] = mapped_column(String(64), default="")
+    """Who asked to decide it at once."""
+    forced_generation: Mapped[int] = mapped_column(Integer, default=0)
+    """`generation` that the asking is about."""
     constancy: Mapped[bool] = mapped_column(Boolean, default=False)
     """Whether all of its instances are phantoms of the constancy test."""
 
@@ -153,6 +161,13 @@ class Instance(Base):
     last_error: Mapped[int] = mapped_column(Integer, default=0)
     device_id: Mapped[int | None] = mapped_column(RowId)
     """`Device` that made it; null where nothing is said of one."""
+    view_position: Mapped[str] = mapped_column(String(16), default="")
+    body_part: Mapped[str] = mapped_column(String(16), default="")
+    procedure_code: Mapped[str] = mapped_column(String(16), default="")
+    study_series: Mapped[int] = mapped_column(Integer, default=0)
+    study_instances: Mapped[int] = mapped_column(Integer, default=0)
+    series_instances: Mapped[int] = mapped_column(Integer, default=0)
+    """These six: see `shared.dicom.Belonging`."""
     site: Mapped[str] = mapped_column(String(64), default="")
     """Where it came from, as the settings and the policy call it."""
     person: Mapped[str] = mapped_column(String(32), default="")
@@ -231,6 +246,10 @@ class Decision(Base):
     """For each instance `id`, `instance` (pseudonym), `verdict`, `reasons`, `assessed_index`, in order of receipt."""
     findings: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
     """Findings of more than one image: `stepwedge.inference.v1.Assessment`, serialized."""
+    missing: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What the study lacked when it was decided all the same; null for nothing."""
+    forced_by: Mapped[str] = mapped_column(String(64), default="")
+    """Who asked to decide at once; empty for nobody."""
     decided_at: Mapped[datetime] = mapped_column(Utc)
     record_index: Mapped[int | None] = mapped_column(BigInteger)
     cursor: Mapped[int | None] = mapped_column(BigInteger, unique=True)
@@ -371,6 +390,29 @@ class Counter(Base):
 
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     value: Mapped[int] = mapped_column(BigInteger)
+
+
+class Announcement(Base):
+    """How much a peer said that a study will have."""
+
+    __tablename__ = "announcements"
+
+    study_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    instances: Mapped[int] = mapped_column(Integer)
+    """0 where it was not said."""
+    series: Mapped[int] = mapped_column(Integer)
+    announced_at: Mapped[datetime] = mapped_column(Utc)
+
+    __table_args__ = (Index("ix_announcements_time", "announced_at"),)
+
+
+class AnnouncedInstance(Base):
+    """One object that a peer said will come."""
+
+    __tablename__ = "announced_instances"
+
+    study_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
 class Commitment(Base):

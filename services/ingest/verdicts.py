@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from services.ingest import completion
 from services.ingest.collation import Collated
+from services.ingest.completion import Missing
 from services.ingest.store import Settled, Snapshot
-from services.ingest.tables import Decision, Instance
+from services.ingest.tables import Decision, Instance, Study
 from shared.build import software_build
 from shared.canonical import decimal
 from shared.policy import About, Policy
@@ -36,6 +38,9 @@ def _not_assessable(reason: Reason.ValueType, detail: str) -> Settled:
 def decide(policy: Policy, snapshot: Snapshot, now: datetime, collated: Sequence[Collated] = ()) -> Decision:
     """The decision on a study all of whose instances are settled; its revision is given when it is written."""
     judged = [_judged(instance) for instance in snapshot.instances]
+    lacking = Missing.from_json(snapshot.study.missing)
+    if lacking:
+        collated = [Collated(completion.finding(lacking), "", ""), *collated]
     beside = [policy.instance_verdict([one.finding], modality=one.modality, site=one.site) for one in collated]
     verdict, reasons = policy.study_verdict(judged, beside)
     together = [policy.rejudged(one.finding, About(one.modality, "", one.site)) for one in collated]
@@ -48,6 +53,8 @@ def decide(policy: Policy, snapshot: Snapshot, now: datetime, collated: Sequence
         details=list(_details(reasons, [*together, *_findings(policy, snapshot.instances)])),
         findings=inference_pb2.Assessment(findings=together).SerializeToString(),
         policy_sha256=policy.digest,
+        missing=lacking.as_json() if lacking else None,
+        forced_by=snapshot.study.forced_by if _is_forced(snapshot.study) else "",
         software_build=software_build(),
         previous_index=previous[-1] if previous else None,
         instances=[
@@ -63,6 +70,10 @@ def decide(policy: Policy, snapshot: Snapshot, now: datetime, collated: Sequence
         ],
         decided_at=now,
     )
+
+
+def _is_forced(study: Study) -> bool:
+    return study.forced_generation == study.generation
 
 
 def _judged(instance: Instance) -> tuple[Verdict.ValueType, list[Reason.ValueType]]:
@@ -117,6 +128,13 @@ def decided_event(decision: Decision) -> audit_pb2.DecidedEvent:
             measured = finding.measurement
             event.measurements.add(name=measured.name, value=decimal(measured.value), unit=measured.unit)
     event.sites.extend(sorted({one["site"] for one in decision.instances if one.get("site")}))
+    lacking = Missing.from_json(decision.missing)
+    if lacking.instances:
+        event.missing_instances = lacking.instances
+    if lacking.series:
+        event.missing_series = lacking.series
+    event.unmet_rules.extend(lacking.rules)
+    event.forced_by = decision.forced_by
     if decision.previous_index is not None:
         event.previous_index = decision.previous_index
     return event
