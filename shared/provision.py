@@ -84,10 +84,20 @@ def provision(root: Path, *, names: Sequence[str] = ("localhost",), origin: str,
                 continue  # the log may have changed its key since: what lies here is newer than what was minted
             _hand_out(authority / "keys" / name, root / role.value / "keys", SERVICE_USER)
         _own(root / role.value, SERVICE_USER)
+    _seed_audit_keys(authority / "keys", root / "data" / Identity.AUDIT.value)
     if postgres is not None:
         _hand_out_postgres_secrets(authority / "postgres", root, postgres)
     for volume in sorted((root / "data").glob("*")):
         _own(volume, SERVICE_USER)
+
+
+def _seed_audit_keys(minted: Path, state: Path) -> None:
+    """Lay the log's key into the volume of the log's state, where it is not: there the log may replace it."""
+    if not state.is_dir():
+        return
+    for name in sorted(_ROTATED):
+        if not (state / "keys" / name).exists():
+            _hand_out(minted / name, state / "keys", SERVICE_USER)
 
 
 def _hand_out(source: Path, folder: Path, user: int) -> None:

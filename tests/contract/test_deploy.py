@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from shared import provision, settings
+from shared import keys, provision, settings
 from shared.identity import SERVICES
 from tests.wire.cluster import eventually
 
@@ -65,11 +65,10 @@ def test_every_extra_that_an_image_installs_is_in_pyproject_and_none_brings_torc
     for group in re.findall(r"\.\[([a-z0-9,]+)\]", DOCKERFILE):
         for extra in group.split(","):
             assert extra in extras
-    assert [name for name, needs in extras.items() if any(need.startswith("torch") for need in needs)] == [
-        "torch",
-        "train",
-    ]
-    assert not {"torch", "train"} & set(re.findall(r"\w+", DOCKERFILE))
+    with_torch = {name for name, needs in extras.items() if any(need.startswith("torch") for need in needs)}
+    assert with_torch == {"torch", "train"}
+    installed = {extra for group in re.findall(r"\.\[([a-z0-9,]+)\]", DOCKERFILE) for extra in group.split(",")}
+    assert not installed & with_torch
 
 
 @pytest.mark.parametrize("service", NAMES)
@@ -95,7 +94,12 @@ def test_the_database_and_the_services_are_on_networks_of_their_own() -> None:
     assert COMPOSE["networks"]["store"] == {"internal": True}
     assert COMPOSE["networks"]["services"] == {"internal": True}
     members = {name: set(service.get("networks", [])) for name, service in COMPOSE["services"].items()}
-    assert {name for name, networks in members.items() if "store" in networks} == {"postgres", "ingest", "audit"}
+    assert {name for name, networks in members.items() if "store" in networks} == {
+        "postgres",
+        "ingest",
+        "audit",
+        "backup",
+    }
     assert {name for name, networks in members.items() if "doors" in networks} == {"ingest", "console"}
 
 
@@ -109,10 +113,17 @@ def test_only_ingest_and_redaction_can_reach_original_objects_and_every_volume_i
             else:
                 assert source in COMPOSE["volumes"]
                 mounted.setdefault(source, set()).add(name)
-    assert mounted["original"] == {"provision", "ingest", "redaction"}
+    assert mounted["original"] == {"provision", "ingest", "redaction", "backup"}
     assert mounted["authority"] == {"provision"}
     for role in NAMES:
-        assert mounted[f"{role}-secrets"] == {"provision", role}
+        assert mounted[f"{role}-secrets"] - {"backup"} == {"provision", role}
+    read_only = [volume for volume in COMPOSE["services"]["backup"]["volumes"] if volume.endswith(":ro")]
+    assert {volume.split(":")[0] for volume in read_only} >= {
+        "original",
+        "deidentified",
+        "audit-state",
+        "audit-secrets",
+    }
 
 
 def test_compose_holds_no_password() -> None:
@@ -150,13 +161,15 @@ class Containers:
         self.url = sa.engine.make_url(postgres)
         self.port = {number: free_port() for name in NAMES for number in ports(name)}
         self.running: dict[str, subprocess.Popen[str]] = {}
+        self.own_database = False
+        """Whether a service has an SQLite file of its own instead of the server."""
 
     def provision(self) -> None:
         """Run the provision container's command on a folder in the place of its volumes."""
         service = COMPOSE["services"]["provision"]
         volumes = [volume.split(":")[1] for volume in service["volumes"]]
         for place in volumes:
-            (self.folder / place.lstrip("/")).mkdir(parents=True)
+            (self.folder / place.lstrip("/")).mkdir(parents=True, exist_ok=True)
         command = [word.replace("/volumes", str(self.folder / "volumes")) for word in service["command"]]
         subprocess.run([*self.entrypoint("provision"), *command], cwd=ROOT, check=True, timeout=60)
 
@@ -191,7 +204,12 @@ class Containers:
         environment = {"PATH": os.environ["PATH"], settings.FILE_VARIABLE: str(file)}
         if service in {role.value for role in provision.DATABASES}:
             # The wheel's PostgreSQL speaks no TLS and listens on a socket only; the container's URL differs in that.
-            environment[f"STEPWEDGE_{service.upper()}__DATABASE"] = database.render_as_string(hide_password=False)
+            url = (
+                f"sqlite:///{root}/{service}.db"
+                if self.own_database
+                else database.render_as_string(hide_password=False)
+            )
+            environment[f"STEPWEDGE_{service.upper()}__DATABASE"] = url
         return environment
 
     def make_roles(self) -> None:
@@ -227,11 +245,23 @@ class Containers:
         line = process.stdout.readline()
         assert line.startswith(f"ready {service} "), (self.folder / f"{service}.log").read_text()[-2000:]
 
-    def is_well(self, service: str) -> bool:
+    def command(self, role: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run the command of the cli container in the name of a role."""
+        root = self.folder / "volumes" / role
+        text = CLUSTER.read_text().replace("/run/stepwedge", str(root))
+        for number, free in self.port.items():
+            text = re.sub(rf'"(?:0\\.0\\.0\\.0|[a-z]+):{number}"', f'"127.0.0.1:{free}"', text)
+        file = self.folder / f"{role}.toml"
+        file.write_text(text)
+        environment = {"PATH": os.environ["PATH"], settings.FILE_VARIABLE: str(file)}
+        words = [sys.executable, "-m", "cli", *arguments]
+        return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    def is_well(self, service: str, *more: str) -> bool:
         """Run the container's health check."""
         found = re.search(r"^HEALTHCHECK .* CMD (\[.+\])$", stage(service), re.MULTILINE)
         assert found
-        words = [sys.executable, *json.loads(found[1])[1:]]
+        words = [sys.executable, *json.loads(found[1])[1:], *more]
         checked = subprocess.run(words, cwd=ROOT, env=self.environment(service), capture_output=True, timeout=30)
         return checked.returncode == 0
 
@@ -269,7 +299,68 @@ def test_each_container_command_starts_as_a_process_over_postgresql_and_its_heal
         containers.start(service)
     for service in order:
         eventually(lambda service=service: containers.is_well(service), 30, what=f"the health of {service}")
+        assert containers.is_well(service, "--alive") or service == "console"
     assert containers.stop() == dict.fromkeys(order, 0)
+
+
+def test_the_key_of_the_log_is_rotated_in_the_volume_of_its_state_and_the_secrets_stay_as_they_were_minted(
+    containers: Containers,
+) -> None:
+    containers.own_database = True
+    containers.provision()
+    minted = files(containers.folder / "volumes" / "audit")
+    state = containers.folder / "volumes" / "data" / "audit" / "keys"
+    before = (state / keys.VERIFICATION).read_text()
+    containers.start("audit")
+    proofs = containers.folder / "proofs"
+    proofs.mkdir()
+    done = containers.command("operator", "log", "rotate-key", "--out", str(proofs))
+    assert done.returncode == 0, done.stderr
+    assert before.strip() in (state / keys.VERIFICATION).read_text()
+    assert (state / keys.VERIFICATION).read_text() != before
+    assert files(containers.folder / "volumes" / "audit") == minted
+    containers.provision()  # as every `docker compose up` does
+    after = (state / keys.VERIFICATION).read_text()
+    assert after != before
+    assert containers.stop() == {"audit": 0}
+    containers.start("audit")
+    assert containers.is_well("audit")
+    # An operator who was handed the first key alone follows the log through the change.
+    verified = containers.command("operator", "verify")
+    assert verified.returncode == 0, verified.stderr
+    assert containers.stop() == {"audit": 0}
+
+
+@pytest.mark.postgres
+def test_the_backup_container_copies_both_databases_and_its_drill_holds(
+    containers: Containers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    containers.provision()
+    containers.own_database = True
+    for service in ("audit", "redaction", "inference", "ingest", "console"):
+        containers.start(service)
+    environment = containers.environment("backup")
+    root = containers.folder / "roots" / "backup"
+    for name, value in COMPOSE["services"]["backup"]["environment"].items():
+        environment[name] = value.replace("/run/", f"{root}/run/").replace("/var/", f"{root}/var/")
+    for service in ("ingest", "audit"):  # in the place of the server
+        file = containers.folder / "roots" / service / f"{service}.db"
+        environment[f"STEPWEDGE_{service.upper()}__DATABASE"] = f"sqlite:///{file}"
+    [shell, options, script, name] = COMPOSE["services"]["backup"]["entrypoint"]
+    script = script.replace("$$", "$").replace("/backups", f"{root}/backups")
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "stepwedge"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m cli "$@"\n')
+    command.chmod(0o755)
+    environment["PATH"] = f"{command.parent}:{environment['PATH']}"
+    done = subprocess.run(
+        [shell, options, script, name, "first"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "this backup can be relied on" in done.stdout
+    made = {path.name for path in (containers.folder / "volumes/data/backups/first").iterdir()}
+    assert made >= {"ingest.db", "audit.db", "console.db", "manifest.json"}
+    containers.stop()
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ from typing import Any, Self
 from shared.paths import ROOT
 
 SERVICE = "services.audit"
-"""What `spawn` runs as a module; anything else is "module:function"."""
+"""What `spawn` runs as a module, as any name without a colon; anything else is "module:function"."""
 
 _IMPORTED = (
     "services.audit.__main__",
@@ -50,12 +50,20 @@ class Child:
 
 
 class Nursery:
-    """Forks children; a context manager. They end with it."""
+    """Forks children; a context manager. They end with it.
+
+    `modules` are imported too, once for all children; `environment` is theirs too.
+    """
+
+    def __init__(self, *modules: str, environment: Mapping[str, str] | None = None) -> None:
+        self._modules = modules
+        self._environment = {**os.environ, **(environment or {})}
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.nursery"],
+            [sys.executable, "-m", "tests.faults.nursery", *self._modules],
             cwd=ROOT,
+            env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -133,9 +141,9 @@ def _run(request: Mapping[str, Any]) -> int:
     try:
         if request["traced"]:
             _until_traced()
-        if request["what"] == SERVICE:
-            sys.argv = [SERVICE]
-            runpy.run_module(SERVICE, run_name="__main__", alter_sys=True)
+        if ":" not in request["what"]:
+            sys.argv = [request["what"]]
+            runpy.run_module(request["what"], run_name="__main__", alter_sys=True)
             return 0
         module, _, function = request["what"].partition(":")
         return int(getattr(import_module(module), function)(*request["arguments"]) or 0)
@@ -156,7 +164,7 @@ def _until_traced() -> None:
 
 
 def _main() -> None:
-    for name in _IMPORTED:
+    for name in (*_IMPORTED, *sys.argv[1:]):
         import_module(name)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
