@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import exit_codes, policy_app, proof_app
+from cli import exit_codes, model_app, policy_app, proof_app
 
 
 class Group(TyperGroup):
@@ -80,6 +80,7 @@ FILES = "Files, without a cluster"
 
 app.add_typer(proof_app.commands, name="log", rich_help_panel=LOG)
 app.add_typer(policy_app.commands, name="policy", rich_help_panel=STUDIES)
+app.add_typer(model_app.commands, name="model", rich_help_panel=CLUSTER)
 
 
 @app.command(rich_help_panel=CLUSTER)
@@ -397,7 +398,7 @@ def redact(
         ),
     ] = None,
     profile: Annotated[
-        str, typer.Option("--profile", metavar="NAME", help="One of ours, or a file (TOML). Default: basic.")
+        str, typer.Option("--profile", metavar="NAME", help="One of ours, or a file (TOML). Default: basic-pixels.")
     ] = "",
     project: Annotated[
         str, typer.Option("--project", metavar="NAME", help="Pseudonyms of this project alone, under the same key.")

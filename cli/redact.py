@@ -35,12 +35,12 @@ def redact(
 ) -> Exit:
     """Redact a file to a file, or a folder to a folder; NEGATIVE where one was refused.
 
-    profile: name of one that ships, or a file of one; default the basic one. project, key_id: see
+    profile: name of one that ships, or a file of one; default the basic one with clean pixels. project, key_id: see
     `shared.pseudonyms.Pseudonyms`. paths: name files by their paths; else by their number in the order of the paths.
     """
     from services.redaction.profile import Profile
 
-    compiled = Profile.load(Profile.file(profile or "basic"))
+    compiled = Profile.load(Profile.file(profile or "basic-pixels"))
     try:
         if not source.exists():
             raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{source}: no such file or folder")

@@ -475,8 +475,9 @@ class Redaction(Service):
 
     listen: Endpoint = "127.0.0.1:7102"
     metrics: OptionalEndpoint = "127.0.0.1:9102"
-    profile: str = "basic"
-    """What is taken out: the name of a profile that ships (`services/redaction/profiles`), or the file of one."""
+    profile: str = "basic-pixels"
+    """What is taken out: the name of a profile that ships (`services/redaction/profiles`), or the file of one. Of those
+    that ship only `basic-pixels` and `research-release` clean pixels too."""
     profile_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     """Digest that the compiled profile must have, as receipts state it; the service refuses to start with another."""
 

@@ -137,7 +137,7 @@ def _code(call: Callable[[], Any]) -> Any:
 def test_an_object_is_redacted_stored_recorded_and_answered(house: House) -> None:
     answer = house.redact(_sample())
     key = house.settings.cluster.keys / keys.PSEUDONYMS
-    expected = redact(_sample(), Pseudonyms.load(key), Profile.basic())
+    expected = redact(_sample(), Pseudonyms.load(key), Profile.load(Profile.file("basic-pixels")))
     assert house.store.get(Zone.DEIDENTIFIED, answer.object.sha256) == expected.data
     assert answer.object.size_bytes == len(expected.data)
     assert (answer.study, answer.instance, answer.subject) == (expected.study, expected.instance, expected.subject)
@@ -146,7 +146,7 @@ def test_an_object_is_redacted_stored_recorded_and_answered(house: House) -> Non
     assert record.pins.profile_edition == "2026c"
     assert record.redacted.key_id == answer.receipt.key_id == Pseudonyms.load(key).key_id
     assert not record.redacted.second_opinion
-    assert answer.receipt.profile == "basic"
+    assert answer.receipt.profile == "basic-pixels"
     assert record.study == dicom.uids(dicom.read_header(expected.data)).study
     assert record.outcome == audit_pb2.EVENT_OUTCOME_SUCCESS
 
