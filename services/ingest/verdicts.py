@@ -37,7 +37,7 @@ def _not_assessable(reason: Reason.ValueType, detail: str) -> Settled:
 
 def decide(policy: Policy, snapshot: Snapshot, now: datetime, collated: Sequence[Collated] = ()) -> Decision:
     """The decision on a study all of whose instances are settled; its revision is given when it is written."""
-    judged = [_judged(instance) for instance in snapshot.instances]
+    judged = [_judged(policy, instance) for instance in snapshot.instances]
     lacking = Missing.from_json(snapshot.study.missing)
     if lacking:
         collated = [Collated(completion.finding(lacking), "", ""), *collated]
@@ -51,7 +51,7 @@ def decide(policy: Policy, snapshot: Snapshot, now: datetime, collated: Sequence
         verdict=verdict,
         reasons=list(reasons),
         details=list(_details(reasons, [*together, *_findings(policy, snapshot.instances)])),
-        findings=inference_pb2.Assessment(findings=together).SerializeToString(),
+        findings=inference_pb2.Assessment(findings=[one.finding for one in collated]).SerializeToString(),
         policy_sha256=policy.digest,
         missing=lacking.as_json() if lacking else None,
         forced_by=snapshot.study.forced_by if _is_forced(snapshot.study) else "",
@@ -76,10 +76,17 @@ def _is_forced(study: Study) -> bool:
     return study.forced_generation == study.generation
 
 
-def _judged(instance: Instance) -> tuple[Verdict.ValueType, list[Reason.ValueType]]:
-    """Verdict and reasons of an instance. One in conflict is for a person to look at, however good it is."""
+def _judged(policy: Policy, instance: Instance) -> tuple[Verdict.ValueType, list[Reason.ValueType]]:
+    """Verdict and reasons of an instance. One in conflict is for a person to look at, however good it is.
+
+    What was assessed is judged anew: the policy that the decision names may have come after the assessment.
+    """
     verdict: Verdict.ValueType = instance.verdict  # type: ignore[assignment]
     reasons: list[Reason.ValueType] = list(instance.reasons)  # type: ignore[arg-type]
+    if instance.assessed_index is not None:
+        assessment = inference_pb2.Assessment.FromString(instance.assessment)
+        about = About(instance.modality, assessment.facts.view, instance.site)
+        verdict, reasons = policy.instance_verdict(assessment.findings, **about._asdict())
     if instance.conflict:
         reasons.append(Reason.REASON_INSTANCE_CONFLICT)
         if verdict == Verdict.VERDICT_ACCEPT:

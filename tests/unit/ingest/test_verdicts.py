@@ -153,3 +153,13 @@ def test_limits_of_the_policy_change_verdict_and_words(tmp_path: Path):
     one.site = "north"
     decision = verdicts.decide(policy, snapshot(one), NOW)
     assert (decision.verdict, decision.details) == (REJECT, ["8 mm, beyond the policy's own limit of 10 mm"])
+
+
+def test_an_image_is_judged_by_the_policy_that_decides_not_by_the_one_of_its_assessment(tmp_path: Path):
+    file = tmp_path / "policy.toml"
+    file.write_text('version = 1\n[[rule]]\nfinding = "SATURATED"\nFAIL = "REJECT"\nwhy = "x"\n')
+    found = common_pb2.Finding(code=common_pb2.REASON_SATURATED, outcome=common_pb2.OUTCOME_FAIL)
+    one = instance(ACCEPT, assessment=inference_pb2.Assessment(findings=[found]).SerializeToString())
+    one.assessed_index = 40
+    decision = verdicts.decide(Policy.load(file), snapshot(one), NOW)
+    assert (decision.verdict, decision.reasons) == (REJECT, [common_pb2.REASON_SATURATED])
