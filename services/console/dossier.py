@@ -6,10 +6,13 @@ import asyncio
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
+
+from pydicom.datadict import dictionary_description, dictionary_has_tag
 
 from services.console.gateway import Gateway, not_found
 from services.console.gateway import call as ask
@@ -67,11 +70,49 @@ class Line:
     """Whether the proof leads from the leaf to the root of the checkpoint."""
 
     @property
+    def redaction(self) -> list[tuple[str, str, str]]:
+        """Tag by tag what redaction did: (action, tag, name of the attribute); empty of other records."""
+        known: dict[str, list[tuple[str, str]]] = {}
+        actions: dict[str, str] = {}
+        for path, text in self.facts:
+            if (found := _ATTRIBUTE.fullmatch(path)) is None:
+                continue
+            if found["tag"] is None:
+                actions[found["place"]] = text
+            else:
+                known.setdefault(found["place"], []).append((f"({text[:4]},{text[4:]})", _attribute(text)))
+        return [(actions.get(place, ""), *named) for place, tags in known.items() for named in tags]
+
+    @property
+    def others(self) -> list[tuple[str, str]]:
+        """The facts that `redaction` does not tell."""
+        return [fact for fact in self.facts if not _ATTRIBUTE.fullmatch(fact[0])]
+
+    @property
+    def blanked(self) -> list[dict[str, str]]:
+        """Box by box what redaction blanked in the pixels: frames, edges, reason."""
+        boxes: dict[str, dict[str, str]] = {}
+        for path, text in self.facts:
+            if found := _BLANKED.fullmatch(path):
+                boxes.setdefault(found["place"], {})[found["name"]] = text
+        return list(boxes.values())
+
+    @property
     def summary(self) -> str:
         """The two or three facts that a reader looks for first."""
         wanted = _FIRST.get(self.kind, ())
         known = dict(self.facts)
         return ", ".join(f"{name.rsplit('.', 1)[-1]} {known[name]}" for name in wanted if known.get(name))
+
+
+_ATTRIBUTE: Final = re.compile(r"event\.attributes\.(?P<place>[0-9]+)\.(?:action|tags\.(?P<tag>[0-9]+))")
+_BLANKED: Final = re.compile(r"event\.blanked\.(?P<place>[0-9]+)\.(?P<name>[a-z_]+)")
+
+
+def _attribute(tag: str) -> str:
+    """The name of an attribute (PS3.6); empty for a private one."""
+    number = int(tag, 16)
+    return dictionary_description(number) if dictionary_has_tag(number) else ""
 
 
 _FIRST: Final[Mapping[str, Sequence[str]]] = {
@@ -235,6 +276,11 @@ async def identity(gateway: Gateway, of: Dossier, cause: audit_pb2.Cause) -> lis
     return found
 
 
+def batched(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The items, so many at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """What a JSON value holds, as (path, text)."""
     if isinstance(value, dict):
@@ -300,7 +346,12 @@ def as_pdf(of: Dossier, wording: Wording, *, site: str) -> bytes:
     flow += [Table(rows, colWidths=[14 * mm, 34 * mm, 82 * mm, 24 * mm, 16 * mm], style=grid, repeatRows=1)]
     flow += [PageBreak(), Paragraph(escape(wording("What each record holds, and its proof")), heading)]
     for line in of.lines:
-        facts = [[cell(name), cell(value)] for name, value in line.facts]
+        facts = [[cell(name), cell(value)] for name, value in line.others]
+        touched: dict[str, list[str]] = {}
+        for action, tag, name in line.redaction:
+            touched.setdefault(action, []).append(f"{tag} {name}".rstrip())
+        for action, tags in touched.items():  # a row of a table must fit a page
+            facts += [[cell(f"event.attributes {action}"), cell("; ".join(some))] for some in batched(tags, 100)]
         facts += [[cell("leaf hash (RFC 6962)"), cell(line.leaf_hash)]]
         facts += [[cell(f"proof {place}"), cell(one)] for place, one in enumerate(line.path)]
         flow += [

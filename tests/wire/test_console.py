@@ -212,6 +212,8 @@ def test_a_dossier_proves_every_step_and_prints(house: ConsoleHouse):
     assert "Not proved" not in page.text
     assert "1.2.826.0.1.2" not in page.text
     assert PATIENT not in page.text
+    assert "Patient&#39;s Name" in page.text  # attribute by attribute, by name and without a value
+    assert "(0010,0010)" in page.text
     pdf = auditor.get(f"/audit/dossiers/{house.studies[1]}.pdf")
     assert pdf.content.startswith(b"%PDF-")
     assert auditor.get("/audit/dossiers/2.25.1").status_code in (400, 404)

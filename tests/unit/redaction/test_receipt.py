@@ -39,9 +39,15 @@ def test_the_receipt_names_every_attribute_that_was_touched_nested_and_private_o
     item = Dataset()
     item.OperatorsName = "Canary^Olive"
     item.PerformedProcedureStepDescription = "knee of Mr Canary"
-    uids = {"study_uid": "1.2.826.0.1.1", "series_uid": "1.2.826.0.1.2", "sop_instance_uid": "1.2.826.0.1.3"}
-    named = {"patient_name": "Canary^Conny", "patient_id": "MRN-1", "accession_number": "A-1"}
-    data = phantom.to_dicom(phantom.chest(1), **named, **uids)
+    data = phantom.to_dicom(
+        phantom.chest(1),
+        patient_name="Canary^Conny",
+        patient_id="MRN-1",
+        accession_number="A-1",
+        study_uid="1.2.826.0.1.1",
+        series_uid="1.2.826.0.1.2",
+        sop_instance_uid="1.2.826.0.1.3",
+    )
     data.RequestAttributesSequence = Sequence([item])
     data.add_new(0x00090010, "LO", "MAKER")
     data.add_new(0x00091001, "LO", "Canary^Conny")
