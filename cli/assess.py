@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def assess(paths: Sequence[Path], masks: Path | None, config: Path | None, *, json: bool) -> Exit:
     """Assess files and folders of them; NEGATIVE where one could not be assessed at all, or not written."""
     from services.inference.assess import Assessor
+    from services.inference.execution import execution
     from shared.policy import Policy
 
     settings = configuration.load(config)
@@ -35,7 +36,7 @@ def assess(paths: Sequence[Path], masks: Path | None, config: Path | None, *, js
     policy = Policy.load(settings.ingest.policy)
     section = settings.inference
     signers = section.model_signers.by_role
-    assessor = Assessor(section.model, provider=section.provider, threads=section.threads, signers=signers)
+    assessor = Assessor(section.model, signers=signers, execution=execution(section), ladder=section.ladder)
     writer = MaskWriter(masks) if masks is not None else None
     with terminal.progress("assessing", len(found)) as advance:
         for path in found:

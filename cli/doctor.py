@@ -294,17 +294,18 @@ def _databases(settings: Settings) -> Iterator[Line]:
 
 def _model(settings: Settings) -> Iterator[Line]:
     from services.inference.assess import Assessor
+    from services.inference.execution import execution
 
     folder = settings.inference.model
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
-    if settings.inference.provider not in available:
+    if settings.inference.backend == "onnxruntime" and settings.inference.provider not in available:
         words = f"{settings.inference.provider} is not there; there is {', '.join(available)}"
         yield Line(Level.FAIL, "model", words, "install the onnxruntime for it, or set inference.provider")
         return
     section = settings.inference
-    Assessor(folder, provider=section.provider, threads=section.threads, signers=section.model_signers.by_role)
+    Assessor(folder, signers=section.model_signers.by_role, execution=execution(section))
     yield Line(
         Level.OK, "model", f"{folder.parent.name}/{folder.name} is what its manifest says and passes its self-test"
     )

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli import configuration, connect, terminal
 from cli.exit_codes import Exit
 from shared.errors import ErrorCode, StepwedgeError
 
+if TYPE_CHECKING:
+    from shared.identity import Identity
+    from shared.settings import Settings
+
 
 def proof(index: int, file: Path, config: Path | None, identity: str, *, force: bool, json: bool) -> None:
     """Write the proof of one record (C2SP tlog-proof), with the record in it."""
     from shared.identity import Identity
-    from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 
     _refuse_to_replace(file, force=force)
-    settings = configuration.load(config)
-    with connect.channel(settings, "audit", Identity(identity)) as link:
+    size = fetch(index, file, configuration.load(config), Identity(identity))
+    if json:
+        terminal.emit({"file": str(file), "index": index, "size": size})
+    else:
+        terminal.note(f"{file}: record {index} in the log of {size}; verify it with verifier/verify.py proof")
+
+
+def fetch(index: int, file: Path, settings: Settings, identity: Identity) -> int:
+    """Write the proof of one record to `file`; return how many records the log has."""
+    from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
+
+    with connect.channel(settings, "audit", identity) as link:
         stub = audit_pb2_grpc.AuditServiceStub(link)
         answer = connect.call(stub.GetProof, audit_pb2.GetProofRequest(index=index))
     _write(file, answer.proof)
-    if json:
-        terminal.emit({"file": str(file), "index": index, "size": answer.size})
-    else:
-        terminal.note(f"{file}: record {index} in the log of {answer.size}; verify it with verifier/verify.py proof")
+    return answer.size
 
 
 def rotate_key(folder: Path, config: Path | None, identity: str, *, json: bool) -> None:
