@@ -151,14 +151,17 @@ class Ingest:
         from services.ingest.dicomweb.catalogue import Catalogue
         from services.ingest.dicomweb.holdings import Holdings
         from services.ingest.dicomweb.house import House
+        from services.ingest.dicomweb.qido import Search
         from services.ingest.dicomweb.server import DicomWebServer
 
+        catalogue = Catalogue.load(self._engine, self._objects, self._settings.cluster.keys)
         house = House(
             self._settings.ingest.dicomweb,
             self._door,
             self._objects,
             Holdings(self._engine),
-            Catalogue.load(self._engine, self._objects, self._settings.cluster.keys),
+            catalogue,
+            Search(self._engine, catalogue),
             self._tokens,
             self._recorder,
             server.refusals,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+
+from tests.wire.ports import port
 
 BINARY: Final = shutil.which("Orthanc", path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin")
 _PLUGINS: Final = (Path("/usr/share/orthanc/plugins"), Path("/usr/lib/orthanc"))
@@ -166,12 +167,6 @@ class Orthanc:
         return self.post(f"/dicom-web/servers/{server}/get", asked)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def running_orthanc(
     folder: Path,
@@ -204,7 +199,7 @@ def running_orthanc(
     """
     home = folder / f"orthanc-{title.lower()}"
     home.mkdir(parents=True, exist_ok=True)
-    made = Orthanc(home, title, ("127.0.0.1", dimse_port or _free_port()), ("127.0.0.1", http_port or _free_port()))
+    made = Orthanc(home, title, ("127.0.0.1", dimse_port or port()), ("127.0.0.1", http_port or port()))
     configuration: dict[str, Any] = {
         "Name": title,
         "StorageDirectory": str(home / "storage"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,12 +13,7 @@ from stepwedge.ingest.v1 import tokens_pb2
 from tests.wire.cluster import eventually
 from tests.wire.dicomweb_house import JSON, STOW_TYPE, Web, dicomweb_house, multipart
 from tests.wire.ingest_house import DX, dx, part10
-
-
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.wire.ports import port
 
 
 @pytest.fixture(scope="module")

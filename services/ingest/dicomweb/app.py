@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Final
@@ -18,12 +17,13 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Scope_
 
 from services.ingest import metrics
-from services.ingest.dicomweb import stow
+from services.ingest.dicomweb import qido, stow, wado
+from services.ingest.dicomweb.calls import Call
 from services.ingest.dicomweb.house import House
 from services.ingest.dicomweb.negotiation import NotAcceptableError
 from services.ingest.dicomweb.stow import RefusedError
 from services.ingest.dicomweb.tokens import Client, Scope
-from shared import dicom, logs
+from shared import logs
 from shared.errors import ErrorCode, StepwedgeError
 
 ROOT: Final = "/dicom-web"
@@ -56,22 +56,6 @@ _LINGER_BYTES: Final = 64 << 20
 _LINGER_SECONDS: Final = 5.0
 
 _log = logs.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A request that was let in."""
-
-    request: Request
-    house: House
-    client: Client
-
-    def uid(self, name: str) -> str:
-        """A UID of the address; empty where the address has none. Raises INVALID_REQUEST where it is no UID."""
-        value = str(self.request.path_params.get(name, ""))
-        if value and not dicom.is_uid(value):
-            raise StepwedgeError(_E.ERROR_CODE_INVALID_REQUEST, f"the {name} in the address is no UID")
-        return value
 
 
 Page = Callable[[Call], Awaitable[Response]]
@@ -189,11 +173,48 @@ async def _store(call: Call) -> Response:
     return await stow.store(call.request, call.house, call.uid("study"))
 
 
+def _searching(level: qido.Level) -> Page:
+    async def answer(call: Call) -> Response:
+        return await qido.search(call, level)
+
+    return answer
+
+
+def _reading() -> list[BaseRoute]:
+    """PS3.18 Table 10.4.1-1: the resources below a study, and what can be had of each."""
+    study, series = "/studies/{study}", "/studies/{study}/series/{series}"
+    instance = f"{series}/instances/{{instance}}"
+    made: list[BaseRoute] = [
+        route(f"{instance}/frames/{{frames}}", "RetrieveFrames", wado.frames, Scope.READ),
+        route(f"{instance}/frames/{{frames}}/rendered", "RetrieveRendered", wado.render, Scope.READ),
+        route(f"{instance}/frames/{{frames}}/thumbnail", "RetrieveThumbnail", wado.thumbnail, Scope.READ),
+        route(f"{instance}/bulkdata/{{path:path}}", "RetrieveBulkData", wado.bulkdata, Scope.READ),
+    ]
+    for where, level in (
+        ("/studies", qido.Level.STUDY),
+        (f"{study}/series", qido.Level.SERIES),
+        (f"{study}/instances", qido.Level.INSTANCE),
+        (f"{series}/instances", qido.Level.INSTANCE),
+        ("/series", qido.Level.SERIES),
+        ("/instances", qido.Level.INSTANCE),
+    ):
+        made.append(route(where, "Search", _searching(level), Scope.READ))
+    for resource in (study, series, instance):
+        made += [
+            route(resource, "Retrieve", wado.retrieve, Scope.READ),
+            route(f"{resource}/metadata", "RetrieveMetadata", wado.metadata, Scope.READ),
+            route(f"{resource}/rendered", "RetrieveRendered", wado.render, Scope.READ),
+            route(f"{resource}/thumbnail", "RetrieveThumbnail", wado.thumbnail, Scope.READ),
+        ]
+    return made
+
+
 def application(house: House) -> Starlette:
     """The whole door."""
     routes: list[BaseRoute] = [
         route("/studies", "Store", _store, Scope.STORE, "POST"),
         route("/studies/{study}", "Store", _store, Scope.STORE, "POST"),
+        *_reading(),
     ]
     made = Starlette(
         routes=[Route("/healthz", _alive), Mount(ROOT, routes=routes)],

@@ -31,6 +31,7 @@ from shared.objects import ObjectStore
 
 _NONCE_BYTES: Final = 12
 _BATCH: Final = 100
+_RECENT: Final = 10_000
 
 STUDY_LEVEL: Final = (
     *("00080020", "00080030", "00080050", "00080051", "00080090", "00080201", "00081030", "00081032", "00100010"),
@@ -67,31 +68,34 @@ class Catalogue:
             HKDF(algorithm=SHA256(), length=32, salt=None, info=b"stepwedge ingest catalogue v1").derive(key)
         )
         self._blind_index = blind_index
+        self._done = 0
+        """Every visible object with a row up to this one is in it."""
 
     @classmethod
     def load(cls, engine: Engine, objects: ObjectStore, folder: Path) -> "Catalogue":
         """With the keys of a keys folder; CONFIGURATION where they are absent."""
         return cls(engine, objects, keys.secret(folder, keys.IDENTITY), BlindIndex.load(folder))
 
-    def behind(self) -> int:
-        """How many visible objects are not in it yet."""
-        with self._reading.begin() as session:
-            query = select(func.count()).select_from(Instance).outerjoin(Catalogued)
-            return session.scalar(query.where(*_MISSING)) or 0
-
     def catch_up(self, limit: int = _BATCH) -> int:
         """Catalogue up to `limit` objects that are not in it yet; returns how many were."""
-        query = (
-            select(Instance, Study)
-            .join(Study, Study.id == Instance.study_id)
-            .outerjoin(Catalogued, Catalogued.instance_id == Instance.id)
-            .where(*_MISSING)
-            .order_by(Instance.id)
-            .limit(limit)
-        )
         with self._reading.begin() as session:
+            # Asked first: what becomes visible behind this is looked for the next time.
+            hidden = session.scalar(select(func.min(Instance.id)).where(Instance.state == InstanceState.STORED))
+            newest = session.scalar(select(func.max(Instance.id))) or 0
+            query = (
+                select(Instance, Study)
+                .join(Study, Study.id == Instance.study_id)
+                .outerjoin(Catalogued, Catalogued.instance_id == Instance.id)
+                .where(Instance.id > self._done, Instance.state != InstanceState.STORED)
+                .where(Catalogued.instance_id.is_(None))
+                .order_by(Instance.id)
+                .limit(limit)
+            )
             missing = [held(row, study) for row, study in session.execute(query)]
         self._write([self._row(one, self._attributes(one)) for one in missing])
+        if len(missing) < limit:
+            # On PostgreSQL a row can become visible behind one with a higher number: the last ones are looked at again.
+            self._done = max(self._done, min(newest - _RECENT, newest if hidden is None else hidden - 1))
         return len(missing)
 
     def open(self, one: Held, row: Catalogued | None) -> json_model.Model:
@@ -147,9 +151,6 @@ class Catalogue:
         replaced = {name: insert.excluded[name] for name in ("sealed", "patient", "accession")}
         with self._sessions.begin() as session:
             session.execute(insert.on_conflict_do_update(index_elements=["instance_id"], set_=replaced), list(rows))
-
-
-_MISSING: Final = (Instance.state != InstanceState.STORED, Catalogued.instance_id.is_(None))
 
 
 def _bound(instance_id: int) -> bytes:

@@ -1,10 +1,12 @@
 """What every part of the DICOMweb door needs, and the way to the loop on which ingest itself lives."""
 
+from __future__ import annotations
+
 import asyncio
 import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.ingest.dicomweb.catalogue import Catalogue
 from services.ingest.dicomweb.holdings import Holdings
@@ -16,6 +18,9 @@ from shared.objects import ObjectStore
 from shared.refusals import Refusals
 from shared.settings import DicomWeb
 from stepwedge.audit.v1 import audit_pb2
+
+if TYPE_CHECKING:
+    from services.ingest.dicomweb.qido import Search
 
 SERVICE = "stepwedge.ingest.v1.DicomWeb"
 """What records of refused calls name."""
@@ -40,6 +45,7 @@ class House:
     objects: ObjectStore
     holdings: Holdings
     catalogue: Catalogue
+    search: Search
     tokens: Tokens
     recorder: Recorder
     refusals: Refusals

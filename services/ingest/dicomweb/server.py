@@ -29,6 +29,7 @@ _SUITES: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"  # RFC 9325 4.2, as at the
 _FIRST_BYTES_SECONDS: Final = 10.0
 """Within which a connection must have asked for something."""
 _RENEWED_SECONDS: Final = 60.0
+_CATALOGUE_SECONDS: Final = 2.0
 _THREADS: Final = 24
 _UNSET: Final = Path()
 
@@ -55,6 +56,7 @@ class DicomWebServer:
     """The door; made on ingest's loop, served from a thread."""
 
     def __init__(self, house: House) -> None:
+        self._house = house
         self._settings = house.settings
         self._context = server_context(house.settings) if house.settings.tls else None
         self._socket = _listening(house.settings)
@@ -86,11 +88,26 @@ class DicomWebServer:
 
     async def _serve(self) -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="dicomweb"))
-        renewal = asyncio.create_task(self._renew(), name="certificate")
+        beside = [
+            asyncio.create_task(self._renew(), name="certificate"),
+            asyncio.create_task(self._catalogue(), name="catalogue"),
+        ]
         try:
             await self._server.serve(sockets=[self._socket])
         finally:
-            renewal.cancel()
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+
+    async def _catalogue(self) -> None:
+        """Catalogue what came in, so that a search finds it done."""
+        while True:
+            try:
+                while await asyncio.to_thread(self._house.catalogue.catch_up):
+                    pass
+            except StepwedgeError as error:
+                _log.warning("the catalogue waits", error=error.name)
+            await asyncio.sleep(_CATALOGUE_SECONDS)
 
     async def _renew(self) -> None:
         """Use a certificate that was replaced, from the next connection on."""
