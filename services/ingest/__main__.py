@@ -16,6 +16,7 @@ from services.ingest.drift import Drift
 from services.ingest.hallway import AUDIT, INFERENCE, REDACTION, Hallway, Services
 from services.ingest.identification import Identifier
 from services.ingest.reception import Nursery, Reception
+from services.ingest.results.workshop import Task, Workshop, checker
 from services.ingest.reviews import Reviews
 from services.ingest.service import IngestService
 from services.ingest.states import StudyState
@@ -78,12 +79,16 @@ class Ingest:
             for name in (REDACTION, INFERENCE, AUDIT)
         }
         self._recorder = Recorder(self._channels[AUDIT], deadline_seconds=RECORD_SECONDS)
+        # Its process starts with the first result.
+        self._workshop = Workshop(Task(settings.objects, checker(section), settings.telemetry.log_level))
         services = Services(
             redaction_pb2_grpc.RedactionServiceStub(self._channels[REDACTION]),
             inference_pb2_grpc.InferenceServiceStub(self._channels[INFERENCE]),
             self._recorder,
             Sender(section.ae_title, self._objects),
+            self._workshop,
             self._identifier,
+            settings.audit.origin,
         )
         self._announcements = Announcements(self._engine)
         self._half = Uploads(self._objects, max_bytes=section.max_object_bytes)
@@ -199,6 +204,7 @@ class Ingest:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._workshop.close()
         await self._recorder.close()
         for one in self._channels.values():
             await one.close(None)

@@ -7,9 +7,10 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.ingest.completion import Missing
+from services.ingest.routing import ORIGINAL
 from services.ingest.states import InstanceState, StudyState
 from services.ingest.store import DAMAGED, Snapshot
-from services.ingest.tables import Decision
+from services.ingest.tables import Decision, Delivery
 from shared.errors import MEANING, ErrorCode
 from stepwedge.common.v1.common_pb2 import Reason, Verdict
 from stepwedge.ingest.v1 import ingest_pb2
@@ -181,6 +182,19 @@ def _failure_steps(snapshot: Snapshot) -> _Steps:
     ]
 
 
+def _delivered(delivery: Delivery) -> str:
+    what = f" ({', '.join(delivery.contents)})" if delivery.contents != [ORIGINAL] or delivery.routes else ""
+    rules = f"the rule{'s' if len(delivery.routes) > 1 else ''} {', '.join(delivery.routes)}"
+    by = f" by {rules}" if delivery.routes else ""
+    if delivery.shadow:
+        count = _count(delivery.objects, "object")
+        return (
+            f"Revision {delivery.revision}: {count} would have gone to {delivery.destination}{what}{by}; "
+            "in shadow mode nothing was sent."
+        )
+    return f"Revision {delivery.revision} delivered to {delivery.destination}{what}{by}."
+
+
 def _before_time(decision: Decision) -> str:
     lacking = Missing.from_json(decision.missing)
     asked = f", as {decision.forced_by} asked" if decision.forced_by else ""
@@ -198,9 +212,14 @@ def _study_steps(snapshot: Snapshot) -> _Steps:
         if one.record_index is not None
     ]
     found += [
-        _step(one.sent_at, f"Revision {one.revision} delivered to {one.destination}.", one.record_index)
+        _step(one.sent_at, _delivered(one), one.record_index)
         for one in snapshot.deliveries
         if one.sent_at is not None and one.record_index is not None
+    ]
+    found += [
+        _step(one.made_at, f"Results of revision {one.revision} made and checked: {', '.join(one.kinds)}.")
+        for one in snapshot.makings
+        if one.made_at is not None
     ]
     found += [
         _step(one.requested_at, f"Put back in the queue by {one.requested_by}.", one.record_index)

@@ -23,13 +23,15 @@ import grpc
 from services.ingest import collation, metrics, verdicts
 from services.ingest.baselines import Usuals
 from services.ingest.delivery import Sender
+from services.ingest.dispatch import DELIVER, RESULTS, Dispatch, Stopping
 from services.ingest.door import record_key, record_received
 from services.ingest.gates import Gate, Waiting
 from services.ingest.identification import Identifier
 from services.ingest.outcomes import NOT_ASSESSABLE, Outcome, outcome
+from services.ingest.results.workshop import Workshop
 from services.ingest.states import InstanceState, StudyState
 from services.ingest.store import CONFIRM_GRACE, Claim, LeaseLostError, Settled, Snapshot, StudyStore
-from services.ingest.tables import Decision, Delivery, Failure, Instance
+from services.ingest.tables import Decision, Failure, Instance
 from shared import logs
 from shared.audit import Recorder
 from shared.build import software_build
@@ -57,6 +59,9 @@ _INSTANCES_AT_ONCE: Final = 64
 _BEFORE_DECISION: Final = frozenset({StudyState.RECEIVING, StudyState.PROCESSING})
 _AFTER_DECISION: Final = frozenset({StudyState.DELIVERING})
 
+_OF_THE_DECISION: Final = (DELIVER, RESULTS)
+"""Steps that are about a decision which is in the log; any other is about the next one."""
+
 _T = TypeVar("_T")
 _log = logs.get_logger(__name__)
 
@@ -69,11 +74,10 @@ class Services:
     inference: inference_pb2_grpc.InferenceServiceAsyncStub
     recorder: Recorder
     sender: Sender
+    workshop: Workshop
     identifier: Identifier
-
-
-class Stopping(Exception):  # noqa: N818 - a state of affairs, not an error
-    """The process was told to stop, and the work is at a place where it can be left."""
+    log: str
+    """Origin of the log."""
 
 
 class Hallway:
@@ -90,7 +94,16 @@ class Hallway:
         studies.policies.use(policy)
         self._gates = {name: Gate(name, health) for name in (REDACTION, INFERENCE, AUDIT)}
         self._lease = timedelta(seconds=settings.lease_seconds)
-        self._destinations = {destination.name: destination for destination in settings.destinations}
+        self._dispatch = Dispatch(
+            settings,
+            studies,
+            services.sender,
+            services.workshop,
+            services.recorder,
+            origin=services.log,
+            backoff=_backoff,
+            stopping=lambda: self._stopping,
+        )
         self._bell = asyncio.Event()
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -217,7 +230,7 @@ class Hallway:
         if study.state == StudyState.PROCESSING:
             await self._decide(claim)
         elif study.state == StudyState.DELIVERING:
-            await self._deliver(claim)
+            await self._dispatch.deliver(claim, self)
 
     async def _stumbled(self, claim: Claim) -> timedelta:
         """Count an attempt that ended in a defect of ours; returns how long to wait before the next."""
@@ -225,9 +238,9 @@ class Hallway:
         with suppress(LeaseLostError, StepwedgeError):
             snapshot = await _in_thread(self._studies.snapshot, claim.study_id)
             attempts = snapshot.study.attempts + 1
-            step = "deliver" if snapshot.study.state == StudyState.DELIVERING else "decide"
+            step = DELIVER if snapshot.study.state == StudyState.DELIVERING else "decide"
             last = attempts >= self._settings.max_attempts
-            await self._record_failure(claim, snapshot, None, step, error, attempts, last=last)
+            await self.record_failure(claim, snapshot, None, step, error, attempts, last=last)
             await _in_thread(self._studies.study_attempt_failed, claim, error=error.code, attempts=attempts)
             if last:
                 await _in_thread(self._studies.give_up, claim, error=error.code)
@@ -246,7 +259,7 @@ class Hallway:
         for instance in snapshot.instances:
             if instance.state == InstanceState.STORED and _now() - instance.received_at > CONFIRM_GRACE:
                 sealed = await _in_thread(self._services.identifier.again, instance, record_key(instance))
-                index = await self._recorded(
+                index = await self.recorded(
                     record_received(self._services.recorder, instance, snapshot.study.pseudonym, sealed)
                 )
                 await _in_thread(self._studies.confirm_received, {instance.id: index}, _now())
@@ -405,7 +418,7 @@ class Hallway:
         if follows is Outcome.TRY_AGAIN and attempts >= self._settings.max_attempts:
             follows = Outcome.GIVE_UP
         last = follows is not Outcome.TRY_AGAIN
-        await self._record_failure(claim, snapshot, instance, step, error, attempts, last=last)
+        await self.record_failure(claim, snapshot, instance, step, error, attempts, last=last)
         if follows is Outcome.TRY_AGAIN:
             await _in_thread(
                 self._studies.attempt_failed,
@@ -440,7 +453,7 @@ class Hallway:
         """Record a decision that is written down, then make it visible."""
         study = snapshot.study
         try:
-            index = await self._recorded(
+            index = await self.recorded(
                 self._services.recorder.record(
                     key=f"decided/{study.pseudonym}/{decision.revision}",
                     outcome=audit_pb2.EVENT_OUTCOME_SUCCESS,
@@ -454,89 +467,29 @@ class Hallway:
         except StepwedgeError as error:
             if not error.permanent:
                 raise
-            await self._record_failure(claim, snapshot, None, "decide", error, study.attempts + 1, last=True)
+            await self.record_failure(claim, snapshot, None, "decide", error, study.attempts + 1, last=True)
             await _in_thread(self._studies.give_up, claim, error=error.code)
             return
         verdict = Verdict.Name(decision.verdict).removeprefix("VERDICT_")  # type: ignore[arg-type]
-        routes = [one.name for one in self._settings.destinations if verdict in one.verdicts]
-        if snapshot.study.constancy:  # phantoms are nobody's images
-            routes = []
-        await _in_thread(self._studies.confirm_decision, claim, decision.id, index, routes, _now())
+        sendings, kinds = await self._dispatch.plan(snapshot, decision)
+        await _in_thread(
+            self._studies.confirm_decision,
+            claim,
+            decision.id,
+            index,
+            sendings,
+            _now(),
+            kinds=kinds,
+            shadow=self._settings.shadow,
+        )
         if not snapshot.study.constancy:
             metrics.VERDICTS.labels(verdict).inc()
         complete_at = study.last_received_at + timedelta(seconds=self._settings.quiet_seconds)
         metrics.DECISION_SECONDS.observe(max(0.0, (_now() - complete_at).total_seconds()))
 
-    # -- deliveries -----------------------------------------------------------------------------------------------
-
-    async def _deliver(self, claim: Claim) -> None:
-        snapshot = await _in_thread(self._studies.snapshot, claim.study_id)
-        failed: StepwedgeError | None = None
-        for delivery in snapshot.deliveries:
-            due = delivery.next_attempt_at is None or delivery.next_attempt_at <= _now()
-            if delivery.state in ("PENDING", "SENT") and due and not self._stopping:
-                try:
-                    await self._deliver_one(claim, snapshot, delivery)
-                except StepwedgeError as error:
-                    if await self._delivery_failed(claim, snapshot, delivery, error):
-                        failed = error
-        if failed is not None:
-            await _in_thread(self._studies.give_up, claim, error=failed.code)
-
-    async def _deliver_one(self, claim: Claim, snapshot: Snapshot, delivery: Delivery) -> None:
-        if delivery.state == "PENDING":
-            destination = self._destinations.get(delivery.destination)
-            if destination is None:
-                raise StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, "no such destination is configured any more")
-            instances = await _in_thread(self._studies.undelivered, claim, delivery)
-
-            def delivered(instance: Instance) -> None:
-                self._studies.delivered_instance(claim, delivery, instance.id, _now())
-                if self._stopping:
-                    raise Stopping
-
-            began = time.perf_counter()
-            await _in_thread(self._services.sender.send, destination, instances, delivered)
-            metrics.STEP_SECONDS.labels("deliver", "done").observe(time.perf_counter() - began)
-        sent = await _in_thread(self._studies.sent, claim, delivery.id, _now())
-        study = snapshot.study
-        index = await self._recorded(
-            self._services.recorder.record(
-                key=f"delivered/{study.pseudonym}/{delivery.revision}/{delivery.destination}",
-                outcome=audit_pb2.EVENT_OUTCOME_SUCCESS,
-                event=audit_pb2.DeliveredEvent(
-                    destination=delivery.destination, objects=sent.objects, revision=delivery.revision
-                ),
-                subject=snapshot.instances[0].subject,
-                study=study.pseudonym,
-                pins=audit_pb2.Pins(software_build=software_build()),
-                occurred_at=sent.sent_at,
-            )
-        )
-        await _in_thread(self._studies.confirm_delivered, claim, delivery.id, index)
-
-    async def _delivery_failed(
-        self, claim: Claim, snapshot: Snapshot, delivery: Delivery, error: StepwedgeError
-    ) -> bool:
-        """Note a failed delivery; returns whether it is for good. A peer that is merely away is tried for ever."""
-        attempts = delivery.attempts + 1
-        if error.permanent or attempts == 1:
-            await self._record_failure(
-                claim, snapshot, None, "deliver", error, attempts, last=error.permanent, detail=delivery.destination
-            )
-        await _in_thread(
-            self._studies.delivery_failed,
-            claim,
-            delivery.id,
-            error=error.code,
-            attempts=attempts,
-            next_attempt_at=None if error.permanent else _now() + _backoff(attempts),
-        )
-        return error.permanent
-
     # -- records --------------------------------------------------------------------------------------------------
 
-    async def _recorded(self, handing_in: Awaitable[int]) -> int:
+    async def recorded(self, handing_in: Awaitable[int]) -> int:
         """Hand in a record. Raises Waiting where the log is away."""
         try:
             return await handing_in
@@ -546,7 +499,7 @@ class Hallway:
             self._gates[AUDIT].shut()
             raise Waiting(AUDIT, error) from None
 
-    async def _record_failure(
+    async def record_failure(
         self,
         claim: Claim,
         snapshot: Snapshot,
@@ -564,11 +517,12 @@ class Hallway:
         if instance is not None and instance.conflict:
             about = f"{about}/{instance.commitment}"  # two objects share the pseudonym
         times = sum(requeue.record_index is not None for requeue in snapshot.requeues)
+        revision = study.revision + (instance is not None or step not in _OF_THE_DECISION)
         key = "/".join(
             filter(
                 None,
                 (
-                    f"failed/{about}/{step}/{study.revision + (instance is not None or step != 'deliver')}/{attempts}",
+                    f"failed/{about}/{step}/{revision}/{attempts}",
                     detail,
                     f"requeue{times}" if times else "",
                 ),
@@ -591,7 +545,7 @@ class Hallway:
 
     async def _hand_in_failure(self, snapshot: Snapshot, failure: Failure) -> None:
         instance = next((one for one in snapshot.instances if one.id == failure.instance_id), None)
-        index = await self._recorded(
+        index = await self.recorded(
             self._services.recorder.record(
                 key=failure.key,
                 outcome=audit_pb2.EVENT_OUTCOME_SERIOUS_FAILURE
@@ -622,7 +576,7 @@ class Hallway:
             if waiting.dependency != AUDIT:
                 snapshot = await _in_thread(self._studies.snapshot, claim.study_id)
                 step = "redact" if waiting.dependency == REDACTION else "assess"
-                await self._record_failure(
+                await self.record_failure(
                     claim, snapshot, None, step, waiting.error, 0, last=False, detail=waiting.error.name
                 )
 

@@ -23,6 +23,8 @@ from services.ingest.arrival import Said
 from services.ingest.completion import Announced, Held, Missing, missing
 from services.ingest.devices import ANY_DEVICE, Devices, Wanted
 from services.ingest.policies import Policies
+from services.ingest.results.material import Kind, Made
+from services.ingest.routing import ORIGINAL, Sending
 from services.ingest.states import (
     ACTIVE_STATES,
     InstanceEvent,
@@ -38,10 +40,13 @@ from services.ingest.tables import (
     Counter,
     Decision,
     DeliveredInstance,
+    DeliveredResult,
     Delivery,
     Failure,
     Instance,
+    Making,
     Requeue,
+    Result,
     Review,
     Study,
 )
@@ -99,6 +104,8 @@ class Snapshot:
     failures: Sequence[Failure] = field(default_factory=tuple)
     requeues: Sequence[Requeue] = field(default_factory=tuple)
     reviews: Sequence[Review] = field(default_factory=tuple)
+    makings: Sequence[Making] = field(default_factory=tuple)
+    results: Sequence[Result] = field(default_factory=tuple)
 
     @property
     def pending_decision(self) -> Decision | None:
@@ -405,13 +412,22 @@ class StudyStore:
                 return (study.waits_from or study.last_received_at) + self._wait
             return study.last_received_at + self._quiet
         if study.state == StudyState.DELIVERING:
-            waits = session.scalars(
-                select(Delivery.next_attempt_at).where(
-                    Delivery.study_id == study.id, Delivery.state.in_(("PENDING", "SENT"))
-                )
-            ).all()
-            return min((at or now for at in waits), default=now)
+            return self._delivery_due(session, study, now)
         return now
+
+    @staticmethod
+    def _delivery_due(session: Session, study: Study, now: datetime) -> datetime:
+        making = session.scalars(
+            select(Making.next_attempt_at).where(Making.study_id == study.id, Making.state == "PENDING")
+        ).all()
+        deliveries = session.execute(
+            select(Delivery.next_attempt_at, Delivery.contents).where(
+                Delivery.study_id == study.id, Delivery.state.in_(("PENDING", "SENT"))
+            )
+        ).all()
+        # What needs results that are not made yet is looked at when they are.
+        ready = [at for at, contents in deliveries if not making or contents == [ORIGINAL]]
+        return min((at or now for at in (*making, *ready)), default=now)
 
     @staticmethod
     def _has_pending_decision(session: Session, study: Study) -> bool:
@@ -594,11 +610,20 @@ class StudyStore:
             return decision
 
     def confirm_decision(
-        self, claim: Claim, decision_id: int, record_index: int, destinations: Sequence[str], now: datetime
+        self,
+        claim: Claim,
+        decision_id: int,
+        record_index: int,
+        sendings: Sequence[Sending],
+        now: datetime,
+        *,
+        kinds: Sequence[Kind] = (),
+        shadow: bool = False,
     ) -> Study:
-        """The log has the `decided` record: the decision becomes visible, and its deliveries are due.
+        """The log has the `decided` record: the decision becomes visible, its results and its deliveries are due.
 
         Where an instance came in meanwhile, it is visible all the same, and the next revision is open.
+        kinds: results that are made of it. shadow: whether its deliveries send nothing.
         """
         with self._held(claim) as (session, study):
             decision = session.get_one(Decision, decision_id)
@@ -613,21 +638,35 @@ class StudyStore:
             current = study.generation == decision.generation
             event = StudyEvent.DECIDED if current else StudyEvent.SUPERSEDED
             study.state = next_study_state(StudyState(study.state), event)
-            session.execute(
-                update(Delivery)
-                .where(Delivery.study_id == study.id, Delivery.state.in_(("PENDING", "FAILED")))
-                .values(state="SUPERSEDED")
-            )
+            for table in (Delivery, Making):
+                session.execute(
+                    update(table)
+                    .where(table.study_id == study.id, table.state.in_(("PENDING", "FAILED")))
+                    .values(state="SUPERSEDED")
+                )
+            if current and kinds:
+                session.add(
+                    Making(
+                        study_id=study.id,
+                        revision=decision.revision,
+                        kinds=[str(kind) for kind in kinds],
+                        state="PENDING",
+                        next_attempt_at=now,
+                    )
+                )
             if current:
                 session.add_all(
                     Delivery(
                         study_id=study.id,
                         revision=decision.revision,
-                        destination=name,
+                        destination=sending.destination,
+                        contents=list(sending.contents),
+                        routes=list(sending.routes),
+                        shadow=shadow,
                         state="PENDING",
                         next_attempt_at=now,
                     )
-                    for name in destinations
+                    for sending in sendings
                 )
                 session.flush()
                 self._perhaps_done(session, study)
@@ -641,10 +680,89 @@ class StudyStore:
         session.execute(update(Counter).where(Counter.name == name).values(value=Counter.value + 1))
         return session.scalars(select(Counter.value).where(Counter.name == name)).one()
 
+    # -- the hallway: results -------------------------------------------------------------------------------------
+
+    def results_made(self, claim: Claim, making_id: int, made: Sequence[Made], now: datetime) -> None:
+        """The results of a decision lie in the object store."""
+        with self._held(claim) as (session, study):
+            making = session.get_one(Making, making_id)
+            making.state, making.made_at, making.last_error = "MADE", now, 0
+            session.add_all(
+                Result(
+                    study_id=study.id,
+                    revision=making.revision,
+                    kind=one.kind,
+                    sop_class_uid=one.sop_class_uid,
+                    sop_instance_uid=one.sop_instance_uid,
+                    series_instance_uid=one.series_instance_uid,
+                    transfer_syntax_uid=one.transfer_syntax_uid,
+                    sha256=one.sha256,
+                    content_sha256=one.content_sha256,
+                    size_bytes=one.size_bytes,
+                    instance_id=one.image,
+                    segments=list(one.segments),
+                    made_at=now,
+                )
+                for one in made
+            )
+            study.last_error = 0
+            session.flush()
+            self._perhaps_done(session, study)
+
+    def making_failed(
+        self, claim: Claim, making_id: int, *, error: int, attempts: int, next_attempt_at: datetime | None
+    ) -> None:
+        """The results of a decision could not be made; it is tried again at `next_attempt_at`, or never where None."""
+        with self._held(claim) as (session, study):
+            making = session.get_one(Making, making_id)
+            making.attempts, making.last_error, making.next_attempt_at = attempts, error, next_attempt_at
+            if next_attempt_at is None:
+                making.state = "FAILED"
+            study.last_error = error
+
+    def results_of(self, study_instance_uid: str) -> list[Result]:
+        """The results that were made of a study, of every revision, in the order in which they were made."""
+        wanted = (
+            select(Result)
+            .join(Study, Study.id == Result.study_id)
+            .where(Study.study_instance_uid == study_instance_uid)
+            .order_by(Result.id)
+        )
+        with self._reading.begin() as session:
+            return list(session.scalars(wanted))
+
     # -- the hallway: deliveries ----------------------------------------------------------------------------------
+
+    def undelivered_results(self, claim: Claim, delivery: Delivery) -> list[Result]:
+        """The results that are for a delivery and that the destination has not acknowledged yet.
+
+        Those of its revision, and the outlines of every image: a later decision refers to those that there are.
+        """
+        with self._held(claim) as (session, study):
+            done = select(DeliveredResult.result_id).where(DeliveredResult.destination == delivery.destination)
+            return list(
+                session.scalars(
+                    select(Result)
+                    .where(
+                        Result.study_id == study.id,
+                        Result.kind.in_([one for one in delivery.contents if one != ORIGINAL]),
+                        or_(Result.revision == delivery.revision, Result.kind == Kind.SEG),
+                        Result.id.not_in(done),
+                    )
+                    .order_by(Result.id)
+                )
+            )
+
+    def delivered_result(self, claim: Claim, delivery: Delivery, result_id: int, now: datetime) -> None:
+        """One result was acknowledged by the destination; it is never sent there again."""
+        with self._held(claim) as (session, _):
+            session.merge(DeliveredResult(destination=delivery.destination, result_id=result_id, delivered_at=now))
+            session.get_one(Delivery, delivery.id).objects += 1
 
     def undelivered(self, claim: Claim, delivery: Delivery) -> list[Instance]:
         """The instances of the study that the destination has not acknowledged yet, in order of receipt."""
+        if ORIGINAL not in delivery.contents:
+            return []
         with self._held(claim) as (session, study):
             done = select(DeliveredInstance.instance_id).where(DeliveredInstance.destination == delivery.destination)
             return list(
@@ -663,11 +781,15 @@ class StudyStore:
             )
             session.get_one(Delivery, delivery.id).objects += 1
 
-    def sent(self, claim: Claim, delivery_id: int, now: datetime) -> Delivery:
-        """Every object of a delivery is acknowledged; its record is due."""
+    def sent(self, claim: Claim, delivery_id: int, now: datetime, *, objects: int | None = None) -> Delivery:
+        """Every object of a delivery is acknowledged; its record is due.
+
+        objects: how many would have been sent, where it is done in shadow mode.
+        """
         with self._held(claim) as (session, _):
             delivery = session.get_one(Delivery, delivery_id)
             if delivery.state == "PENDING":
+                delivery.objects = delivery.objects if objects is None else objects
                 delivery.state = "SENT"
                 delivery.sent_at = now
             return delivery
@@ -696,10 +818,13 @@ class StudyStore:
             study.last_error = error
 
     def _perhaps_done(self, session: Session, study: Study) -> None:
-        left = session.scalar(
-            select(func.count())
-            .select_from(Delivery)
-            .where(Delivery.study_id == study.id, Delivery.state.in_(("PENDING", "SENT", "FAILED")))
+        left = any(
+            session.scalar(
+                select(func.count())
+                .select_from(table)
+                .where(table.study_id == study.id, table.state.in_(("PENDING", "SENT", "FAILED")))
+            )
+            for table in (Delivery, Making)
         )
         if not left and study.state == StudyState.DELIVERING:
             study.state = next_study_state(StudyState.DELIVERING, StudyEvent.DELIVERED)
@@ -744,11 +869,12 @@ class StudyStore:
                 .values(attempts=0, next_attempt_at=None)
             )
             self._redact_again(session, study)
-            session.execute(
-                update(Delivery)
-                .where(Delivery.study_id == study.id, Delivery.state == "FAILED")
-                .values(state="PENDING", attempts=0, next_attempt_at=now)
-            )
+            for table in (Delivery, Making):
+                session.execute(
+                    update(table)
+                    .where(table.study_id == study.id, table.state == "FAILED")
+                    .values(state="PENDING", attempts=0, next_attempt_at=now)
+                )
 
     @staticmethod
     def _redact_again(session: Session, study: Study) -> None:
@@ -790,6 +916,8 @@ class StudyStore:
                 failures=rows(Failure),
                 requeues=rows(Requeue),
                 reviews=rows(Review),
+                makings=rows(Making),
+                results=rows(Result),
             )
 
     def page(

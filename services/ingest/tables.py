@@ -138,6 +138,8 @@ class Instance(Base):
     commitment: Mapped[str] = mapped_column(String(64))
     """Salted commitment to `sha256`, as it stands in the log."""
     channel: Mapped[str] = mapped_column(String(8))
+    called_ae_title: Mapped[str] = mapped_column(String(16), default="")
+    """AE title of ours to which it was sent; empty where it came by another way."""
     conflict: Mapped[bool] = mapped_column(Boolean, default=False)
     conflict_at_receipt: Mapped[bool] = mapped_column(Boolean, default=False)
     """Whether the conflict was known when it came, which is what its `received` record says."""
@@ -309,6 +311,12 @@ class Delivery(Base):
     destination: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16))
     """PENDING, SENT (every object acknowledged, its record not yet confirmed), DELIVERED, SUPERSEDED, FAILED."""
+    contents: Mapped[list[str]] = mapped_column(JSON, default=lambda: ["ORIGINAL"])
+    """What it gets, of `routing.CONTENTS`."""
+    routes: Mapped[list[str]] = mapped_column(JSON, default=list)
+    """Rules that sent it there; empty where the destination's own settings did."""
+    shadow: Mapped[bool] = mapped_column(Boolean, default=False)
+    """Nothing is sent: it was decided in shadow mode."""
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     next_attempt_at: Mapped[datetime | None] = mapped_column(Utc)
     objects: Mapped[int] = mapped_column(Integer, default=0)
@@ -326,6 +334,60 @@ class DeliveredInstance(Base):
 
     destination: Mapped[str] = mapped_column(String(64), primary_key=True)
     instance_id: Mapped[int] = mapped_column(ForeignKey("instances.id"), primary_key=True)
+    delivered_at: Mapped[datetime] = mapped_column(Utc)
+
+
+class Making(Base):
+    """Results that are to be made of one decision."""
+
+    __tablename__ = "makings"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    study_id: Mapped[int] = mapped_column(RowId, index=True)
+    revision: Mapped[int] = mapped_column(Integer)
+    kinds: Mapped[list[str]] = mapped_column(JSON)
+    """Of `results.material.Kind`."""
+    state: Mapped[str] = mapped_column(String(16))
+    """PENDING, MADE, SUPERSEDED, FAILED."""
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(Utc)
+    made_at: Mapped[datetime | None] = mapped_column(Utc)
+    last_error: Mapped[int] = mapped_column(Integer, default=0)
+
+    __table_args__ = (UniqueConstraint("study_id", "revision", name="uq_makings_revision"),)
+
+
+class Result(Base):
+    """A result that was made of a decision and lies in the zone `original`."""
+
+    __tablename__ = "results"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    study_id: Mapped[int] = mapped_column(RowId, index=True)
+    revision: Mapped[int] = mapped_column(Integer)
+    """Of the decision that it was made of; a later one goes on using the outlines of an image."""
+    kind: Mapped[str] = mapped_column(String(8))
+    sop_class_uid: Mapped[str] = mapped_column(String(64))
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    series_instance_uid: Mapped[str] = mapped_column(String(64))
+    transfer_syntax_uid: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64))
+    content_sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    instance_id: Mapped[int | None] = mapped_column(RowId)
+    """The image that it is of; null where it is of the whole study."""
+    segments: Mapped[list[int]] = mapped_column(JSON, default=list)
+    """`Structure` of each segment, in their order."""
+    made_at: Mapped[datetime] = mapped_column(Utc)
+
+
+class DeliveredResult(Base):
+    """One result that one destination has acknowledged; it is never sent there again."""
+
+    __tablename__ = "delivered_results"
+
+    destination: Mapped[str] = mapped_column(String(64), primary_key=True)
+    result_id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
     delivered_at: Mapped[datetime] = mapped_column(Utc)
 
 

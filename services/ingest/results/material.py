@@ -1,6 +1,7 @@
 """What results are made of, and what comes of it; plain values that travel between processes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -49,6 +50,15 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
+class Outlines:
+    """The segmentation of an image."""
+
+    named: Named
+    segments: tuple[int, ...]
+    """`Structure` of each segment, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
     """A decision that is in the log, and what it was made on."""
 
@@ -69,8 +79,12 @@ class Decided:
     software_build: str
     images: tuple[Image, ...]
     """In order of receipt; at least one."""
+    findings: bytes = b""
+    """Findings of more than one image: `stepwedge.inference.v1.Assessment`, serialized."""
     predecessor: Named | None = None
     """The report of the last revision of which one was made."""
+    outlined: Mapping[int, Outlines] = field(default_factory=dict)
+    """Row of an image to the segmentation that an earlier revision made of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +102,5 @@ class Made:
     size_bytes: int
     image: int | None = None
     """Row of the instance that it is of; None where it is of the whole study."""
+    segments: tuple[int, ...] = ()
+    """`Structure` of each segment, in their order."""

@@ -39,7 +39,7 @@ from pydicom.sr.codedict import codes as standard
 
 from services.ingest.results import codes, identity, segmentation
 from services.ingest.results.codes import Concept
-from services.ingest.results.material import Decided, Image, Kind, Named
+from services.ingest.results.material import Decided, Image, Kind, Named, Outlines
 from services.ingest.results.segmentation import code
 from shared.build import VERSION
 from shared.reasons import WORDS
@@ -53,8 +53,8 @@ document, and what it leaves out it says."""
 _MOST_BOXES: Final = 64
 
 Group = MeasurementsAndQualitativeEvaluations | PlanarROIMeasurementsAndQualitativeEvaluations
-Outlined = Mapping[int, tuple[Named, Sequence[int]]]
-"""Row of an instance to its segmentation, and the structures of its segments in their order."""
+Outlined = Mapping[int, Outlines]
+"""Row of an instance to its segmentation."""
 
 
 def report(decided: Decided, header: Dataset, outlined: Outlined) -> Dataset:
@@ -90,7 +90,7 @@ def report(decided: Decided, header: Dataset, outlined: Outlined) -> Dataset:
 def groups(decided: Decided, outlined: Outlined) -> int:
     """How many measurement groups the report on a decision holds."""
     with_groups = _with_groups(decided.images)
-    segments = sum(len(outlined[image.row][1]) for image in with_groups if image.row in outlined)
+    segments = sum(len(outlined[image.row].segments) for image in with_groups if image.row in outlined)
     return 1 + len(with_groups) + segments
 
 
@@ -110,7 +110,7 @@ def _observer(decided: Decided) -> ObserverContext:
 def _evidence(decided: Decided, outlined: Outlined) -> list[Dataset]:
     """Everything that the decision is on and that the report names, each once (PS3.3 C.17.2.3)."""
     images = {image.sop_instance_uid: identity.stand_in(decided, image) for image in decided.images}
-    return [*images.values(), *(_named(decided, named) for named, _ in outlined.values())]
+    return [*images.values(), *(_named(decided, one.named) for one in outlined.values())]
 
 
 def _named(decided: Decided, named: Named) -> Dataset:
@@ -137,6 +137,8 @@ def _study_group(decided: Decided) -> MeasurementsAndQualitativeEvaluations:
     for number, reason in enumerate(decided.reasons):
         words = decided.details[number] if number < len(decided.details) else WORDS[reason]  # type: ignore[index]
         content.append(_evaluation(codes.QUALITY_FINDING, codes.finding(reason), words))
+    for one in inference_pb2.Assessment.FromString(decided.findings).findings:
+        content.append(_evaluation(codes.finding(one.code), codes.OUTCOMES[one.outcome], one.detail))
     for concept, text in (
         (codes.DECISION, f"decided/{decided.pseudonym}/{decided.revision}"),
         (codes.LOG, decided.log),
@@ -175,11 +177,11 @@ def _with_groups(images: Sequence[Image]) -> list[Image]:
 
 
 def _groups_of(
-    decided: Decided, image: Image, assessment: inference_pb2.Assessment, outlined: tuple[Named, Sequence[int]] | None
+    decided: Decided, image: Image, assessment: inference_pb2.Assessment, outlined: Outlines | None
 ) -> Iterable[Group]:
     values = {one.name: one for one in assessment.measurements}
     values |= {one.measurement.name: one.measurement for one in assessment.findings if one.HasField("measurement")}
-    structures = () if outlined is None else outlined[1]
+    structures = () if outlined is None else outlined.segments
     of_segments = {codes.STRUCTURES[structure].area for structure in structures}
     thresholds = {
         one.measurement.name: one.threshold
@@ -194,7 +196,7 @@ def _groups_of(
     )
     for number, structure in enumerate(structures, 1):
         area = values.get(codes.STRUCTURES[structure].area)
-        yield _segment_group(decided, image, assessment, outlined[0], number, structure, area)  # type: ignore[index]
+        yield _segment_group(decided, image, assessment, outlined.named, number, structure, area)  # type: ignore[union-attr]
 
 
 def _image_group(

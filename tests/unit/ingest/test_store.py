@@ -11,6 +11,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine
 
 from services.ingest.explain import explain
+from services.ingest.routing import Sending
 from services.ingest.states import InstanceState, StudyState
 from services.ingest.store import CONFIRM_GRACE, DAMAGED, Arrival, Claim, LeaseLostError, Settled, StudyStore
 from services.ingest.tables import Base, Decision, Failure
@@ -60,7 +61,7 @@ def decided(studies: StudyStore, claim: Claim, index: int, destinations=(), at=N
     studies.complete(claim, at)
     written = studies.write_decision(claim, decision(studies, claim.study_id, at))
     assert written is not None
-    return studies.confirm_decision(claim, written.id, index, destinations, at)
+    return studies.confirm_decision(claim, written.id, index, [Sending(name) for name in destinations], at)
 
 
 def test_the_migration_makes_the_tables_that_the_code_describes(engine: Engine):
