@@ -32,6 +32,7 @@ CHANNELS: Final[Mapping[str, Structure.ValueType]] = {
 FLAGS: Final = ("inverted", "rotated_90", "rotated_180", "rotated_270", "mirrored", "not_a_chest")
 """Flags in the order of the output `flags`."""
 MANIFEST: Final = "manifest.json"
+EVALUATION: Final = "evaluation.json"
 
 _MAX_MODEL_BYTES: Final = 256 << 20
 _LARGEST_DIFFERENCE: Final = 1.0
@@ -53,6 +54,23 @@ class Answer(NamedTuple):
         for output in self:
             digest.update(np.ascontiguousarray(output, "<f4").tobytes())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """How well the model did on a group of the images that its evaluation kept for the end.
+
+    attribute, group: as the evaluation names them, "sex" and "covid: F". measure: the masks whose Dice is meant. mean,
+    low, high: with the ends of the 95 % bootstrap interval, 0 to 1.
+    """
+
+    attribute: str
+    group: str
+    measure: str
+    images: int
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -93,6 +111,7 @@ class Model:
         self.preprocessing = PREPROCESSING_VERSION
         self.features = len(calibration.mean)
         self.self_test = "not made"
+        self.subgroups: tuple[Subgroup, ...] = ()
         self._check: tuple[NDArray[np.uint8], str] | None = None
         self._backend = backend
 
@@ -179,7 +198,7 @@ def load(
     release, manifest = _manifest(folder, signers)
     served = whole_file(manifest) if whole else served_file(manifest, how, platform.machine(), instructions())
     goldens = _goldens(manifest)
-    files = _verified_files(folder, manifest, {served, "calibration.json", *goldens.values()})
+    files = _verified_files(folder, manifest, {served, "calibration.json", EVALUATION, *goldens.values()})
     calibration = _calibration(files["calibration.json"], manifest["files"]["calibration.json"]["sha256"])
     backend = open_backend(files[served], how, manifest)
     try:
@@ -191,6 +210,7 @@ def load(
             except StepwedgeError as error:
                 tested = error
             else:
+                model.subgroups = _subgroups(files.get(EVALUATION, b"{}"))
                 return model
         raise tested or _failed("there are no golden tensors")
     except BaseException:
@@ -282,6 +302,20 @@ def _verified_files(folder: Path, manifest: Mapping[str, Any], used: Collection[
         if name in used:
             found[name] = data
     return found
+
+
+def _subgroups(evaluation: bytes) -> tuple[Subgroup, ...]:
+    """Of an evaluation that has any; the file is a part of the release, and was checked against the manifest."""
+    try:
+        found = json.loads(evaluation).get("served", {}).get("subgroups", {})
+        return tuple(
+            Subgroup(attribute, group, measure, int(of["n"]), float(of["mean"]), float(of["low"]), float(of["high"]))
+            for attribute, groups in found.items()
+            for group, measures in groups.items()
+            for measure, of in measures.items()
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise _mismatch("the evaluation of the model does not read") from None
 
 
 def _calibration(data: bytes, sha256: str) -> Calibration:

@@ -108,6 +108,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 self_test_passed=True,  # a model whose test fails is never loaded
                 role=role,
                 release_sha256=model.release_sha256,
+                subgroups=[inference_pb2.Subgroup(**vars(one)) for one in model.subgroups],
             )
             for model, role in found
         ]
