@@ -105,6 +105,8 @@ def _service_config() -> str:
     # Throttling (gRFC A6): a server that fails most calls is not sent several times as many.
     return json.dumps(
         {
+            # A name that stands for several processes (a headless Service) has its calls spread over all of them.
+            "loadBalancingConfig": [{"round_robin": {}}],
             "methodConfig": [{"name": names, "retryPolicy": policy}],
             "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
         }

@@ -58,6 +58,8 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # So that clients look again now and then which processes there are; what is in flight goes on where it is.
+    ("grpc.max_connection_age_ms", 600_000),
     # Longest list of headers, so that metadata cannot be used to fill the memory.
     ("grpc.max_metadata_size", 16 * 1024),
 ]

@@ -748,3 +748,29 @@ async def test_spans_reach_a_collector_with_methods_and_codes_and_no_value(serve
     assert by_name[method, server].parent_span_id == by_name[method, client].span_id
     assert by_name[f"{AUDIT}/GetEntry", server].status.code == 2  # STATUS_CODE_ERROR
     assert CANARY.encode() not in b"".join(request.SerializeToString() for request in received)
+
+
+# Several processes of one service
+
+
+async def test_calls_to_a_name_of_several_processes_are_spread_over_all_of_them_and_one_that_ends_is_left_out(
+    serve: Serve, pki_folder: Path
+) -> None:
+    async with serve() as one, serve() as other:
+        address = f"ipv4:{one.server.address},{other.server.address}"
+        async with rpc.channel(
+            address, pki.Credentials.load(pki_folder, Identity.AUDITOR), server=Identity.AUDIT
+        ) as to:
+            stub = audit_pb2_grpc.AuditServiceStub(to)
+
+            async def both_asked() -> bool:
+                await stub.GetCheckpoint(audit_pb2.GetCheckpointRequest())
+                return bool(one.audit.seen and other.audit.seen)
+
+            await eventually(both_asked)
+            other.server.stop()
+            await other.task
+            one.audit.seen = {}
+            for _ in range(8):  # an idempotent call that was under way to the other is tried again by the channel
+                await stub.GetCheckpoint(audit_pb2.GetCheckpointRequest())
+            assert one.audit.seen
