@@ -22,6 +22,7 @@ from services.ingest.arrival import Arrival as Arrival
 from services.ingest.arrival import Said
 from services.ingest.completion import Announced, Held, Missing, missing
 from services.ingest.devices import ANY_DEVICE, Devices, Wanted
+from services.ingest.light_rows import LightRows, held
 from services.ingest.policies import Policies
 from services.ingest.results.material import Kind, Made
 from services.ingest.routing import ORIGINAL, Sending
@@ -184,6 +185,8 @@ class StudyStore:
         with self._sessions.begin() as session, session.no_autoflush:
             self._confirm(session, confirmed, now)
             known = self._known(session, sorted({arrival.sop_instance_uid for arrival in arrivals}))
+            usual = not known and len({arrival.sop_instance_uid for arrival in arrivals}) == len(arrivals)
+            light = LightRows(session.connection()) if usual else None
             studies: dict[str, Study] = {}
             received: list[tuple[Instance, bool]] = []
             for arrival, device in zip(arrivals, devices, strict=True):
@@ -192,14 +195,17 @@ class StudyStore:
                 if same is not None:
                     received.append((same, True))
                     continue
-                study = studies.get(arrival.study_instance_uid) or self._open_study(session, arrival, now)
+                study = studies.get(arrival.study_instance_uid)
+                if study is None and light is not None:
+                    study = light.study(arrival.study_instance_uid)
+                study = study or self._open_study(session, arrival, now)
                 studies[arrival.study_instance_uid] = study
                 instance = _new_instance(study, arrival, conflict=bool(others), now=now)
                 instance.device_id = device
                 study.device_id = study.device_id or device
                 instance.site = self._site(arrival.device)
                 study.constancy = arrival.constancy and (study.constancy or study.instances == 0)
-                session.add(instance)
+                (light or session).add(instance)
                 self._arrived(study, now)
                 study.instances += 1
                 study.modalities = "+".join(sorted({*study.modalities.split("+"), arrival.modality} - {""}))[:200]
@@ -209,6 +215,8 @@ class StudyStore:
                 others.append(instance)
                 received.append((instance, False))
             session.flush()
+            if light is not None:
+                light.flush()
             return received
 
     def _site(self, said: Said) -> str:
@@ -239,7 +247,12 @@ class StudyStore:
         )
         session.execute(
             update(studies)
-            .where(studies.c.id.in_(of_these), studies.c.state.in_(sorted(ACTIVE_STATES)))
+            .where(
+                studies.c.id.in_(of_these),
+                studies.c.state.in_(sorted(ACTIVE_STATES)),
+                # What waits for a dependency is woken when that is back; looking through it before is for nothing.
+                studies.c.waiting_for == "",
+            )
             .values(next_action_at=now)
         )
 
@@ -247,6 +260,8 @@ class StudyStore:
         """The rows under these SOP Instance UIDs, which are locked until the transaction ends."""
         for uid in uids:
             self._lock_instance_uid(session, uid)
+        if not held(session.connection(), uids):
+            return {}
         known: dict[str, list[Instance]] = {}
         rows = select(Instance).where(Instance.sop_instance_uid.in_(uids)).order_by(Instance.id)
         for instance in session.scalars(rows):
