@@ -16,8 +16,8 @@ MAX_HEADER_BYTES: Final = 8192
 _MAX_PREAMBLE_BYTES: Final = 4096
 _MAX_PADDING_BYTES: Final = 256
 
-# RFC 2046 5.1.1: 1 to 70 characters, no space at the end. Some clients quote others than these, which does no harm.
-_BOUNDARY: Final = re.compile(r"[\x20-\x7e]{0,69}[\x21-\x7e]")
+# RFC 2046 5.1.1: 1 to 70 characters, no space at the end. Orthanc's has 73, and some use characters beyond the RFC's.
+_BOUNDARY: Final = re.compile(r"[\x20-\x7e]{0,199}[\x21-\x7e]")
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PARAMETER: Final = re.compile(r';\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s;,"]*)\s*')
 
