@@ -39,7 +39,7 @@ def channel(settings: Settings, service: str, identity: Identity) -> Iterator[gr
     try:
         yield made
     except grpc.RpcError as error:
-        raise _in_our_words(error, service, address) from None
+        raise in_our_words(error, service, address) from None
     finally:
         made.close()
 
@@ -86,7 +86,8 @@ def wait_serving(settings: Settings, service: str, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _in_our_words(error: grpc.RpcError, service: str, address: str) -> StepwedgeError:
+def in_our_words(error: grpc.RpcError, service: str, address: str) -> StepwedgeError:
+    """What a call ended with; with the address where nobody answered."""
     ours = from_rpc(error)
     if ours.code == ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE and ours.message.startswith("the call ended with"):
         return StepwedgeError(ours.code, f"{service} at {address} does not answer; is the cluster up? (stepwedge up)")

@@ -340,6 +340,9 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> AsyncIterator[ingest_pb2.WatchDecisionsResponse]:
         """Decisions in the order in which they became visible, from a cursor on, for as long as the caller listens."""
         cursor = _number(request.cursor, "cursor") if request.cursor else 0
+        if cursor > await asyncio.to_thread(self._studies.newest_cursor):
+            # A database from before: what it decides now would bear numbers that this client believes to have seen.
+            raise _invalid("cursor is from a later time than the database")
         while True:
             found = await asyncio.to_thread(self._studies.decisions_after, cursor, _WATCH_BATCH)
             for decision, study in found:

@@ -969,6 +969,11 @@ class StudyStore:
         with self._reading.begin() as session:
             return [(decision, study) for decision, study in session.execute(query)]
 
+    def newest_cursor(self) -> int:
+        """The cursor of the newest visible decision; 0 where there is none."""
+        with self._reading.begin() as session:
+            return session.scalar(select(func.max(Decision.cursor))) or 0
+
     def figures(self, now: datetime) -> tuple[Mapping[str, int], int, float]:
         """Studies by state; how many are due; the age of the longest due in seconds."""
         with self._reading.begin() as session:
