@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shared.errors import ErrorCode, StepwedgeError
-from shared.objects import Stored, Zone, corrupt, is_digest, not_found, not_opened, sweep, validated
+from shared.objects import Space, Stored, Zone, corrupt, is_digest, not_found, not_opened, sweep, validated
 
 _TEMPORARY = "incoming"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -131,15 +131,20 @@ class DirectoryStore:
 
     def check(self, zone: Zone) -> None:
         """See `ObjectStore.check`."""
-        folder = self._place(zone) / _TEMPORARY
+        space = self.space(zone)
         with _translated():
-            space = os.statvfs(folder)
-            if not os.access(folder, os.W_OK | os.X_OK):
+            if not os.access(self._place(zone) / _TEMPORARY, os.W_OK | os.X_OK):
                 raise PermissionError
-        if space.f_bavail * space.f_frsize < self._low_water_bytes:
+        if space.free < space.reserve:
             raise StepwedgeError(
                 ErrorCode.ERROR_CODE_STORAGE_FULL, f"the zone {zone.value} is below its low-water mark"
             )
+
+    def space(self, zone: Zone) -> Space:
+        """See `ObjectStore.space`."""
+        with _translated():
+            found = os.statvfs(self._place(zone) / _TEMPORARY)
+        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, self._low_water_bytes)
 
     def inventory(self, zone: Zone) -> Iterator[tuple[str, int]]:
         """See `ObjectStore.inventory`."""

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -33,6 +34,15 @@ class Stored(NamedTuple):
     """Bytes."""
     created: bool
     """Whether this call made it; False where the same bytes were there already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Room of a zone in bytes. reserve: below so much free nothing is taken in."""
+
+    total: int
+    free: int
+    reserve: int
 
 
 class ObjectStore(Protocol):
@@ -75,6 +85,10 @@ class ObjectStore(Protocol):
 
     def check(self, zone: Zone) -> None:
         """Return where the zone can take an object in; else raise STORAGE_FULL or DEPENDENCY_UNAVAILABLE."""
+        ...
+
+    def space(self, zone: Zone) -> Space | None:
+        """How much room there is; None where the store does not say."""
         ...
 
     def inventory(self, zone: Zone) -> Iterator[tuple[str, int]]:

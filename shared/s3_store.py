@@ -111,6 +111,10 @@ class S3Store:
         with _translated(zone):
             self._client.head_bucket(Bucket=bucket)
 
+    def space(self, zone: Zone) -> None:
+        """See `ObjectStore.space`; how much room is left is the store's own business."""
+        self._place(zone)
+
     def inventory(self, zone: Zone) -> Iterator[tuple[str, int]]:
         """See `ObjectStore.inventory`."""
         bucket, prefix = self._place(zone)

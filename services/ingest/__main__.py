@@ -130,6 +130,7 @@ class Ingest:
             max_uploads=self._max_uploads,
             half=self._half,
             announcements=self._announcements,
+            objects=self._objects,
         )
         server.add(ingest_pb2_grpc.add_IngestServiceServicer_to_server, servicer, SERVICE)
         server.refusals.record_with(self._recorder)

@@ -27,6 +27,7 @@ from shared.audit import Recorder
 from shared.build import software_build
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identity import PERSON_NAME, Identity, peer
+from shared.objects import ObjectStore, Zone
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1 import common_pb2
 from stepwedge.inference.v1 import inference_pb2
@@ -59,7 +60,9 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         max_uploads: int,
         half: Uploads,
         announcements: Announcements,
+        objects: ObjectStore,
     ) -> None:
+        self._objects = objects
         self._half = half
         self._announcements = announcements
         self._door = door
@@ -333,6 +336,17 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         found = await asyncio.to_thread(self._studies.policies.get, request.sha256)
         return ingest_pb2.GetPolicyResponse(
             sha256=found.sha256, toml=found.content, first_used_at=timestamp(found.first_used_at)
+        )
+
+    async def GetStorage(  # noqa: N802
+        self, request: ingest_pb2.GetStorageRequest, context: Any
+    ) -> ingest_pb2.GetStorageResponse:
+        """How much room the originals have left."""
+        space = await asyncio.to_thread(self._objects.space, Zone.ORIGINAL)
+        if space is None:
+            return ingest_pb2.GetStorageResponse()
+        return ingest_pb2.GetStorageResponse(
+            known=True, total_bytes=space.total, free_bytes=space.free, reserve_bytes=space.reserve
         )
 
     async def WatchDecisions(  # noqa: N802

@@ -27,7 +27,7 @@ _SECONDS: Final = 2.0
 async def operation(call: Call) -> Response:
     """The state of the cluster, part by part; what does not answer says so, and the rest is shown."""
     gateway = call.house.gateway
-    health, summary, dead, models, certificates = await asyncio.gather(
+    health, summary, dead, models, storage, policy, certificates = await asyncio.gather(
         gateway.health(),
         _or_none(gateway.ingest.SummarizeDecisions, ingest_pb2.SummarizeDecisionsRequest()),
         _or_none(
@@ -35,6 +35,8 @@ async def operation(call: Call) -> Response:
             ingest_pb2.ListStudiesRequest(state=ingest_pb2.STUDY_STATE_DEAD_LETTER, page_size=50),
         ),
         _or_none(gateway.inference.ListModels, inference_pb2.ListModelsRequest()),
+        _or_none(gateway.ingest.GetStorage, ingest_pb2.GetStorageRequest()),
+        _or_none(gateway.ingest.GetPolicy, ingest_pb2.GetPolicyRequest()),
         asyncio.to_thread(_certificates, gateway),
     )
     return call.page(
@@ -43,6 +45,8 @@ async def operation(call: Call) -> Response:
         states=[] if summary is None else summary.states,
         dead=[] if dead is None else dead.studies,
         models=[] if models is None else models.models,
+        storage=storage,
+        policy=policy,
         certificates=certificates,
         soon=SOON_DAYS,
         now=datetime.now(UTC),

@@ -20,7 +20,9 @@ from starlette.responses import Response
 from services.console import pictures
 from services.console.gateway import call as ask
 from services.console.web import AUDITOR, OPERATOR, RADIOGRAPHER, Call, invalid, route
+from shared.errors import StepwedgeError
 from stepwedge.common.v1.common_pb2 import Reason, Verdict
+from stepwedge.inference.v1 import inference_pb2
 from stepwedge.ingest.v1 import ingest_pb2
 
 SPANS: Final = (7, 30, 90, 365)
@@ -40,7 +42,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 async def quality(call: Call) -> Response:
     """Charts, each with its figures."""
     asked = _asked(call)
-    found, measured = await asyncio.gather(_summary(call, asked), _measured(call, asked))
+    found, measured, models = await asyncio.gather(_summary(call, asked), _measured(call, asked), _models(call))
     weekly = asked.days > 30
     columns = _columns(asked.days, weekly=weekly)
     verdicts: Counter[tuple[str, int]] = Counter()
@@ -87,6 +89,7 @@ async def quality(call: Call) -> Response:
         total=sum(one.count for one in found.decisions),
         verdict_numbers=SERIES,
         drift=drifts(measured, asked.days),
+        models=models,
         line=lambda one: pictures.line(one.name, one.means),
         drifted=DRIFTED,
         enough=ENOUGH,
@@ -160,6 +163,15 @@ async def _measured(call: Call, asked: Asked) -> Sequence[ingest_pb2.Measurement
         call.house.gateway.ingest.SummarizeMeasurements, request
     )
     return answer.days
+
+
+async def _models(call: Call) -> list[inference_pb2.Model]:
+    """What judges now, with how it did on groups of its evaluation; empty while inference does not answer."""
+    try:
+        found = await ask(call.house.gateway.inference.ListModels, inference_pb2.ListModelsRequest(), seconds=2.0)
+    except StepwedgeError:
+        return []
+    return [one for one in found.models if one.role != "beside"]
 
 
 @dataclass(frozen=True)
