@@ -1,41 +1,38 @@
-"""Inference: its service beside bare ONNX Runtime in one run, the time of each stage, and the table of false alarms.
+"""Inference: its service beside bare ONNX Runtime in one run, and the time of each stage.
 
 `python -m benchmarks.inference speed` prints images a second of the bare model, of the engine and of the service over
 gRPC with references, one after the other on the same phantoms, with their ratios.
-`python -m benchmarks.inference alarms --data FOLDER` prints, by source and split of the radiographs in FOLDER
-(`index.csv`, `images`, `masks`), how many raise which finding. Splits for the final report are left out. "clear" are
-images on which people's outlines stay at least 2 % of the field away from every edge, "near" all others.
+`python -m benchmarks.inference model` prints those of the bare model and of the same model over the Open Inference
+Protocol. `python -m benchmarks.inference batching` prints what dynamic batching gains or costs here.
+(False alarms: `benchmarks/quality.py`. Devices: `benchmarks/gpu.py`.)
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import random
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import onnxruntime as ort
 import psutil
 
-from services.inference import chest, general, masks
+from services.inference import chest, general, masks, tensors
 from services.inference.assess import Assessor
-from services.inference.findings import FAIL, WARN, name
+from services.inference.backends import OUTPUTS
+from services.inference.batching import Batching
 from services.inference.pixels import frame_of
 from services.inference.preprocessing import preprocess
+from services.inference.registry import load
 from services.inference.service import png
 from shared import dicom, paths, phantom
-from shared.policy import Policy
-from stepwedge.common.v1.common_pb2 import Verdict
+from shared.identity import Identity
+from stepwedge.open_inference.v2 import open_inference_pb2_grpc
 from tests.wire.inference_house import House, as_bytes, uid
-
-WITHHELD = ("test", "test_crossvendor")
 
 
 def _object(seed: int, columns: int, rows: int) -> bytes:
@@ -127,45 +124,76 @@ def _served(objects: list[bytes], images: int, callers: int) -> float:
             house.close()
 
 
-def alarms(data: Path, most: int) -> None:
-    """Print the table of false alarms."""
-    assessor, policy = Assessor(paths.MODEL), Policy.load(paths.POLICY)
-    groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
-    with (data / "index.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["split"] not in WITHHELD:
-                groups[row["source"], row["split"]].append(row)
-    choose = random.Random(1)
-    for (source, split), rows in sorted(groups.items()):
-        counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for row in choose.sample(rows, min(most, len(rows))):
-            image = cv2.imread(str(data / "images" / f"{row['id']}.jpg"), cv2.IMREAD_GRAYSCALE)
-            result = assessor.assess_array(image)
-            count = counts[_clearance(data / "masks" / f"{row['id']}.png", source)]
-            count["images"] += 1
-            verdict, _ = policy.instance_verdict(result.findings, modality="DX")
-            count[f"verdict {Verdict.Name(verdict).removeprefix('VERDICT_')}"] += 1
-            for found in result.findings:
-                if found.outcome in (WARN, FAIL):
-                    count[f"{'FAIL' if found.outcome == FAIL else 'WARN'} {name(found.code)}"] += 1
-        for clearance, count in sorted(counts.items()):
-            total = count.pop("images")
-            print(f"{source}/{split}, {clearance}: {total} images")
-            for what, number in sorted(count.items()):
-                print(f"    {what:36s} {number:5d}  {100 * number / total:5.1f} %")
+@dataclass(frozen=True)
+class Asked:
+    """Throughput and latency of one way to have images answered, images a second and milliseconds."""
+
+    images_per_second: float
+    median: float
+    slow: float
 
 
-def _clearance(mask: Path, source: str) -> str:
-    if not mask.exists():
-        return "no outline"
-    outline = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
-    lungs = np.isin(outline, (1, 2) if source == "wingspan" else (1,))
-    if not lungs.any():
-        return "no outline"
-    rows, columns = np.flatnonzero(lungs.any(1)), np.flatnonzero(lungs.any(0))
-    height, width = lungs.shape
-    least = min(rows[0] / height, 1 - (rows[-1] + 1) / height, columns[0] / width, 1 - (columns[-1] + 1) / width)
-    return "clear" if least >= 0.02 else "near"
+def _asked(work: Callable[[], object], images: int, callers: int, per_call: int) -> Asked:
+    """`callers` threads that ask for `images` images together, `per_call` at once."""
+    took: list[float] = []
+
+    def one(_: int) -> None:
+        began = time.perf_counter()
+        work()
+        took.append(1000 * (time.perf_counter() - began))
+
+    with ThreadPoolExecutor(callers) as pool:
+        list(pool.map(one, range(2 * callers)))
+        took.clear()
+        began = time.perf_counter()
+        list(pool.map(one, range(images // per_call)))
+        passed = time.perf_counter() - began
+    return Asked(len(took) * per_call / passed, float(np.median(took)), float(np.percentile(took, 95)))
+
+
+def model(images: int, callers: int, batches: Sequence[int]) -> None:
+    """Print throughput of the bare model and of the model over the Open Inference Protocol, beside each other."""
+    bare = ort.InferenceSession(str(paths.MODEL / "student.int8.onnx"), _options(), providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory() as folder:
+        house = House(Path(folder))
+        try:
+            house.start("audit")
+            house.start("inference")
+            stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(
+                house.channel(Identity.INFERENCE, Identity.OPERATOR)
+            )
+            print(f"{images} images, {callers} callers; load average {psutil.getloadavg()[0]:.1f}")
+            for size in batches:
+                grids = np.random.default_rng(1).random((size, 1, 256, 256)).astype(np.float32)
+                request = tensors.request_of(paths.MODEL.parent.name, "", grids, OUTPUTS)
+                ways = {
+                    "bare": lambda grids=grids: bare.run(None, {"image": grids}),
+                    "over gRPC": lambda request=request: stub.ModelInfer(request, timeout=30),
+                }
+                found = {way: _asked(work, images, callers, size) for way, work in ways.items()}
+                for way, one in found.items():
+                    print(
+                        f"batch {size}  {way:10s} {one.images_per_second:7.1f} images/s   p50 {one.median:7.2f} ms"
+                        f"   p95 {one.slow:7.2f} ms"
+                    )
+                ratio = found["over gRPC"].images_per_second / found["bare"].images_per_second
+                print(f"batch {size}  over gRPC {ratio:.2f} of bare")
+        finally:
+            house.close()
+
+
+def batching(images: int, callers: int) -> None:
+    """Print what dynamic batching gains or costs on this processor: the same calls with and without it."""
+    grid = np.random.default_rng(1).integers(0, 255, (256, 256)).astype(np.uint8)
+    for size, delay in ((1, 0), (2, 500), (4, 1000), (8, 2000)):
+        served = load(paths.MODEL)
+        served.batched(Batching(size, (size,), delay))
+        found = _asked(lambda served=served: served.answer(grid), images, callers, 1)
+        print(
+            f"max_batch_size {size}, max_queue_delay {delay:4d} us: {found.images_per_second:7.1f} images/s"
+            f"   p50 {found.median:7.2f} ms   p95 {found.slow:7.2f} ms"
+        )
+        served.close()
 
 
 def main() -> None:
@@ -177,14 +205,20 @@ def main() -> None:
     fast.add_argument("--columns", type=int, default=2048)
     fast.add_argument("--rows", type=int, default=2500)
     fast.add_argument("--callers", type=int, default=4)
-    false = commands.add_parser("alarms")
-    false.add_argument("--data", type=Path, required=True)
-    false.add_argument("--most", type=int, default=600, help="images of a source and split at most")
+    bare = commands.add_parser("model")
+    bare.add_argument("--images", type=int, default=400)
+    bare.add_argument("--callers", type=int, default=2)
+    bare.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    together = commands.add_parser("batching")
+    together.add_argument("--images", type=int, default=400)
+    together.add_argument("--callers", type=int, default=8)
     chosen = parser.parse_args()
     if chosen.command == "speed":
         speed(chosen.images, chosen.columns, chosen.rows, chosen.callers)
+    elif chosen.command == "model":
+        model(chosen.images, chosen.callers, chosen.batch)
     else:
-        alarms(chosen.data, chosen.most)
+        batching(chosen.images, chosen.callers)
 
 
 if __name__ == "__main__":
