@@ -33,7 +33,7 @@ from services.inference.header import UNSTATED, Stated
 from services.inference.ladder import LookingTwice, Rung, climb
 from services.inference.pixels import Frame, frame_of, has_pixels, picture, picture_size, plain
 from services.inference.preprocessing import Preprocessed, preprocess
-from services.inference.registry import Model
+from services.inference.registry import Answer, Model
 from shared import dicom, paths
 from shared.errors import ErrorCode, StepwedgeError
 from shared.model_signatures import DEVELOPMENT_SIGNERS
@@ -278,7 +278,8 @@ class Assessor:
 
     def _look(self, frame: Frame, stated: Stated) -> tuple[Look, Pin, list[Finding], Sequence[Rung]]:
         """The model's look at a radiograph; once more with black and white exchanged where they were wrong, once more
-        turned upright where it was turned, and once more by the form above it where it is unsure."""
+        turned upright where it was turned, by the form above it where it is unsure, at its mirror image where the side
+        is not plain."""
         prepared = preprocess(frame.values, frame.inverted)
         looks = [self._look_at(prepared, frame)]
         found = [chest.polarity(looks[0])]
@@ -297,18 +298,23 @@ class Assessor:
         beyond, rungs = climb(looks[-1], self.model, self.above, look_of)
         higher = self.above if rungs and rungs[-1].used else None
         seen = looks[-1] if higher is None else beyond[-1]
+        answers = [one.answer for one in (*looks, *beyond)]
+        other = chest.mirror_image(higher or self.model, np.rot90(righted.grid, seen.turned), seen)
+        if other is not None:
+            answers.append(other)
+            seen = chest.with_mirror_image(seen, other)
         found += [chest.not_a_chest(seen), *chest.margins(seen), chest.low_confidence(seen), chest.anatomy(seen)]
         found += [chest.cardiothoracic(seen), chest.rotation(seen), chest.inspiration(seen)]
         found += [chest.turned(seen, stated.directions), chest.mirrored(seen, stated.directions)]
         found.append(collimation.finding_of(seen, collimation.blades(righted, stated.field)))
-        return seen, self._pin(prepared, [*looks, *beyond], higher or self.model), found, rungs
+        return seen, self._pin(prepared, answers, higher or self.model), found, rungs
 
     def _look_at(self, prepared: Preprocessed, frame: Frame, model: Model | None = None) -> Look:
         # A spacing that makes the image smaller or larger than any detector is not believed.
         return chest.look(model or self.model, prepared.grid, prepared.geometry, _believed(frame), frame.index)
 
-    def _pin(self, prepared: Preprocessed, looks: Sequence[Look], model: Model) -> Pin:
-        digests = [one.answer.sha256() for one in looks]
+    def _pin(self, prepared: Preprocessed, answers: Sequence[Answer], model: Model) -> Pin:
+        digests = [one.sha256() for one in answers]
         output = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         return Pin(
             model.name,

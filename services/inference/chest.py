@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
@@ -66,6 +67,8 @@ class Look:
     """Quarter turns clockwise by which the image was found turned, and by which it was turned back for this look."""
     first_turned: float = 0.0
     """Probability of that turn, by the look before."""
+    mirrored: float | None = None
+    """Probability of exchanged sides by two looks, at the image and its mirror image; None where one was enough."""
 
     @property
     def cell(self) -> tuple[float, float]:
@@ -133,6 +136,20 @@ def upright(model: Model, grid: NDArray[np.uint8], seen: Look) -> Look:
         turned=turns,
         first_turned=seen.probabilities[list(_TURNS)[turns - 1]],
     )
+
+
+def mirror_image(model: Model, grid: NDArray[np.uint8], seen: Look) -> Answer | None:
+    """The model's answer to the mirror image of an upright grid, where the first look is not sure of the side."""
+    if seen.probabilities["mirrored"] < thresholds.SIDE_IS_SURE[0] or seen.is_foreign():
+        return None
+    return model.answer(np.ascontiguousarray(grid[:, ::-1]))
+
+
+def with_mirror_image(seen: Look, other: Answer) -> Look:
+    """The look with the sides by both: whatever draws the model to one side without regard to the image, cancels."""
+    place = FLAGS.index("mirrored")
+    half = 0.5 * (float(seen.answer.flags[place]) - float(other.flags[place]))
+    return replace(seen, mirrored=0.5 * (1 + math.tanh(0.5 * half)))
 
 
 def look(
@@ -374,7 +391,7 @@ def mirrored(seen: Look, directions: tuple[str, str]) -> Finding:
     code, limit = Reason.REASON_MIRRORED, thresholds.MIRRORED
     if not seen.outlines_hold or seen.is_foreign():
         return finding(code, NOT_ASSESSABLE, "outlines that are unsure, or of no chest, tell no side")
-    value = Value("probability_mirrored", seen.probabilities["mirrored"])
+    value = Value("probability_mirrored", seen.probabilities["mirrored"] if seen.mirrored is None else seen.mirrored)
     said = (directions[0][:1], directions[1][:1]) == ("R", "F")
     looks, looks_upright = value.value >= limit.warn, value.value <= 1 - limit.warn
     words = {

@@ -123,7 +123,8 @@ TABLE: Final = (
         Reason.REASON_MIRRORED,
         "Right and left exchanged",
         "1",
-        "Probability that right and left are exchanged, against Patient Orientation (0020,0020) or, where it is "
+        "Probability that right and left are exchanged, by the image and, where that is not sure, its mirror image, "
+        "against Patient Orientation (0020,0020) or, where it is "
         "silent, against the custom; WARN at most, since hearts do lie on the right",
         "PS3.3 C.7.6.1.1.1; model",
     ),
@@ -215,9 +216,9 @@ TABLE: Final = (
         Reason.REASON_ATTRIBUTES_ABSENT,
         "Required attributes",
         "{attributes}",
-        "Attributes of type 1 of every image, and of Digital X-Ray, that are absent or empty: a short list, no "
-        "validator of IODs",
-        "PS3.3 C.7.6.3, C.8.11",
+        "Attributes of the mandatory modules of the object's IOD: of type 1 that are absent or empty, of type 2 that "
+        "are absent. Conditions (types 1C and 2C) and sequences are not judged",
+        "PS3.3 A and C, by the tables that highdicom ships; services/inference/required.py",
     ),
     Definition(
         Reason.REASON_DUPLICATE_IMAGES,

@@ -18,7 +18,7 @@ from pydicom.encaps import generate_frames, parse_basic_offsets, parse_fragments
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
-from services.inference import thresholds
+from services.inference import required, thresholds
 from services.inference.coverage import RADIOGRAPHY, Part, modality_of, part_of, view_named
 from services.inference.findings import FAIL, NOT_ASSESSABLE, PASS, WARN, Value, finding
 from services.inference.pixels import SPACINGS, spacing_mm
@@ -297,6 +297,8 @@ _DIGITAL_X_RAY: Final = """
     ImageLaterality PixelIntensityRelationship PixelIntensityRelationshipSign RescaleIntercept RescaleSlope
     PresentationLUTShape BurnedInAnnotation LossyImageCompression ImagerPixelSpacing PresentationIntentType
 """
+_MOST_NAMED: Final = 12
+"""Attributes that a sentence names."""
 _REQUIRED: Final = {
     "1.2.840.10008.5.1.4.1.1.1.1": _DIGITAL_X_RAY,
     "1.2.840.10008.5.1.4.1.1.1.1.1": _DIGITAL_X_RAY,
@@ -305,11 +307,19 @@ _REQUIRED: Final = {
 
 
 def attributes(dataset: Dataset) -> Finding:
-    """ATTRIBUTES_ABSENT: those of type 1 that are absent or empty. A short list, no validator of IODs."""
-    wanted = (_EVERY_IMAGE + _REQUIRED.get(str(dataset.get("SOPClassUID", "")), "")).split()
-    absent = [keyword for keyword in wanted if dataset.get(keyword) in (None, "")]
+    """ATTRIBUTES_ABSENT: those of type 1 that are absent or empty, and of type 2 that are absent, by the tables of the
+    IOD; by a short list of type 1 where the SOP class is in no table."""
+    lacking = required.lacking(dataset)
+    if lacking is None:
+        wanted = (_EVERY_IMAGE + _REQUIRED.get(str(dataset.get("SOPClassUID", "")), "")).split()
+        absent = tuple(keyword for keyword in wanted if dataset.get(keyword) in (None, ""))
+    else:
+        absent = lacking.all
     value = Value("attributes_absent", float(len(absent)), "{attributes}")
-    words = f"absent or empty: {', '.join(absent)}" if absent else "the attributes that are looked for are there"
+    more = f" and {len(absent) - _MOST_NAMED} more" if len(absent) > _MOST_NAMED else ""
+    words = "the attributes that the object must have are there"
+    if absent:
+        words = f"absent, or empty where they must not be: {', '.join(absent[:_MOST_NAMED])}{more}"
     return finding(Reason.REASON_ATTRIBUTES_ABSENT, WARN if absent else PASS, words, value=value, threshold=1.0)
 
 

@@ -14,7 +14,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000Lossless
 
-from services.inference import header
+from services.inference import header, required
 from services.inference.assess import Assessor
 from services.inference.findings import name
 from services.redaction.engine import redact
@@ -193,7 +193,48 @@ def test_dates_that_cannot_be_are_found(attributes: dict[str, Any], expected: st
 def test_absent_attributes_are_named_by_their_keywords_alone() -> None:
     found = header.attributes(an_object(ImageLaterality=None, BurnedInAnnotation=""))
     assert outcome(found) == "WARN"
-    assert found.detail == "absent or empty: ImageLaterality, BurnedInAnnotation"
+    assert found.detail == "absent, or empty where they must not be: ImageLaterality, BurnedInAnnotation"
+
+
+@pytest.mark.parametrize("profile", ["basic", "research"])
+def test_a_good_object_that_was_redacted_still_has_what_its_iod_requires(profile: str) -> None:
+    written = BytesIO()
+    an_object().save_as(written, enforce_file_format=True)
+    clean = redact(written.getvalue(), Pseudonyms(bytes(range(32))), Profile.load(Profile.file(profile))).data
+    assert outcome(header.attributes(pydicom.dcmread(BytesIO(clean)))) == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "missing", "count"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.2", "RescaleIntercept", 1),  # CT, type 1
+        ("1.2.840.10008.5.1.4.1.1.2", "PatientBirthDate", 1),  # type 2
+        ("1.2.840.10008.5.1.4.1.1.2", "SoftwareVersions", 0),  # type 3
+        ("1.2.3.4", "SOPInstanceUID", 1),  # no class of the standard: the short list
+        ("1.2.3.4", "PatientBirthDate", 0),
+    ],
+)
+def test_what_is_required_depends_on_the_iod(sop_class: str, missing: str, count: int) -> None:
+    whole = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    whole.SOPClassUID = sop_class
+    before = header.attributes(whole).measurement.value
+    if missing in whole:
+        del whole[missing]
+    assert header.attributes(whole).measurement.value - before == count
+
+
+def test_a_long_list_of_what_is_absent_is_cut() -> None:
+    bare = Dataset()
+    bare.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+    found = header.attributes(bare)
+    assert found.measurement.value > 20
+    assert found.detail.endswith(" more")
+
+
+def test_where_the_tables_are_not_installed_the_short_list_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(required, "_tables", dict)
+    found = header.attributes(an_object(PatientBirthDate=None, ImageLaterality=None))
+    assert found.measurement.value == 1
 
 
 def loop(frames: list[np.ndarray], **attributes: Any) -> Dataset:

@@ -1,0 +1,90 @@
+"""Which attributes an object of a SOP class must have, out of the tables of the standard that highdicom ships.
+
+highdicom (MIT) carries PS3.3 in a form that programs read: which modules an IOD has, and the attributes of a module
+with their types. Only these files are read; nothing of the library is imported. Of the mandatory modules the attributes
+of type 1, which must hold something, and of type 2, which must be there, are taken, at the top of the data set and not
+within sequences; conditions (types 1C and 2C) are not judged.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pydicom.dataset import Dataset
+
+_FILES: Final = ("sop_class_iod_map", "iod_module_map", "module_attribute_map")
+_OF_PIXELS: Final = frozenset({"PixelData", "FloatPixelData", "DoubleFloatPixelData"})
+"""Told by other findings."""
+
+
+class Required(NamedTuple):
+    """Keywords that an object must have. holding: type 1. there: type 2."""
+
+    holding: tuple[str, ...]
+    there: tuple[str, ...]
+
+
+class Lacking(NamedTuple):
+    """What an object lacks. empty: type 1, absent or empty. absent: type 2."""
+
+    empty: tuple[str, ...]
+    absent: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Both, type 1 first."""
+        return (*self.empty, *self.absent)
+
+
+def lacking(dataset: Dataset) -> Lacking | None:
+    """What an object lacks by its IOD; None where its SOP class is not in the tables, or these are not here."""
+    wanted = of_sop_class(str(dataset.get("SOPClassUID", "")))
+    if wanted is None:
+        return None
+    empty = tuple(keyword for keyword in wanted.holding if _is_empty(dataset.get(keyword)))
+    return Lacking(empty, tuple(keyword for keyword in wanted.there if keyword not in dataset))
+
+
+def _is_empty(value: Any) -> bool:
+    if value is None or (isinstance(value, str) and not value.strip("\0 ")):
+        return True
+    try:
+        return len(value) == 0
+    except TypeError:
+        return False
+
+
+def of_sop_class(uid: str) -> Required | None:
+    """What is required of a SOP class."""
+    return _tables().get(uid)
+
+
+@cache
+def _tables() -> dict[str, Required]:
+    """SOP class UID -> what its IOD requires; empty where highdicom is not installed."""
+    found = importlib.util.find_spec("highdicom")
+    folder = Path(found.origin).parent / "_standard" if found is not None and found.origin else None
+    if folder is None or not folder.is_dir():
+        return {}
+    classes, iods, modules = (json.loads((folder / f"{name}.json").read_bytes()) for name in _FILES)
+    by_module: dict[str, dict[str, list[str]]] = {}
+    for key, attributes in modules.items():
+        types = by_module.setdefault(key, {"1": [], "2": []})
+        for attribute in attributes:
+            if not attribute["path"] and attribute["type"] in types:
+                types[attribute["type"]].append(attribute["keyword"])
+    tables = {}
+    for uid, iod in classes.items():
+        mandatory = [by_module.get(module["key"], {}) for module in iods.get(iod, ()) if module["usage"] == "M"]
+        holding, there = (
+            dict.fromkeys(keyword for module in mandatory for keyword in module.get(kind, ())) for kind in ("1", "2")
+        )
+        tables[uid] = Required(
+            tuple(keyword for keyword in holding if keyword not in _OF_PIXELS),
+            tuple(keyword for keyword in there if keyword not in holding),
+        )
+    return tables
