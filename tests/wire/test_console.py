@@ -204,6 +204,16 @@ def test_a_number_finds_its_records_and_stays_out_of_them(house: ConsoleHouse, f
     assert not any(number in line for name in ("console", "audit") for line in house.cluster.log_lines(name))
 
 
+def test_operation_tells_of_disk_policy_and_models_and_quality_of_groups(house: ConsoleHouse):
+    page = house.browser("operator").get("/operator").text
+    assert re.search(r"[0-9.]+ GB of [0-9.]+ GB are free", page)
+    assert "in force since" in page
+    assert "LUNG_MARGIN_TOP" in page  # the file of the policy
+    quality = house.browser("auditor").get("/quality?days=7").text
+    for said in ("By room", "By device", "chest-student", "covid: F", "confidence", "too few images"):
+        assert said in quality
+
+
 def test_a_dossier_proves_every_step_and_prints(house: ConsoleHouse):
     auditor = house.browser("auditor")
     page = auditor.get(f"/audit/dossiers/{house.studies[1]}")
