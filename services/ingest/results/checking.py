@@ -17,15 +17,19 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from services.ingest.results.identity import INHERITED
+from services.ingest.results import identity
 from services.ingest.results.material import Kind
 from services.ingest.results.segmentation import Masks
 from shared.errors import ErrorCode, StepwedgeError
 
 _SECONDS: Final = 60.0
 _OURS: Final = re.compile(r"^Error\b")
-_ATTRIBUTE: Final = re.compile(r"</(?P<keyword>[A-Za-z0-9]+)\(")
-_EXTERNAL: Final = frozenset({*INHERITED, "SpecificCharacterSet", "TimezoneOffsetFromUTC", "PatientOrientation"})
+_ATTRIBUTE: Final = re.compile(r"[</]([A-Za-z0-9]+)\([0-9a-f]{4},[0-9a-f]{4}\)")
+_VALUE: Final = re.compile(r"= <([^>]*)>")
+_UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "ReferencedSOPInstanceUID", "ReferencedSOPClassUID")
+_EXTERNAL: Final = frozenset(
+    {*identity.INHERITED, "SpecificCharacterSet", "TimezoneOffsetFromUTC", "PatientOrientation"}
+)
 
 
 def complaints(file: Path, dciodvfy: str) -> list[str]:
@@ -47,12 +51,22 @@ def complaints(file: Path, dciodvfy: str) -> list[str]:
     found = []
     for line in (done.stdout + done.stderr).splitlines():
         if _OURS.match(line):
-            places = [match["keyword"] for match in _ATTRIBUTE.finditer(line)]
-            if not places or places[0] not in _EXTERNAL:
+            places = list(_ATTRIBUTE.findall(line))
+            if not _came_with_the_images(places, line):
                 found.append("/".join(places) or "the file")
     if done.returncode < 0:
         found.append("dciodvfy was ended by a signal")
     return found
+
+
+def _came_with_the_images(places: list[str], line: str) -> bool:
+    """Whether an error is of a value that the images brought: of the patient, of the study, or a UID of theirs."""
+    if not places:
+        return False
+    value = _VALUE.search(line)
+    return places[0] in _EXTERNAL or (
+        places[-1] in _UIDS and value is not None and not value[1].startswith(identity.UID_ROOT)
+    )
 
 
 def read_back(kind: Kind, data: bytes, masks: Masks, groups: int) -> None:

@@ -27,6 +27,7 @@ from shared.build import VERSION
 
 IMPLEMENTATION_CLASS_UID: Final = "2.25.302031113110906338853178903370281403101"
 """Ours, as the maker of the file (PS3.10 7.1)."""
+UID_ROOT: Final = "2.25."
 TRANSFER_SYNTAX: Final = str(ExplicitVRLittleEndian)
 
 INHERITED: Final[tuple[str, ...]] = (
@@ -92,7 +93,7 @@ def device_uid(decided: Decided) -> str:
 
 def _derived(*of: object) -> str:
     digest = hashlib.sha256("\0".join(map(str, ("stepwedge result", *of))).encode()).digest()
-    return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
+    return f"{UID_ROOT}{uuid.UUID(bytes=digest[:16], version=5).int}"
 
 
 def local_time(moment: datetime, header: Dataset) -> datetime:

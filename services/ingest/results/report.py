@@ -14,6 +14,7 @@ import numpy as np
 from highdicom.sr import (
     AlgorithmIdentification,
     CodeContentItem,
+    CompositeContentItem,
     ComprehensiveSR,
     DeviceObserverIdentifyingAttributes,
     GraphicTypeValues,
@@ -36,6 +37,7 @@ from highdicom.sr import (
 from highdicom.sr import Measurement as MeasurementItem
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes as standard
+from pydicom.uid import UID, SecondaryCaptureImageStorage
 
 from services.ingest.results import codes, identity, segmentation
 from services.ingest.results.codes import Concept
@@ -82,6 +84,7 @@ def report(decided: Decided, header: Dataset, outlined: Outlined) -> Dataset:
         previous_versions=None if decided.predecessor is None else [_named(decided, decided.predecessor)],
         series_description="Stepwedge image quality report",
     )
+    _name_classes(made, decided)
     made.CodingSchemeIdentificationSequence = [identity.scheme()]
     identity.dress(made, decided, header)
     return made
@@ -110,7 +113,18 @@ def _observer(decided: Decided) -> ObserverContext:
 def _evidence(decided: Decided, outlined: Outlined) -> list[Dataset]:
     """Everything that the decision is on and that the report names, each once (PS3.3 C.17.2.3)."""
     images = {image.sop_instance_uid: identity.stand_in(decided, image) for image in decided.images}
+    for one in images.values():
+        one.SOPClassUID = SecondaryCaptureImageStorage  # highdicom knows only classes that are not retired
     return [*images.values(), *(_named(decided, one.named) for one in outlined.values())]
+
+
+def _name_classes(made: Dataset, decided: Decided) -> None:
+    """Say of each image in the evidence which class it is of."""
+    classes = {image.sop_instance_uid: image.sop_class_uid for image in decided.images}
+    for study in made.CurrentRequestedProcedureEvidenceSequence:
+        for series in study.ReferencedSeriesSequence:
+            for one in series.ReferencedSOPSequence:
+                one.ReferencedSOPClassUID = classes.get(one.ReferencedSOPInstanceUID, one.ReferencedSOPClassUID)
 
 
 def _named(decided: Decided, named: Named) -> Dataset:
@@ -203,7 +217,7 @@ def _image_group(
     decided: Decided, image: Image, assessment: inference_pb2.Assessment, measurements: list[MeasurementItem]
 ) -> MeasurementsAndQualitativeEvaluations:
     tracked = identity.lasting_uid(decided, "image", image.sop_instance_uid, image.content_sha256)
-    source = SourceImageForMeasurementGroup(image.sop_class_uid, image.sop_instance_uid)
+    named, is_image = (image.sop_class_uid, image.sop_instance_uid), _is_image(image)
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(tracked, "Image"),
         finding_type=code(codes.IMAGE_QUALITY),
@@ -212,9 +226,15 @@ def _image_group(
         qualitative_evaluations=[
             QualitativeEvaluation(code(codes.VERDICT_OF_IMAGE), code(codes.VERDICTS[image.verdict]))
         ],
-        source_images=[source],
+        source_images=[SourceImageForMeasurementGroup(image.sop_class_uid, image.sop_instance_uid)]
+        if is_image
+        else None,
     )
     content = group[0].ContentSequence
+    if not is_image:
+        content.append(
+            CompositeContentItem(code(codes.SOURCE_OBJECT), *named, relationship_type=RelationshipTypeValues.CONTAINS)
+        )
     found = {one.code for one in assessment.findings}
     for one in assessment.findings:
         content.append(_finding(image, one))
@@ -222,6 +242,12 @@ def _image_group(
         if reason not in found:  # found by ingest itself: a conflict of UIDs
             content.append(_evaluation(codes.QUALITY_FINDING, codes.finding(reason), WORDS[reason]))  # type: ignore[index]
     return group
+
+
+def _is_image(image: Image) -> bool:
+    """Whether the class is one of images; one that we do not know may be."""
+    name = UID(image.sop_class_uid).name
+    return name == image.sop_class_uid or " Image Storage" in name
 
 
 def _model(assessment: inference_pb2.Assessment) -> AlgorithmIdentification | None:

@@ -20,7 +20,15 @@ from highdicom.seg import (
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    XRayAngiographicImageStorage,
+    XRayRadiofluoroscopicImageStorage,
+)
 
 from services.ingest.results import codes, identity
 from services.ingest.results.codes import Concept
@@ -30,6 +38,16 @@ from stepwedge.inference.v1 import inference_pb2
 SERIES_NUMBER: Final = 8_801
 _PINS: Final = ("sha256", "calibration_sha256", "preprocessing", "preprocessed_sha256", "output_sha256")
 _DIRECTIONS: Final = re.compile(r"[ALRPHF]{1,3}")
+_RADIOGRAPHS: Final = frozenset(
+    {
+        ComputedRadiographyImageStorage,
+        DigitalXRayImageStorageForPresentation,
+        DigitalXRayImageStorageForProcessing,
+        SecondaryCaptureImageStorage,
+        XRayAngiographicImageStorage,
+        XRayRadiofluoroscopicImageStorage,
+    }
+)
 _MONOCHROME: Final = ("MONOCHROME1", "MONOCHROME2")
 
 Masks = Mapping[int, NDArray[np.bool_]]
@@ -37,9 +55,11 @@ Masks = Mapping[int, NDArray[np.bool_]]
 
 
 def fits(header: Dataset, assessment: inference_pb2.Assessment) -> bool:
-    """Whether masks of this assessment can be laid on the image: one frame, one sample a pixel, of the same size."""
+    """Whether masks of this assessment can be laid on the image: a radiograph of one frame, one sample a pixel, of the
+    same size."""
     return (
         bool(assessment.masks)
+        and header.get("SOPClassUID") in _RADIOGRAPHS
         and int(header.get("NumberOfFrames") or 1) == 1
         and header.get("SamplesPerPixel", 1) == 1
         and header.get("PhotometricInterpretation") in _MONOCHROME
