@@ -11,7 +11,7 @@ from typing import Final
 from services.ingest.arrival import Names, Said
 from services.ingest.availability import Told
 from services.ingest.incoming import Announced, Incoming, examine
-from services.ingest.intercom import Line, Message, error_named
+from services.ingest.intercom import Line, Message
 from services.ingest.storage_commitment import Reference
 from shared import dicom
 from shared.errors import StepwedgeError
@@ -64,13 +64,12 @@ class Desk:
     def ready(self) -> None:
         """Raise STORAGE_FULL, AUDIT_UNAVAILABLE or DEPENDENCY_UNAVAILABLE where an object could not be accepted now."""
         self._objects.check(Zone.ORIGINAL)
-        if self._unready:
-            raise error_named(self._unready)
+        self._line.ask("ask", _ANSWER_SECONDS)
 
     def open(self) -> Incoming:
         """Begin to receive; raises as `ready`, before anything is taken."""
         if self._unready:
-            raise error_named(self._unready)
+            self._line.ask("ask", _ANSWER_SECONDS)  # perhaps it has changed just now
         return Incoming(self._objects, max_bytes=self._max_object_bytes)
 
     def keep(self, incoming: Incoming, channel: str, announced: Announced, calling_ae_title: str) -> None:

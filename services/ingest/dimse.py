@@ -201,8 +201,10 @@ class BoundedReader(DULServiceProvider):
                 self._bell = None
 
     def send_pdu(self, primitive: Any) -> None:
-        """Hand a primitive to the thread that sends it."""
+        """Hand a primitive to the thread that sends it, which is this one where it serves a request itself."""
         super().send_pdu(primitive)
+        if threading.current_thread() is self:
+            return
         with self._guard:
             if self._bell is not None:
                 os.eventfd_write(self._bell, 1)
@@ -314,9 +316,11 @@ class BoundedSocket(AssociationSocket):
 class FragmentsToFile(DIMSEServiceProvider):
     """Puts messages together (PS3.7 6.3, PS3.8 Annex E); the data set of a C-STORE request goes straight to a file."""
 
-    def __init__(self, association: Association, desk: Desk) -> None:
+    def __init__(self, association: Association, desk: Desk, serve: Callable[[Any, int], None]) -> None:
         super().__init__(association)
         self._desk = desk
+        self._serve = serve
+        self._now: tuple[Any, int] | None = None
         self._lock = threading.Lock()
         self._ended = False
         self._command = bytearray()
@@ -329,8 +333,13 @@ class FragmentsToFile(DIMSEServiceProvider):
             with self._lock:
                 if self._ended:
                     return
-                for context_id, value in primitive.presentation_data_value_list:
+                values = primitive.presentation_data_value_list
+            for context_id, value in values:
+                with self._lock:
                     self._take(context_id, memoryview(value))
+                if self._now is not None:
+                    (request, number), self._now = self._now, None
+                    self._serve(request, number)
         except Exception:  # noqa: BLE001 - pynetdicom's decoders raise whatever the bytes make them raise
             self.dul.event_queue.put("Evt19")
 
@@ -419,6 +428,10 @@ class FragmentsToFile(DIMSEServiceProvider):
         if reception is not None:
             request.DataSet = BytesIO()  # it lies in the file; the request only has to have one
             request.reception = reception
+        if reception is not None and request.is_valid_request and self.msg_queue.empty():
+            # Here, in the thread that reads and sends: of what a sender waits for, two changes of thread are a part.
+            self._now = (request, message.context_id)
+            return
         if self.msg_queue.qsize() >= _MAX_WAITING_MESSAGES:
             raise ValueError("more requests at once than were negotiated")
         self.msg_queue.put((message.context_id, request))
@@ -443,7 +456,7 @@ class Acceptor(Association):
         # These set the timers of the upper layer, which is a new one.
         self.acse_timeout = ae.acse_timeout
         self.network_timeout = ae.network_timeout
-        self._fragments = FragmentsToFile(self, desk)
+        self._fragments = FragmentsToFile(self, desk, self._serve_request)
         self.dimse = self._fragments
 
     def run_reactor(self) -> None:

@@ -4,9 +4,9 @@ A frame is its length, four bytes, big endian, and so many bytes of JSON: an obj
 them, so nothing but JSON is read here, and no frame longer than `MAX_FRAME_BYTES`.
 
 From a worker: `hello`; for each object `arrived` (what is said of it) and then `durable` or `lost` (of its bytes), of
-which the first bears the `id` that the one answer bears too; `name`, `admit`, `commit`, `outcome` and `announce`, which
-are answered; `refused`, `closed`, `reported`, `hurry` and `drained`, which are not. To a worker: answers, `ready`,
-`drain`.
+which the first bears the `id` that the one answer bears too; `ask` (whether objects can be accepted now), `name`,
+`admit`, `commit`, `outcome` and `announce`, which are answered; `refused`, `closed`, `reported`, `hurry` and `drained`,
+which are not. To a worker: answers, `ready`, `drain`.
 """
 
 import json

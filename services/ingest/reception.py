@@ -199,6 +199,7 @@ class Reception:
             "admit": self._admit,
             "closed": self._closed,
             "refused": lambda _, message: metrics.REFUSED.labels(CHANNEL, str(message["error"])).inc(),
+            "ask": self._answering(self._ask),
             "name": self._answering(self._name),
             "commit": self._answering(self._commit),
             "outcome": self._answering(self._outcome),
@@ -366,6 +367,10 @@ class Reception:
             coming.durable.cancel()
 
     # -- questions ------------------------------------------------------------------------------------------------
+
+    async def _ask(self, _: Message) -> Message:
+        self._answering_now()
+        return {}
 
     async def _name(self, message: Message) -> Message:
         return {"name": await asyncio.to_thread(self._name_of, str(message["study"]))}
