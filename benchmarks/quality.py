@@ -1,10 +1,13 @@
 """Image quality: the table of false alarms on clean radiographs, planted faults found, and measures against truth.
 
-`python -m benchmarks.quality [alarms|faults|truth ...]`; all three by default. `alarms` prints, by source, view and age
-of the radiographs in `--data` (`index.csv`, `images`), how many raise which finding and which verdict; `faults` turns,
-mirrors and inverts the same images and prints how many are found. Splits that are kept for the final report are looked
-at with `--final` alone. `truth` holds the measures against the digital phantom. The choice of images is seeded; where
-there are no radiographs, the first two are left out and say so.
+`python -m benchmarks.quality [alarms|faults|clipping|foreign|ratio|truth ...]`; all by default. `alarms` prints, by
+source, view and age of the radiographs in `--data` (`index.csv`, `images`), how many raise which finding and which
+verdict; `faults` turns, mirrors and inverts the same images and prints how many are found; `clipping` holds the margins
+against outlines by people that touch the frame; `foreign` shows objects that are no chest (of `--objects`, and those
+that come with pydicom); `ratio` holds the cardiothoracic ratio against references. Splits that are kept for the final
+report are looked at with `--final` alone. `truth` holds the measures against the digital phantom. The faults are made
+with numpy alone and share no code with the training's. The choice of images is seeded; where there are no radiographs,
+what needs them is left out and says so.
 """
 
 from __future__ import annotations
@@ -13,23 +16,29 @@ import argparse
 import csv
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 import cv2
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 
 from services.inference import chest
 from services.inference.assess import AssessmentResult, Assessor
+from services.inference.coverage import Coverage, coverage
 from services.inference.findings import FAIL, WARN, name
-from shared import paths, phantom
+from services.inference.pixels import frame_of
+from shared import dicom, paths, phantom
+from shared.errors import StepwedgeError
 from shared.policy import Policy
 from stepwedge.common.v1.common_pb2 import Verdict
 from tests.shared_material import SHARED
 
+PARTS: Final = ("alarms", "faults", "clipping", "foreign", "ratio", "truth")
 WITHHELD: Final = ("test", "test_crossvendor")
 SEED: Final = 1
 
@@ -103,6 +112,95 @@ def faults(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
         print(f"{group}: {len(rows)} images; found: {', '.join(shown)}")
 
 
+EDGE_PIXELS: Final = 2
+"""An outline that comes so close to the frame is cut off (README of the radiographs)."""
+
+
+def clipping(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
+    """Print how well the margins tell lungs that people's outlines show to be cut off, side by side.
+
+    AUROC of the margin; how many of the cut ones are WARN or FAIL, and how many of the others.
+    """
+    told: dict[str, list[tuple[bool, float, bool]]] = defaultdict(list)
+    for rows in chosen(data, most, final=final).values():
+        labelled = [row for row in rows if row["mask_convention"] == "full"]
+        for row, image in zip(labelled, pictures(data, labelled), strict=True):
+            mask = cv2.imread(str(data / "masks" / f"{row['id']}.png"), cv2.IMREAD_GRAYSCALE)
+            if mask is None or not (mask == 1).any():
+                continue
+            lungs = mask == 1
+            near = {
+                "TOP": lungs[:EDGE_PIXELS].any(),
+                "BOTTOM": lungs[-EDGE_PIXELS:].any(),
+                "RIGHT": lungs[:, :EDGE_PIXELS].any(),
+                "LEFT": lungs[:, -EDGE_PIXELS:].any(),
+            }
+            result = assessor.assess_array(image)
+            for side, cut in near.items():
+                code = f"LUNG_MARGIN_{side}"
+                margin = next((one.value for one in result.measurements if one.name == code.lower()), None)
+                if margin is not None:
+                    told[side].append((bool(cut), margin, _outcome(result, code) in (WARN, FAIL)))
+    for side, found in told.items():
+        cut, whole = ([one for one in found if one[0] is state] for state in (True, False))
+        if not cut or not whole:
+            print(f"{side:6s}: {len(cut)} cut off of {len(found)}; nothing to compare")
+            continue
+        wins = sum((c[1] < w[1]) + 0.5 * (c[1] == w[1]) for c in cut for w in whole)
+        area = wins / (len(cut) * len(whole))
+        hits, alarms_ = (100 * sum(one[2] for one in group) / len(group) for group in (cut, whole))
+        print(
+            f"{side:6s}: AUROC {area:.4f}; {hits:.1f} % of {len(cut)} cut off, {alarms_:.1f} % of {len(whole)} others"
+        )
+    every = [one for found in told.values() for one in found if one[0]]
+    if every:
+        print(f"all sides: {100 * sum(one[2] for one in every) / len(every):.1f} % of {len(every)} cut sides told")
+
+
+def foreign(assessor: Assessor, objects: Sequence[Path]) -> None:
+    """Print how many pictures that are no frontal chest are told, each shown as if its header called it one."""
+    told: list[bool] = []
+    missed: list[str] = []
+    for path in objects:
+        try:
+            dataset = dicom.read(path.read_bytes())
+            if coverage(dataset).coverage is not Coverage.OTHER:
+                continue
+            frame = frame_of(dataset, middle=True)
+        except (StepwedgeError, OSError):
+            continue
+        for turn in range(4):  # each way round, so that a handful of objects is more than a handful of looks
+            image = np.ascontiguousarray(np.rot90(frame.values, turn))
+            if min(image.shape) < 64:
+                continue
+            result = assessor.assess_array(image, inverted=frame.inverted)
+            outcomes = [_outcome(result, code) in (WARN, FAIL) for code in ("NOT_A_CHEST", "BLANK_IMAGE")]
+            told.append(any(outcomes))
+            if not told[-1]:
+                missed.append(f"{path.stem}/{90 * turn}")
+    share = 100 * sum(told) / max(1, len(told))
+    print(f"{len(told)} looks at objects that are no frontal chest: {share:.1f} % told")
+    if missed:
+        print(f"    not told: {', '.join(missed)}")
+
+
+def ratio(assessor: Assessor, data: Path) -> None:
+    """Print the error of the cardiothoracic ratio on the references, by split."""
+    with (data / "index.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["ctr"]]
+    errors: dict[str, list[float]] = defaultdict(list)
+    for row, image in zip(rows, pictures(data, rows), strict=True):
+        result = assessor.assess_array(image)
+        value = next((one.value for one in result.measurements if one.name == "cardiothoracic_ratio"), float("nan"))
+        errors[row["split"]].append(abs(value - float(row["ctr"])))
+    for split, found in sorted({**errors, "all": list(chain(*errors.values()))}.items()):
+        of = np.array(found)
+        print(
+            f"{split:16s} {len(of):4d} references: mean absolute error {np.nanmean(of):.4f}, "
+            f"95 % within {np.nanpercentile(of, 95):.4f}; {int(np.isnan(of).sum())} not assessable"
+        )
+
+
 def _outcome(result: AssessmentResult, code: str) -> int:
     return next((one.outcome for one in result.findings if name(one.code) == code), 0)
 
@@ -157,21 +255,30 @@ def _value(assessor: Assessor, drawn: phantom.Phantom, measured: str) -> float:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["alarms", "faults", "truth", []], default=[])
+    parser.add_argument("what", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--data", type=Path, default=None if SHARED is None else SHARED / "data" / "cxr")
+    parser.add_argument("--objects", type=Path, default=None if SHARED is None else SHARED / "data" / "dicom")
     parser.add_argument("--most", type=int, default=200, help="images of a group at most")
     parser.add_argument("--phantoms", type=int, default=6)
     parser.add_argument("--final", action="store_true", help="the splits kept for the final report, and no others")
     asked = parser.parse_args()
-    what = asked.what or ["alarms", "faults", "truth"]
+    what = asked.what or list(PARTS)
     assessor = Assessor(paths.MODEL)
     print(f"model {assessor.model.name} {assessor.model.version}, seed {SEED}")
-    for part in ("alarms", "faults"):
+    for part in ("alarms", "faults", "clipping", "ratio"):
         if part in what and (asked.data is None or not (asked.data / "index.csv").exists()):
             print(f"{part}: left out, since there are no radiographs here")
+        elif part == "ratio" and part in what:
+            print("\nratio")
+            ratio(assessor, asked.data)
         elif part in what:
-            print(f"\n{part}")
-            {"alarms": alarms, "faults": faults}[part](assessor, asked.data, asked.most, final=asked.final)
+            print(f"\n{part}", flush=True)
+            by_part = {"alarms": alarms, "faults": faults, "clipping": clipping}
+            by_part[part](assessor, asked.data, asked.most, final=asked.final)
+    if "foreign" in what:
+        print("\nforeign")
+        folders = [asked.objects, Path(pydicom.__file__).parent / "data"]
+        foreign(assessor, sorted(path for folder in folders if folder is not None for path in folder.rglob("*.dcm")))
     if "truth" in what:
         print("\ntruth")
         truth(assessor, asked.phantoms)
