@@ -9,7 +9,9 @@ as under any supervisor.
 from __future__ import annotations
 
 import random
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -31,7 +33,7 @@ from cli.receiver import Receiver
 from shared import keys, pki
 from shared.identity import Identity
 from shared.settings import Settings, load
-from tests.faults.front import Front, Fronts
+from tests.faults.front import Backend, Front, Fronts
 from tests.faults.nursery import Child, Nursery
 from tests.faults.test_postgres import Server
 from tests.wire.ingest_house import DX, Sender, dx
@@ -40,8 +42,7 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 SERVICES = ("audit", "redaction", "inference", "ingest")
 MODULES = tuple(f"services.{name}.__main__" for name in SERVICES)
 """What a nursery of this farm imports."""
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-READY_SECONDS = 60.0
+READY_SECONDS = 150.0
 FINISHED = ("DONE", "DEAD_LETTER")
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
@@ -56,7 +57,7 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise Violation(f"{what}: not within {seconds:.0f} s")
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 class ObjectServer:
@@ -156,6 +157,9 @@ class Modality:
     """Studies to send; None for no end."""
 
     def __post_init__(self) -> None:
+        self.goes_on = threading.Event()
+        """Cleared while a person at the console would wait for the backlog."""
+        self.goes_on.set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -174,6 +178,8 @@ class Modality:
     def _run(self) -> None:
         sent = 0
         while not self._stop.is_set() and (self.limit is None or sent < self.limit):
+            while not self.goes_on.wait(0.2) and not self._stop.is_set():
+                pass
             first = dx(seed=self.chance.randrange(1 << 30))
             images = [first]
             if self.chance.random() < self.two:
@@ -201,6 +207,15 @@ class Modality:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Where processes run: what forks them, where they listen, and where they find the fronts."""
+
+    nursery: Nursery
+    address: str = "127.0.0.1"
+    gate: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
 class Place:
     """What the farms of a run share."""
 
@@ -211,8 +226,8 @@ class Place:
     postgres: Server
     fronts: Fronts
     receiver: Receiver
-    nurseries: tuple[Nursery, ...]
-    """Machines: member n of a service lives on machine n modulo their number, each with its own clock."""
+    machines: tuple[Machine, ...]
+    """Member n of a service lives on machine n modulo their number."""
 
 
 class Farm:
@@ -228,6 +243,8 @@ class Farm:
         ingest: Mapping[str, Any] | None = None,
     ) -> None:
         self.place = place
+        self._engines: dict[str, sa.Engine] = {}
+        self._beyond: dict[tuple[str, str], tuple[str, int]] = {}
         self.folder = place.folder / name
         self.folder.mkdir()
         self.chance = random.Random(seed)
@@ -253,21 +270,39 @@ class Farm:
         """A front before each service, the DICOM door, PostgreSQL and the store."""
         self._ports = {(service, n): next(free) for service in SERVICES for n in range(counts[service])}
         self._doors = {n: next(free) for n in range(counts["ingest"])}
-        opened = {
-            service: self.place.fronts.open(*(("127.0.0.1", self._ports[service, n]) for n in range(counts[service])))
+        behind: dict[str, list[Backend]] = {
+            service: [(self._machine(n).address, self._ports[service, n]) for n in range(counts[service])]
             for service in SERVICES
         }
-        opened["dicom"] = self.place.fronts.open(*(("127.0.0.1", port) for port in self._doors.values()))
-        opened["store"] = self.place.fronts.open(("127.0.0.1", self.store.port))
+        behind["dicom"] = [(self._machine(n).address, port) for n, port in self._doors.items()]
+        behind["store"] = [("127.0.0.1", self.store.port)]
+        opened = {name: self.place.fronts.open(*backends) for name, backends in behind.items()}
         url = sa.engine.make_url(self.urls["ingest"])
         port = url.query.get("port") or url.port or 5432
         socket = Path(str(url.query["host"])) / f".s.PGSQL.{port}"
         (self.folder / "pg").mkdir()
         opened["postgres"] = self.place.fronts.open_socket(self.folder / "pg" / f".s.PGSQL.{port}", socket)
+        # Machines of their own reach everything at their own end of the wire, PostgreSQL too.
+        for gate in {machine.gate for machine in self.place.machines} - {"127.0.0.1"}:
+            for name, backends in behind.items():
+                self._beyond[gate, name] = self.place.fronts.open(*backends, host=gate).address
+            pacs = ("127.0.0.1", self.place.receiver.port)
+            self._beyond[gate, "pacs"] = self.place.fronts.open(pacs, host=gate).address
+            self._beyond[gate, "postgres"] = self.place.fronts.open(socket, host=gate).address
         return opened
 
-    def _through_the_front(self, url: str) -> str:
+    def _machine(self, number: int) -> Machine:
+        return self.place.machines[number % len(self.place.machines)]
+
+    def _address(self, name: str, gate: str) -> tuple[str, int]:
+        """Where a process behind a gate finds a front."""
+        return self._beyond.get((gate, name), self.fronts[name].address)
+
+    def _through_the_front(self, url: str, gate: str) -> str:
         parsed = sa.engine.make_url(url)
+        if (gate, "postgres") in self._beyond:
+            host, port = self._beyond[gate, "postgres"]
+            return parsed.set(host=host, port=port, query={}).render_as_string(hide_password=False)
         changed = parsed.update_query_dict({"host": str(self.folder / "pg")})
         return changed.render_as_string(hide_password=False)
 
@@ -277,43 +312,47 @@ class Farm:
         home.mkdir()
         file = home / "stepwedge.toml"
         file.write_text(tables.dumps(self._table(service, number, home, ingest)))
-        nursery = self.place.nurseries[number % len(self.place.nurseries)]
+        nursery = self._machine(number).nursery
         return Member(service, number, nursery, home / "out", {"STEPWEDGE_CONFIG": str(file), **CREDENTIALS})
 
     def _table(self, service: str, number: int, home: Path, ingest: Mapping[str, Any]) -> dict[str, Any]:
+        gate, own = self._machine(number).gate, self._machine(number).address
         table: dict[str, Any] = {
             "cluster": {"data": str(home), "pki": str(self.place.pki), "keys": str(self.folder / "keys")},
             "objects": {
                 "kind": "s3", "original": "s3://original", "deidentified": "s3://deidentified",
-                "s3_endpoint": "http://{}:{}".format(*self.fronts["store"].address), "s3_region": "us-east-1",
+                "s3_endpoint": "http://{}:{}".format(*self._address("store", gate)), "s3_region": "us-east-1",
                 "scratch": str(self.disk / f"{service}-{number}"),
             },
         }  # fmt: skip
         for other in SERVICES:
-            address = "{}:{}".format(*self.fronts[other].address)
-            listen = f"127.0.0.1:{self._ports[other, number]}" if other == service else address
+            address = "{}:{}".format(*self._address(other, gate))
+            listen = f"{own}:{self._ports[other, number]}" if other == service else address
             table[other] = {"listen": listen, "address": address, "metrics": ""}
         table["redaction"]["workers"] = 1
         table["audit"] |= {
-            "database": self._through_the_front(self.urls["audit"]),
+            "database": self._through_the_front(self.urls["audit"], gate),
             "high_water": str(self.disk / "audit.high-water"),
             "master_key": str(self.folder / "identity-master.key"),
             "check_per_second": 50,
         }
         table["ingest"] |= {
-            "database": self._through_the_front(self.urls["ingest"]),
-            "dimse": f"127.0.0.1:{self._doors.get(number, self._doors[0])}",
+            "database": self._through_the_front(self.urls["ingest"], gate),
+            "dimse": f"{own}:{self._doors.get(number, self._doors[0])}",
             "quiet_seconds": 0.3,
             "lease_seconds": 4.0,
             "destinations": [
                 {
-                    "name": "pacs", "ae_title": self.place.receiver.ae_title, "host": "127.0.0.1",
-                    "port": self.place.receiver.port, "verdicts": ["ACCEPT", "REVIEW", "REJECT"],
+                    "name": "pacs", "ae_title": self.place.receiver.ae_title, "host": self._pacs(gate)[0],
+                    "port": self._pacs(gate)[1], "verdicts": ["ACCEPT", "REVIEW", "REJECT"],
                 }
             ],
             **ingest,
         }  # fmt: skip
         return table
+
+    def _pacs(self, gate: str) -> tuple[str, int]:
+        return self._beyond.get((gate, "pacs"), ("127.0.0.1", self.place.receiver.port))
 
     def _settings(self) -> Settings:
         """As an operator beside the cluster has them, who reaches database and store without the fronts."""
@@ -341,7 +380,7 @@ class Farm:
 
     def _keep(self) -> None:
         """Start again whatever ends."""
-        while not self._stopping.wait(0.02):
+        while not self._stopping.wait(0.1):
             for member in self.members:
                 if member.child is None:
                     continue
@@ -384,12 +423,11 @@ class Farm:
 
     def query(self, name: str, statement: str, **values: Any) -> list[Any]:
         """Rows of a service's database, asked without a front."""
-        engine = sa.create_engine(sa.engine.make_url(self.urls[name]).set(drivername="postgresql+psycopg"))
-        try:
-            with engine.connect() as connection:
-                return list(connection.execute(sa.text(statement), values))
-        finally:
-            engine.dispose()
+        if name not in self._engines:
+            url = sa.engine.make_url(self.urls[name]).set(drivername="postgresql+psycopg")
+            self._engines[name] = sa.create_engine(url, pool_pre_ping=True, pool_size=1)
+        with self._engines[name].connect() as connection:
+            return list(connection.execute(sa.text(statement), values))
 
     def unfinished(self, studies: set[str]) -> set[str]:
         """Those of the studies that have no verdict yet, and are not in the dead letter."""
@@ -445,6 +483,8 @@ class Farm:
                 member.kill()
                 member.nursery.reap(member.child.pid)
                 member.child = None
+        for engine in self._engines.values():
+            engine.dispose()
         self.store.stop()
 
 
@@ -454,12 +494,34 @@ def certificates(folder: Path) -> Path:
     return folder / "pki"
 
 
-def environment_of_clock(file: Path) -> dict[str, str]:
-    """What lets a nursery's children take the time from a file, which holds seconds to add, "+0"."""
-    file.write_text("+0\n")
-    return {
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(file),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+class Clock:
+    """The wall clock of one machine, which can be stepped; as if somebody set it, monotonic time goes on."""
+
+    def __init__(self, file: Path, library: Path) -> None:
+        self._file = file
+        self._library = library
+        self.step(0)
+
+    def step(self, seconds: int) -> None:
+        """Let it be so far from the true time, at once."""
+        data = struct.pack("<q", seconds)
+        if self._file.exists():
+            with self._file.open("r+b") as file:  # the same file: processes have it mapped
+                file.write(data)
+        else:
+            self._file.write_bytes(data)
+
+    def environment(self) -> dict[str, str]:
+        """What makes a process live by it."""
+        return {"LD_PRELOAD": str(self._library), "CLOCK_SHIFT": str(self._file)}
+
+
+def clock_library(folder: Path) -> Path | None:
+    """What a `Clock` needs, made of clock.c by the C compiler; None where there is none."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    library = folder / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return library

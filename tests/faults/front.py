@@ -20,6 +20,7 @@ ERROR = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: 71\r\nConnection: close\r\n\r\n"
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message/></Error>    "
 )
+CONNECT_SECONDS = 1.0
 _PIECE = 1 << 16
 
 
@@ -69,10 +70,11 @@ class Front:
         for _ in range(len(self.backends)):
             self._next += 1
             backend = self.backends[self._next % len(self.backends)]
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, TimeoutError):
                 if isinstance(backend, Path):
                     return await asyncio.open_unix_connection(str(backend))
-                return await asyncio.open_connection(*backend)
+                # A machine that was cut off answers nothing at all.
+                return await asyncio.wait_for(asyncio.open_connection(*backend), CONNECT_SECONDS)
         return None
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -145,6 +147,14 @@ class Fronts:
 
         self._do(start())
         return front
+
+    def balance(self, front: Front, backends: Sequence[Backend]) -> None:
+        """Let a front lead new connections to these backends; those that are open stay where they are."""
+
+        async def change() -> None:
+            front.backends = list(backends)
+
+        self._do(change())
 
     def open_socket(self, path: Path, backend: Path) -> Front:
         """A front on a socket of the file system, as PostgreSQL has one."""

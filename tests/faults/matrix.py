@@ -6,11 +6,11 @@ A moment is one fault: a process killed with SIGKILL (the service or one of its 
 PostgreSQL restarted or crashed; the object store answering errors; the network between two services cut, frozen, and
 healed; a disk full, of the services or of PostgreSQL; the clock of one machine stepped. After each, what was
 acknowledged three moments before must have ended in a verdict or in the dead letter, and new objects must be taken
-again. After every 25 moments the load stops and everything is held against the log (`tests.faults.invariants`): nothing
+again. After every 20 moments the load stops and everything is held against the log (`tests.faults.invariants`): nothing
 acknowledged lost, nothing recorded, decided or delivered twice, the log verifies and every object is there. Then it
 begins anew.
 
-Every 25 moments are seeded by their number: a run that was interrupted goes on from `--state`. Prints one JSON object;
+Every 20 moments are seeded by their number: a run that was interrupted goes on from `--state`. Prints one JSON object;
 exit status 1 for a violation.
 """
 
@@ -38,25 +38,28 @@ from cli.receiver import receiver
 from tests.faults import invariants
 from tests.faults.farm import (
     CREDENTIALS,
-    FAKETIME,
     MODULES,
+    Clock,
     Farm,
+    Machine,
     Modality,
     Place,
     Violation,
     certificates,
-    environment_of_clock,
+    clock_library,
     until,
 )
 from tests.faults.front import Fronts
 from tests.faults.nursery import Nursery
 from tests.faults.test_postgres import Server
 
-MOMENTS_OF_A_FARM = 25
+MOMENTS_OF_A_FARM = 20
 COUNTS = {"audit": 1, "redaction": 2, "inference": 2, "ingest": 2}
 MODALITIES = 3
 PACE_SECONDS = 0.25
 """Between the studies of one modality: load enough that something is under way at every moment."""
+MOST_BEHIND = 40
+"""Studies that are acknowledged and not decided yet; beyond, the modalities wait."""
 LONGEST_WAIT = 0.4
 LONGEST_CUT = 1.5
 FLOW_SECONDS = 180.0
@@ -70,7 +73,7 @@ class Hurt:
 
     farm: Farm
     chance: random.Random
-    clocks: tuple[Path, ...] = ()
+    clocks: tuple[Clock, ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
 
     def pause(self) -> None:
@@ -175,11 +178,10 @@ class Hurt:
         """The clock of one machine is stepped, and set right a while later."""
         if not self.clocks:
             return self.kill()
-        file, step = self.chance.choice(self.clocks), self.chance.choice(STEPS)
-        file.write_text(f"{step:+d}\n")
-        time.sleep(1.0)  # until it is looked at
+        clock = self.chance.choice(self.clocks)
+        clock.step(self.chance.choice(STEPS))
         self.pause()
-        file.write_text("+0\n")
+        clock.step(0)
         return "clock stepped"
 
 
@@ -227,7 +229,7 @@ def _mounted(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 @contextmanager
-def place(*, clock: bool = True, machines: int = 2) -> Iterator[tuple[Place, tuple[Path, ...]]]:
+def place(*, clock: bool = True, machines: int = 2) -> Iterator[tuple[Place, tuple[Clock, ...]]]:
     """Everything that farms share: PostgreSQL and the services' files on small disks, fronts, nurseries, a PACS."""
     os.environ |= CREDENTIALS  # of a store that asks for none
     with ExitStack() as stack:
@@ -239,21 +241,20 @@ def place(*, clock: bool = True, machines: int = 2) -> Iterator[tuple[Place, tup
         (below / "data").mkdir()
         server = Server(below / "data")
         stack.callback(server.cleanup)
-        with_clock = clock and FAKETIME.is_file()
-        clocks = tuple(folder / f"clock-{number}" for number in range(machines)) if with_clock else ()
+        library = clock_library(folder) if clock else None
+        clocks = tuple(Clock(folder / f"clock-{number}", library) for number in range(machines)) if library else ()
         nurseries = tuple(
-            stack.enter_context(
-                Nursery(*MODULES, environment=environment_of_clock(clocks[number]) if with_clock else None)
-            )
+            stack.enter_context(Nursery(*MODULES, environment=clocks[number].environment() if clocks else None))
             for number in range(machines)
         )
         fronts = stack.enter_context(Fronts())
         pacs = stack.enter_context(receiver("PACS"))
-        yield Place(folder, certificates(folder), disk, server, fronts, pacs, nurseries), clocks
+        where = tuple(Machine(nursery) for nursery in nurseries)
+        yield Place(folder, certificates(folder), disk, server, fronts, pacs, where), clocks
 
 
 def run_farm(
-    shared: Place, clocks: tuple[Path, ...], name: str, seed: int, moments: int, told: Callable[[str], None]
+    shared: Place, clocks: tuple[Clock, ...], name: str, seed: int, moments: int, told: Callable[[str], None]
 ) -> Counter[str]:
     """Moments on one farm from nothing, and everything held at their end; what was counted. Raises Violation."""
     chance = random.Random(seed)
@@ -271,12 +272,14 @@ def run_farm(
         _flows(farm, modalities, 3)
         earlier: deque[set[str]] = deque([set(), set()])
         for _ in range(moments):
+            _keep_pace(farm, modalities)
             earlier.append(_studies(modalities))
             time.sleep(chance.uniform(0, LONGEST_WAIT))  # the random moment
             [fault] = chance.choices(list(FAULTS), weights=list(FAULTS.values()))
             what = fault(hurt)
             hurt.counts[what] += 1
             hurt.counts["moments"] += 1
+            told(f"{name}: {hurt.counts['moments']} {what}")
             _flows(farm, modalities, 2)
             invariants.finished(farm, earlier.popleft())
         for modality in modalities:
@@ -303,6 +306,18 @@ def run_farm(
 
 def _studies(modalities: list[Modality]) -> set[str]:
     return {study for modality in modalities for study, _ in list(modality.acknowledged)}
+
+
+def _keep_pace(farm: Farm, modalities: list[Modality]) -> None:
+    """Let modalities pause while the work behind them is far behind: on a busy machine that says nothing of faults."""
+    far = len(farm.unfinished(_studies(modalities))) > MOST_BEHIND
+    for modality in modalities:
+        if far:
+            modality.goes_on.clear()
+    if far:
+        until(lambda: len(farm.unfinished(_studies(modalities))) < MOST_BEHIND // 2, FLOW_SECONDS * 2, "the backlog")
+    for modality in modalities:
+        modality.goes_on.set()
 
 
 def _flows(farm: Farm, modalities: list[Modality], more: int) -> None:
@@ -356,8 +371,10 @@ def _main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--state", type=Path, help="file that remembers how far it is")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no farm after so long")
-    parser.add_argument("--no-clock", action="store_true", help="do not step clocks (they need libfaketime)")
+    parser.add_argument("--no-clock", action="store_true", help="do not step clocks (that needs a C compiler)")
     given = parser.parse_args()
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and what was started is ended
 
     def say(line: str) -> None:
         sys.stderr.write(f"{line}\n")

@@ -52,16 +52,17 @@ class Child:
 class Nursery:
     """Forks children; a context manager. They end with it.
 
-    `modules` are imported too, once for all children; `environment` is theirs too.
+    `modules` are imported too, once for all children; `environment` is theirs too; `prefix` is a command that runs it.
     """
 
-    def __init__(self, *modules: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *modules: str, environment: Mapping[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
         self._modules = modules
+        self._prefix = prefix
         self._environment = {**os.environ, **(environment or {})}
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.nursery", *self._modules],
+            [*self._prefix, sys.executable, "-m", "tests.faults.nursery", *self._modules],
             cwd=ROOT,
             env=self._environment,
             stdin=subprocess.PIPE,
