@@ -10,6 +10,7 @@ Protocol. `python -m benchmarks.inference batching` prints what dynamic batching
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -87,11 +88,15 @@ def speed(images: int, columns: int, rows: int, callers: int) -> None:
         work()
         medians[stage], slow = _milliseconds(work, images)
         print(f"{stage:24s} p50 {medians[stage]:8.2f} ms   p95 {slow:8.2f} ms")
-    engine = 1000 / medians["engine, whole"]
+    alone = _asked(lambda: assessor.assess_dicom(data).masks, images, 1, 1)
     served = _served(objects, images, callers)
     print(f"bare model {1000 / medians['bare model']:8.1f} images/s")
-    print(f"engine     {engine:8.1f} images/s")
-    print(f"service    {served:8.1f} images/s with {callers} callers: {served / engine:.2f} of the engine")
+    for name, one in (("engine", alone), ("service", served)):
+        print(f"{name:10s} {one.images_per_second:8.1f} images/s   p50 {one.median:7.1f} ms   CPU {one.cpu:6.1f} ms")
+    print(
+        f"service with {callers} callers: {served.images_per_second / alone.images_per_second:.2f} of the engine, and "
+        f"{alone.cpu / served.cpu:.2f} by processor time of the process that answers"
+    )
 
 
 def _options() -> ort.SessionOptions:
@@ -101,8 +106,8 @@ def _options() -> ort.SessionOptions:
     return options
 
 
-def _served(objects: list[bytes], images: int, callers: int) -> float:
-    """Images a second through gRPC, references, record and all."""
+def _served(objects: list[bytes], images: int, callers: int) -> Asked:
+    """What comes through gRPC, references, record and all."""
     with tempfile.TemporaryDirectory() as folder:
         house = House(Path(folder))
         try:
@@ -111,15 +116,11 @@ def _served(objects: list[bytes], images: int, callers: int) -> float:
             house.start("inference")
             print(f"service ready after {time.perf_counter() - began:.2f} s")
             references = [house.reference(data) for data in objects]
-            for reference in references:
-                house.assess(reference)
-            with ThreadPoolExecutor(callers) as pool:
-                began = time.perf_counter()
-                list(pool.map(house.assess, [references[index % len(references)] for index in range(images)]))
-                took = time.perf_counter() - began
-            resident = psutil.Process(house.processes["inference"].pid).memory_info().rss
-            print(f"service resident {resident / 2**20:.0f} MiB")
-            return images / took
+            process = psutil.Process(house.processes["inference"].pid)
+            turn = itertools.cycle(references)
+            found = _asked(lambda: house.assess(next(turn)), images, callers, 1, process)
+            print(f"service resident {process.memory_info().rss / 2**20:.0f} MiB")
+            return found
         finally:
             house.close()
 
@@ -131,11 +132,16 @@ class Asked:
     images_per_second: float
     median: float
     slow: float
+    cpu: float
+    """Milliseconds of a processor for an image, of the process that answers: what a busy machine cannot spoil."""
 
 
-def _asked(work: Callable[[], object], images: int, callers: int, per_call: int) -> Asked:
-    """`callers` threads that ask for `images` images together, `per_call` at once."""
+def _asked(
+    work: Callable[[], object], images: int, callers: int, per_call: int, answers: psutil.Process | None = None
+) -> Asked:
+    """`callers` threads ask for `images` images, `per_call` at once; `answers`: who does, by default this process."""
     took: list[float] = []
+    process = answers or psutil.Process()
 
     def one(_: int) -> None:
         began = time.perf_counter()
@@ -145,10 +151,17 @@ def _asked(work: Callable[[], object], images: int, callers: int, per_call: int)
     with ThreadPoolExecutor(callers) as pool:
         list(pool.map(one, range(2 * callers)))
         took.clear()
-        began = time.perf_counter()
+        before, began = _cpu(process), time.perf_counter()
         list(pool.map(one, range(images // per_call)))
-        passed = time.perf_counter() - began
-    return Asked(len(took) * per_call / passed, float(np.median(took)), float(np.percentile(took, 95)))
+        passed, used = time.perf_counter() - began, _cpu(process) - before
+    done = len(took) * per_call
+    return Asked(done / passed, float(np.median(took)), float(np.percentile(took, 95)), 1000 * used / done)
+
+
+def _cpu(process: psutil.Process) -> float:
+    """Seconds of processors that it has used."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def model(images: int, callers: int, batches: Sequence[int]) -> None:
@@ -170,14 +183,21 @@ def model(images: int, callers: int, batches: Sequence[int]) -> None:
                     "bare": lambda grids=grids: bare.run(None, {"image": grids}),
                     "over gRPC": lambda request=request: stub.ModelInfer(request, timeout=30),
                 }
-                found = {way: _asked(work, images, callers, size) for way, work in ways.items()}
+                server = psutil.Process(house.processes["inference"].pid)
+                found = {
+                    way: _asked(work, images, callers, size, None if way == "bare" else server)
+                    for way, work in ways.items()
+                }
                 for way, one in found.items():
                     print(
                         f"batch {size}  {way:10s} {one.images_per_second:7.1f} images/s   p50 {one.median:7.2f} ms"
-                        f"   p95 {one.slow:7.2f} ms"
+                        f"   p95 {one.slow:7.2f} ms   CPU {one.cpu:6.2f} ms"
                     )
-                ratio = found["over gRPC"].images_per_second / found["bare"].images_per_second
-                print(f"batch {size}  over gRPC {ratio:.2f} of bare")
+                served, alone = found["over gRPC"], found["bare"]
+                print(
+                    f"batch {size}  over gRPC {served.images_per_second / alone.images_per_second:.2f} of bare, and "
+                    f"{alone.cpu / served.cpu:.2f} by processor time of the process that answers"
+                )
         finally:
             house.close()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -63,6 +64,15 @@ def of_sop_class(uid: str) -> Required | None:
     return _tables().get(uid)
 
 
+def _wanted(found: dict[str, Any]) -> Any:
+    """Of an attribute type and keyword, None for one that is not wanted: read as a whole the file takes 60 MB, and
+    leaves them behind in pieces."""
+    if "keyword" not in found:
+        return found
+    wanted = not found["path"] and found["type"] in ("1", "2")
+    return (found["type"], sys.intern(found["keyword"])) if wanted else None
+
+
 @cache
 def _tables() -> dict[str, Required]:
     """SOP class UID -> what its IOD requires; empty where highdicom is not installed."""
@@ -70,13 +80,13 @@ def _tables() -> dict[str, Required]:
     folder = Path(found.origin).parent / "_standard" if found is not None and found.origin else None
     if folder is None or not folder.is_dir():
         return {}
-    classes, iods, modules = (json.loads((folder / f"{name}.json").read_bytes()) for name in _FILES)
+    classes, iods = (json.loads((folder / f"{name}.json").read_bytes()) for name in _FILES[:2])
+    modules = json.loads((folder / f"{_FILES[2]}.json").read_bytes(), object_hook=_wanted)
     by_module: dict[str, dict[str, list[str]]] = {}
     for key, attributes in modules.items():
         types = by_module.setdefault(key, {"1": [], "2": []})
-        for attribute in attributes:
-            if not attribute["path"] and attribute["type"] in types:
-                types[attribute["type"]].append(attribute["keyword"])
+        for type_of, keyword in filter(None, attributes):
+            types[type_of].append(keyword)
     tables = {}
     for uid, iod in classes.items():
         mandatory = [by_module.get(module["key"], {}) for module in iods.get(iod, ()) if module["usage"] == "M"]
