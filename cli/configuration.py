@@ -141,7 +141,7 @@ def on_free_ports(data: Path, **sections: Mapping[str, Any]) -> Path:
     table: dict[str, Any] = {"cluster": {"data": str(data)}}
     for service in SERVICES:
         table[service] = {"listen": f"127.0.0.1:{next(ports)}", "metrics": f"127.0.0.1:{next(ports)}"}
-    table["ingest"]["dimse"] = f"127.0.0.1:{next(ports)}"
+    table["ingest"] |= {"dimse": f"127.0.0.1:{next(ports)}", "seal_identities": True}
     table["console"] = {"listen": f"127.0.0.1:{next(ports)}"}
     for name, section in sections.items():
         table[name] = {**table.get(name, {}), **section}

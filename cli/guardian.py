@@ -191,13 +191,15 @@ def identify(config: Path | None, identity: str, *, index: int, purpose: str, re
             terminal.note(f"entry {index} has no identity: it was erased, or none was handed in")
         return Exit.NEGATIVE
     who = opener.open(answer.sealed, answer.subject, answer.idempotency_key)
+    if not who:
+        terminal.note("this cluster keeps no identity in the log (ingest.seal_identities)")
     if json:
-        terminal.emit({"index": index, "identity": who, "lookup_index": answer.lookup_index})
+        terminal.emit({"index": index, "identity": who or None, "lookup_index": answer.lookup_index})
     else:
         for name, value in who.items():
             terminal.out().print(f"{name:<20} {terminal.printable(value)}", markup=False, soft_wrap=True)
         terminal.note(f"this look-up is entry {answer.lookup_index} of the log")
-    return Exit.OK
+    return Exit.OK if who else Exit.NEGATIVE
 
 
 def hold(

@@ -415,6 +415,9 @@ class Ingest(Service):
     """Largest object taken, bytes."""
     dicomweb: DicomWeb = Field(default_factory=lambda: DicomWeb())
     """The DICOMweb door; off unless it has an address."""
+    seal_identities: bool = False
+    """Seal who an object is about beside its record in the log, so that an auditor can be told, each time on the record
+    (`stepwedge log identify`). Off: there is no way back from a pseudonym; records are still found by a number."""
     quiet_seconds: Seconds = 10.0
     """A study is complete when nothing arrived for it for so long."""
     completion: Completion = Completion()

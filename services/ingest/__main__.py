@@ -73,7 +73,8 @@ class Ingest:
         pseudonyms = Pseudonyms.load(settings.cluster.keys / keys.PSEUDONYMS)
         self._reviews = Reviews(self._engine, commit=pseudonyms.commitment)
         folder = settings.cluster.keys
-        self._identifier = Identifier(self._objects, Identities.load(folder), BlindIndex.load(folder))
+        identities, index = Identities.load(folder), BlindIndex.load(folder)
+        self._identifier = Identifier(self._objects, identities, index, way_back=section.seal_identities)
         self._channels = {
             name: channel(settings.for_service(name).address, credentials, server=Identity(name))
             for name in (REDACTION, INFERENCE, AUDIT)

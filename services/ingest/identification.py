@@ -14,18 +14,24 @@ _log = logs.get_logger(__name__)
 
 
 class Identifier:
-    """Seals identity for the log; keeps nothing of it."""
+    """Seals identity for the log; keeps nothing of it.
 
-    def __init__(self, objects: ObjectStore, identities: Identities, blind_index: BlindIndex) -> None:
+    way_back: whether the log is to be able to lead a pseudonym back to the person (`ingest.seal_identities`). If not,
+    what is sealed is empty; a record is still found by a number that one has, which no table of pseudonyms gives.
+    """
+
+    def __init__(
+        self, objects: ObjectStore, identities: Identities, blind_index: BlindIndex, *, way_back: bool
+    ) -> None:
         self._objects = objects
+        self._way_back = way_back
         self._identities = identities
         self._blind_index = blind_index
 
     def seal(self, identity: Mapping[str, str], subject: str, key: str) -> audit_pb2.Identification:
         """For the record with this subject and idempotency key."""
-        return audit_pb2.Identification(
-            sealed=self._identities.seal(identity, subject, key), tokens=self._blind_index.tokens(identity)
-        )
+        sealed = self._identities.seal(identity if self._way_back else {}, subject, key)
+        return audit_pb2.Identification(sealed=sealed, tokens=self._blind_index.tokens(identity))
 
     def again(self, instance: Instance, key: str) -> audit_pb2.Identification | None:
         """Out of the object as it was stored, for a record that a process before this one did not live to hand in.
