@@ -21,6 +21,8 @@ class Said:
 
     equipment: Equipment
     calling_ae_title: str = ""
+    called_ae_title: str = ""
+    """Of ours, which it was sent to; names no device."""
 
     @property
     def empty(self) -> bool:
@@ -78,7 +80,7 @@ class Arrival:
     def from_json(cls, members: Mapping[str, Any]) -> "Arrival":
         """The arrival that `as_json` told of."""
         device = members["device"]
-        said = Said(Equipment(**device["equipment"]), device["calling_ae_title"])
+        said = Said(Equipment(**device["equipment"]), device["calling_ae_title"], device["called_ae_title"])
         return cls(**{**members, "device": said, "belonging": Belonging(**members["belonging"])})
 
 

@@ -72,7 +72,9 @@ class Desk:
             self._line.ask("ask", _ANSWER_SECONDS)  # perhaps it has changed just now
         return Incoming(self._objects, max_bytes=self._max_object_bytes)
 
-    def keep(self, incoming: Incoming, channel: str, announced: Announced, calling_ae_title: str) -> None:
+    def keep(
+        self, incoming: Incoming, channel: str, announced: Announced, calling_ae_title: str, called_ae_title: str = ""
+    ) -> None:
         """Make what was received durable and recorded; blocks.
 
         The row is written while the bytes become durable; whoever finds a row whose bytes are not makes no record
@@ -91,7 +93,7 @@ class Desk:
             stored = self._objects.place(Zone.ORIGINAL, path, incoming.sha256)
         finally:
             incoming.discard()
-        said = Said(equipment, dicom.one_line(calling_ae_title))
+        said = Said(equipment, dicom.one_line(calling_ae_title), dicom.one_line(called_ae_title))
         arrival = self._names.arrival(uids, stored.sha256, content_sha256, stored.size, channel, said)
         sealed = self._identities.seal(uids.identity, arrival.subject, arrival.record_key)
         call = self._line.begin(

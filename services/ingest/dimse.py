@@ -724,7 +724,9 @@ class Associations:
         request: Any = event.request
         announced = Announced(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
         calling = (event.assoc.requestor.ae_title or "").strip()
-        self._desk.keep(incoming, CHANNEL, announced, calling)
+        primitive = event.assoc.requestor.primitive
+        called = ("" if primitive is None else primitive.called_ae_title or "").strip()
+        self._desk.keep(incoming, CHANNEL, announced, calling, called)
 
 
 def _silence() -> None:

@@ -101,7 +101,7 @@ class Dispatch:
 
     async def plan(self, snapshot: Snapshot, decision: Decision) -> tuple[list[Sending], tuple[Kind, ...]]:
         """What follows from a decision: what goes where, and which results must be made for it."""
-        if snapshot.study.constancy:  # phantoms are nobody's images
+        if snapshot.study.constancy or _only_echoed(snapshot, decision):  # phantoms are nobody's images
             return [], ()
         sent = sendings(self._settings, await self._facts(snapshot, decision))
         return sent, kinds(self._settings, sent)
@@ -161,7 +161,7 @@ class Dispatch:
         waits = error.code in (ErrorCode.ERROR_CODE_STORAGE_FULL, ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE)
         last = error.permanent or (not waits and attempts >= self._settings.max_attempts)
         error = StepwedgeError(error.code, error.message, permanent=last)
-        _log.warning("results were not made", **logs.describe(error))
+        _log.warning("results were not made", detail=logs.Words(error.message), **logs.describe(error))
         if last or attempts == 1:
             await records.record_failure(claim, snapshot, None, RESULTS, error, attempts, last=last)
         await _in_thread(
@@ -180,6 +180,7 @@ class Dispatch:
         shadow: int | None = None
         if delivery.state == "PENDING":
             if delivery.shadow:
+                _require_results(snapshot, delivery)
                 if not _ready(snapshot, delivery):
                     return
                 shadow = len(await self._outgoing(claim, delivery))
@@ -228,8 +229,7 @@ class Dispatch:
         if outgoing:
             await _in_thread(self._sender.send, destination, outgoing, delivered)
             metrics.STEP_SECONDS.labels(DELIVER, "done").observe(time.perf_counter() - began)
-        if _failed_making(snapshot, delivery):
-            raise StepwedgeError(ErrorCode.ERROR_CODE_RESULT_INVALID, "the results that it is to get were not made")
+        _require_results(snapshot, delivery)
         return _ready(snapshot, delivery)
 
     async def _outgoing(self, claim: Claim, delivery: Delivery) -> list[Outgoing]:
@@ -257,6 +257,16 @@ class Dispatch:
         return error.permanent
 
 
+def _only_echoed(snapshot: Snapshot, decision: Decision) -> bool:
+    """Whether nothing is new since the decision before but results of ours that a peer sent back."""
+    before = next((one for one in snapshot.decisions if one.revision == decision.revision - 1), None)
+    if before is None or (decision.verdict, decision.reasons) != (before.verdict, before.reasons):
+        return False
+    ours = {result.sop_instance_uid for result in snapshot.results}
+    came = {one.sop_instance_uid for one in snapshot.instances if one.received_at > before.decided_at}
+    return bool(came) and came <= ours
+
+
 def _making_of(snapshot: Snapshot, delivery: Delivery) -> Making | None:
     """The results that a delivery waits for; None where it is to get none."""
     if delivery.contents == [ORIGINAL]:
@@ -269,9 +279,10 @@ def _ready(snapshot: Snapshot, delivery: Delivery) -> bool:
     return making is None or making.state == "MADE"
 
 
-def _failed_making(snapshot: Snapshot, delivery: Delivery) -> bool:
+def _require_results(snapshot: Snapshot, delivery: Delivery) -> None:
     making = _making_of(snapshot, delivery)
-    return making is not None and making.state == "FAILED"
+    if making is not None and making.state == "FAILED":
+        raise StepwedgeError(ErrorCode.ERROR_CODE_RESULT_INVALID, "the results that it is to get were not made")
 
 
 def _due(row: Making | Delivery) -> bool:

@@ -441,9 +441,10 @@ class Hallway:
     async def _decide(self, claim: Claim) -> None:
         snapshot = await _in_thread(self._studies.snapshot, claim.study_id)
         began = time.perf_counter()
-        images = [collation.image(instance) for instance in snapshot.instances]
+        ours_left_out = snapshot.without_echoes()
+        images = [collation.image(instance) for instance in ours_left_out.instances]
         usual = await _in_thread(self._usual.of, images, snapshot.study.last_received_at)
-        decision = verdicts.decide(self._policy, snapshot, _now(), collation.collate(images, usual))
+        decision = verdicts.decide(self._policy, ours_left_out, _now(), collation.collate(images, usual))
         written = await _in_thread(self._studies.write_decision, claim, decision)
         if written is not None:  # else something came in between: the study is due again at once
             await self._hand_in(claim, snapshot, written)

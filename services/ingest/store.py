@@ -7,7 +7,7 @@ study. All methods block; the caller runs them in a thread.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -107,6 +107,12 @@ class Snapshot:
     reviews: Sequence[Review] = field(default_factory=tuple)
     makings: Sequence[Making] = field(default_factory=tuple)
     results: Sequence[Result] = field(default_factory=tuple)
+
+    def without_echoes(self) -> "Snapshot":
+        """The study without results of ours that a peer sent back: a decision on those would go round for ever."""
+        ours = {result.sop_instance_uid for result in self.results}
+        kept = [instance for instance in self.instances if instance.sop_instance_uid not in ours]
+        return replace(self, instances=kept) if kept and ours else self
 
     @property
     def pending_decision(self) -> Decision | None:
@@ -1010,6 +1016,7 @@ def _new_instance(study: Study, arrival: Arrival, *, conflict: bool, now: dateti
         size_bytes=arrival.size_bytes,
         commitment=arrival.commitment,
         channel=arrival.channel,
+        called_ae_title=arrival.device.called_ae_title[:16],
         person=arrival.person,
         conflict=conflict,
         conflict_at_receipt=conflict,

@@ -295,6 +295,21 @@ def test_the_report_of_a_late_image_names_the_one_before_and_outlines_are_not_se
 
 
 @needs_orthanc_dicomweb
+def test_results_that_a_peer_sends_back_do_not_go_round_for_ever(at_home: House, orthanc: Orthanc, rejecting: None):
+    ds = radiograph()
+    study = str(ds.StudyInstanceUID)
+    sent(at_home, ds)
+    at_home.in_state(study, "DONE")
+    before = results(at_home, study)
+    with Sender(at_home.dimse, [(SR, EXPLICIT)]) as sender:
+        assert sender.store(dcmread(BytesIO(before[SR][0]))).Status == 0
+    after = at_home.in_state(study, "DONE", revision=2)
+    assert [one.verdict for one in after.decisions] == [common_pb2.VERDICT_REJECT] * 2
+    assert [one.instances for one in after.decisions] == [1, 1]
+    assert results(at_home, study) == before
+
+
+@needs_orthanc_dicomweb
 def test_a_study_without_anything_assessable_gets_a_report_that_says_so(at_home: House):
     from shared.errors import ErrorCode, StepwedgeError
 

@@ -299,11 +299,9 @@ def _segment_group(
 
 def _finding(image: Image, finding: Finding) -> CodeContentItem:
     """A check and its outcome, what is to be said of it, and where."""
-    item = _evaluation(codes.finding(finding.code), codes.OUTCOMES[finding.outcome], finding.detail)
-    if finding.outcome in (Outcome.OUTCOME_WARN, Outcome.OUTCOME_FAIL):
-        for box in finding.boxes[:_MOST_BOXES]:
-            item.ContentSequence.append(_place(image, box))
-    return item
+    shown = finding.outcome in (Outcome.OUTCOME_WARN, Outcome.OUTCOME_FAIL)
+    places = [_place(image, box) for box in finding.boxes[:_MOST_BOXES]] if shown else []
+    return _evaluation(codes.finding(finding.code), codes.OUTCOMES[finding.outcome], finding.detail, places)
 
 
 def _place(image: Image, box: object) -> ScoordContentItem:
@@ -350,11 +348,11 @@ def _measured(value: Measurement, threshold: float | None) -> MeasurementItem:
 # -- content items ----------------------------------------------------------------------------------------------------
 
 
-def _evaluation(name: Concept, value: Concept, words: str) -> CodeContentItem:
+def _evaluation(name: Concept, value: Concept, words: str, places: Sequence[ScoordContentItem] = ()) -> CodeContentItem:
     item = CodeContentItem(code(name), code(value), RelationshipTypeValues.CONTAINS)
-    item.ContentSequence = hd.sr.ContentSequence(
-        [_text(codes.COMMENT, words, RelationshipTypeValues.HAS_PROPERTIES)] if words else []
-    )
+    said = [_text(codes.COMMENT, words, RelationshipTypeValues.HAS_PROPERTIES)] if words else []
+    if said or places:  # an empty sequence is not allowed
+        item.ContentSequence = hd.sr.ContentSequence([*said, *places])
     return item
 
 

@@ -55,6 +55,7 @@ def assessment(objects: ObjectStore, masks: dict[int, Any], shape: tuple[int, in
     """What inference says of an image with these outlines: two findings, a value with an interval, an area."""
     found = inference_pb2.Assessment(rows=shape[0], columns=shape[1])
     found.findings.add(code=common_pb2.REASON_PIXELS_UNDECODABLE, outcome=common_pb2.OUTCOME_PASS, detail="decodes")
+    found.findings.add(code=common_pb2.REASON_BLANK_IMAGE, outcome=common_pb2.OUTCOME_PASS)
     margin = found.findings.add(
         code=common_pb2.REASON_LUNG_MARGIN_TOP, outcome=common_pb2.OUTCOME_WARN, detail="Near – 3.25 mm", threshold=5
     )
