@@ -22,6 +22,7 @@ from services.ingest.results.workshop import checker
 from shared import phantom
 from shared.errors import ErrorCode, StepwedgeError
 from shared.objects import ObjectStore, Zone, open_store
+from shared.paths import ROOT
 from shared.settings import Destination, Ingest, Objects, Results
 from stepwedge.common.v1 import common_pb2
 from stepwedge.inference.v1 import inference_pb2
@@ -372,3 +373,12 @@ def test_a_bare_header_is_enough(objects: ObjectStore):
     about = decided(image(objects, ds, inference_pb2.Assessment()), reasons=(), details=())
     assert set(made_of(objects, about)) == {Kind.SR, Kind.PDF}
     assert segmentation.fits(ds, inference_pb2.Assessment()) is False
+
+
+def test_the_document_lists_every_concept_as_the_code_has_it():
+    document = (ROOT / "docs" / "results.md").read_text()
+    own = [codes.finding(number) for number in common_pb2.Reason.values() if number]
+    own += [codes.measurement(name) for name in codes._MEASUREMENTS]
+    own += [*codes.VERDICTS.values(), *codes.OUTCOMES.values()]
+    own += [one for one in vars(codes).values() if isinstance(one, codes.Concept) and one.scheme == codes.SCHEME]
+    assert [one for one in own if f"| `{one.value}` | {one.meaning} |" not in document] == []
