@@ -131,6 +131,7 @@ SHAPES: Mapping[str, str] = {
     "DecidedEvent.sites": _NAME,
     "DecidedEvent.unmet_rules": _NAME,
     "DecidedEvent.forced_by": _PERSON,
+    "CommittedEvent.request_commitment": r"[0-9a-f]{64}",
     "ConstancyEvent.baseline_sha256": r"[0-9a-f]{64}",
     "ConstancyEvent.requested_by": _CALLER,
     "DriftedValue.phantom": _NAME,
@@ -166,6 +167,7 @@ LONGEST: Mapping[str, int] = {
     "RedactedEvent.blanked": 300,
     "ActionTags.tags": 1000,
     "PrunedEvent.ranges": 500_000,
+    "CommittedEvent.received_indexes": 20_000,
 }
 """Most items of a repeated field, where it is not `_MANY`."""
 _MANY = 128
@@ -194,6 +196,7 @@ PRODUCERS: Mapping[str, frozenset[Identity]] = {
     "viewed": frozenset({Identity.CONSOLE, Identity.INGEST}),
     "authenticated": frozenset({Identity.CONSOLE, Identity.INGEST}),
     "constancy": frozenset({Identity.INGEST}),
+    "committed": frozenset({Identity.INGEST}),
 }
 """Who may record what: nobody vouches for another's act."""
 

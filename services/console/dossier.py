@@ -127,6 +127,7 @@ _FIRST: Final[Mapping[str, Sequence[str]]] = {
     "VIEWED": ("event.person", "event.what"),
     "AUTHENTICATED": ("event.person", "event.act"),
     "CONSTANCY": ("event.compared", "event.drifted"),
+    "COMMITTED": ("event.held", "event.missing"),
     "ALERT": ("event.code",),
 }
 

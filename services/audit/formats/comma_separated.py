@@ -56,6 +56,7 @@ _LATER_EVENTS = {
     "shadowed": ("assessed_index", "findings", "measurements", "confidence", "changed", "agreement"),
     "assessed": ("rungs",),
     "redacted": ("attributes",),
+    "committed": ("request_commitment", "held", "missing", "received_indexes"),
 }
 _LATER = ("retention", "identity_sha256", "clock.source", "clock.offset_us", "clock.max_error_us")
 COLUMNS: tuple[str, ...] = (

@@ -82,6 +82,7 @@ VOCABULARY: Mapping[str, Vocabulary] = {
     "VIEWED": Vocabulary(ACCESSED, "R", "6", "Looked at by a person", requestor=False),
     "AUTHENTICATED": Vocabulary(AUTHENTICATION, "E", "", "Sign-in or account", requestor=False),
     "CONSTANCY": Vocabulary(ACCESSED, "R", "4", "Cluster tested with phantoms", requestor=False),
+    "COMMITTED": Vocabulary(ACCESSED, "R", "4", "Storage commitment answered"),
 }
 """Kind of record -> its words. A kind that is not here cannot be exported; a test holds the table to the contract."""
 

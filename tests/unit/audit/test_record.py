@@ -94,6 +94,11 @@ def every_kind() -> Iterator[tuple[Identity, audit_pb2.Record]]:
     tested.constancy.values.add(phantom="inverted", name="lung_margin_top", value="-3.5", expected="PASS")
     tested.constancy.requested_by = "operator"
     yield ingest.identity, tested
+    held = ingest.record(f"committed/{digest(8)}/{digest(9)}")
+    held.committed.MergeFrom(
+        audit_pb2.CommittedEvent(request_commitment=digest(8), held=2, missing=1, received_indexes=[4, 5])
+    )
+    yield ingest.identity, held
     console = Producer(Identity.CONSOLE)
     viewed = console.record(f"viewed/{uuid.uuid4()}", study=uid(1))
     viewed.viewed.person, viewed.viewed.role, viewed.viewed.what = "anna.b", "radiographer", "image"
