@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -157,7 +158,7 @@ class Campaign:
         """All of it; raises AssertionError on the first thing that is not as it should be."""
         before = self.memory()
         assert len(before) >= 2, "ingest and its workers"
-        workers = [threading.Thread(target=self._work) for _ in range(self._threads)]
+        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self._threads)]
         for worker in workers:
             worker.start()
         while any(worker.is_alive() for worker in workers):
@@ -183,11 +184,9 @@ class Campaign:
         while pids:
             pid = pids.pop()
             found[pid] = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-            pids += [
-                int(child)
-                for task in Path(f"/proc/{pid}/task").iterdir()
-                for child in (task / "children").read_text().split()
-            ]
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                with suppress(FileNotFoundError):  # a thread that has ended since
+                    pids += [int(child) for child in (task / "children").read_text().split()]
         return found
 
     def well(self) -> None:
