@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import exit_codes, model_app, policy_app, proof_app
+from cli import exit_codes, model_app, policy_app, proof_app, token_app
 
 
 class Group(TyperGroup):
@@ -79,6 +79,7 @@ LOG = "The log"
 FILES = "Files, without a cluster"
 
 app.add_typer(proof_app.commands, name="log", rich_help_panel=LOG)
+app.add_typer(token_app.commands, name="token", rich_help_panel=CLUSTER)
 app.add_typer(policy_app.commands, name="policy", rich_help_panel=STUDIES)
 app.add_typer(model_app.commands, name="model", rich_help_panel=CLUSTER)
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from pydicom.uid import generate_uid
 
+from shared.paths import ROOT
 from stepwedge.ingest.v1 import tokens_pb2
 from tests.wire.cluster import eventually
 from tests.wire.dicomweb_house import JSON, STOW_TYPE, Web, dicomweb_house, multipart
@@ -194,6 +200,31 @@ def test_who_has_no_good_token_is_refused_and_the_refusal_is_recorded(web: Web):
     acts = [(one.person, one.act, one.by, one.method) for one in made]
     assert ("modality-7", "token_created", "operator", "bearer") in acts
     assert acts[-1] == ("modality-7", "token_revoked", "operator", "bearer")
+
+
+def test_an_operator_makes_lists_and_revokes_tokens_at_the_command_line(web: Web):
+    def command(*words: str) -> str:
+        line = [sys.executable, "-m", "cli", "token", *words, "--config", str(web.house.config)]
+        return subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    bearer = command("create", "viewer-3", "--scope", "store", "--scope", "read", "--days", "30").strip()
+    assert web.stow([part10(dx())], Authorization=f"Bearer {bearer}").status == 200
+    listed = [json.loads(line) for line in command("list", "--json").splitlines()]
+    (made,) = (one for one in listed if one["client"] == "viewer-3")
+    assert (made["scopes"], made["revoked_at"]) == (["read", "store"], None)
+    assert "revoked" in command("revoke", made["id"])
+    assert web.stow([part10(dx())], Authorization=f"Bearer {bearer}").status == 401
+
+
+def test_plain_http_is_not_spoken_where_tls_is(web: Web):
+    with socket.create_connection(web.address, timeout=10) as line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert not line.recv(100).startswith(b"HTTP")
+    old = web.context
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    old.set_ciphers("ECDHE-ECDSA-AES128-SHA256:AES128-SHA")
+    with socket.create_connection(web.address, timeout=10) as line, pytest.raises(OSError):  # noqa: PT011
+        old.wrap_socket(line, server_hostname="localhost")
 
 
 def test_no_token_is_kept_or_logged(web: Web):

@@ -1,7 +1,7 @@
 """The DICOMweb door as one application: addresses, who may call, and errors in words that hold nothing of a patient."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Receive, Send
+from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Scope_
 
 from services.ingest import metrics
@@ -58,6 +58,31 @@ _LINGER_SECONDS: Final = 5.0
 _log = logs.get_logger(__name__)
 
 
+class _Body:
+    """The body of a request; what is left of one that was refused is read, a little of it.
+
+    A connection closed over unread bytes loses the answer on its way.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._ended = False
+
+    async def receive(self) -> Message:
+        """The next message, as the application gets it."""
+        message = await self._receive()
+        self._ended = self._ended or message["type"] != "http.request" or not message.get("more_body")
+        return message
+
+    async def linger(self) -> None:
+        """Read on to the end, up to a bound of bytes and of time."""
+        left = _LINGER_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while left > 0 and not self._ended:
+                    left -= len((await self.receive()).get("body", b""))
+
+
 Page = Callable[[Call], Awaitable[Response]]
 
 
@@ -65,9 +90,10 @@ def route(path: str, name: str, page: Page, scope: Scope, method: str = "GET") -
     """An address, what answers there, and what a token must be good for. `name`: as records and metrics call it."""
 
     async def answer(request: Request) -> Response:
-        made = await _answered(request, name, page, scope)
-        if method == "POST" and made.status_code >= HTTPStatus.BAD_REQUEST:
-            await _linger(request)
+        body = _Body(request.receive)
+        made = await _answered(Request(request.scope, body.receive), name, page, scope)
+        if made.status_code >= HTTPStatus.BAD_REQUEST and not request.headers.get("expect"):
+            await body.linger()  # who asks before sending has not sent it
         for header, value in HEADERS.items():
             made.headers.setdefault(header, value)
         metrics.DICOMWEB_REQUESTS.labels(name, str(made.status_code)).inc()
@@ -92,28 +118,6 @@ async def _answered(request: Request, name: str, page: Page, scope: Scope) -> Re
     except Exception as error:  # noqa: BLE001 - the words of a stranger's exception may hold anything
         _log.error("a request could not be answered", **logs.describe(error))
         return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", "a defect; the service's log says where")
-
-
-async def _linger(request: Request) -> None:
-    """Read a little of a body that was refused: a connection closed over unread bytes loses the answer on its way."""
-    left = _LINGER_BYTES
-    if request.headers.get("expect"):
-        return  # who asks before sending has not sent it
-    with suppress(Exception):
-        async with asyncio.timeout(_LINGER_SECONDS):
-            async for message in _messages(request):
-                left -= len(message)
-                if left < 0:
-                    return
-
-
-async def _messages(request: Request) -> AsyncIterator[bytes]:
-    # Not `request.stream()`, which ends for good where its reader was interrupted.
-    while True:
-        message = await request.receive()
-        yield message.get("body", b"")
-        if message["type"] != "http.request" or not message.get("more_body"):
-            return
 
 
 async def _let_in(request: Request, house: House, name: str, scope: Scope) -> Client:
