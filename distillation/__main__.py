@@ -134,6 +134,7 @@ def compress(data: Data = DATA, work: Work = WORK, run: str = "student", images:
     judged = val.grids[np.sort(np.random.default_rng(seed).choice(len(val.grids), 150, replace=False))]
     left_out, trials = choose_exclusions(whole, built, grids, judged)
     quantise(whole, small, grids, left_out)
+    quantise(whole, built / "student.int7.onnx", grids, left_out, narrow=True)
     forms = compare_forms(whole, built, grids, judged)
     fitted = calibrate.calibrate(session(small), val, train, seed)
     _write(built / "calibration.json", fitted, indent=None)

@@ -82,6 +82,7 @@ def report(
         "schema": 2,
         "calibration_sha256": hashlib.sha256((folder / "calibration.json").read_bytes()).hexdigest(),
         "summary": summary(found, whole),
+        **_narrow(folder, whole, calibration, data, items),
         "served": {
             "sha256": hashlib.sha256(served.read_bytes()).hexdigest(),
             **found,
@@ -135,20 +136,38 @@ def compare(ours: Path, theirs: Path, data: Path, splits: tuple[str, ...]) -> di
 PAIRED = {"lung_fields", "heart", "lungs_full", "hd95_heart", "hd95_lungs_full", "hd95_left_lung_field", "ctr_error"}
 
 
-def summary(served: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
-    """The worst of each kind, for gates: one number each."""
-    mild = [[row["dice_lost"] for row in rows if row["severity"] <= 3] for rows in served["faults"].values()]
-    faulty = [row for rows in served["faults"].values() for row in rows]
-    flags = [v for flag in FLAGS[:-1] if flag != "mirrored" for v in served["flags"][flag].values()]
-    foreign = [v["by_either"] for v in served["not_a_chest"].values() if isinstance(v, dict)]
+def dice_lost(served: dict[str, Any], reference: dict[str, Any]) -> float:
+    """The most that a form loses of the Dice of another, of all structures and groups."""
     drops = [
         reference["masks"][group][name]["mean"] - row["mean"]
         for group, table in served["masks"].items()
         for name, row in table.items()
         if name in ("lung_fields", "heart", "lungs_full") and row["n"]
     ]
+    return round(float(max(drops)), 5)
+
+
+def _narrow(
+    folder: Path, whole: dict[str, Any], calibration: dict[str, Any], data: Path, items: list[Radiograph]
+) -> dict[str, Any]:
+    """The form with weights of 7 bits beside fp32, where there is one."""
+    path = folder / "student.int7.onnx"
+    if not path.exists():
+        return {}
+    found = evaluate(session(path), calibration, data, items, None, faults=False)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    lost = dice_lost(found, whole)
+    return {"narrow": {"sha256": sha256, "bytes": path.stat().st_size, "masks": found["masks"], "dice_lost": lost}}
+
+
+def summary(served: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """The worst of each kind, for gates: one number each."""
+    mild = [[row["dice_lost"] for row in rows if row["severity"] <= 3] for rows in served["faults"].values()]
+    faulty = [row for rows in served["faults"].values() for row in rows]
+    flags = [v for flag in FLAGS[:-1] if flag != "mirrored" for v in served["flags"][flag].values()]
+    foreign = [v["by_either"] for v in served["not_a_chest"].values() if isinstance(v, dict)]
     return {
-        "dice_lost_by_8_bits": round(max(drops), 5),
+        "dice_lost_by_8_bits": dice_lost(served, reference),
         "dice_lost_to_faults_1_to_3": round(float(np.mean(mild)), 4),
         "dice_lost_to_faults_1_to_3_worst_family": round(max(float(np.mean(values)) for values in mild), 4),
         "silent_failures_with_faults": round(float(np.mean([row["silent_failures"] for row in faulty])), 4),

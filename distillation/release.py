@@ -24,6 +24,10 @@ from shared.model_signatures import SIGNATURES, lacking, sign, signature
 NAME = "chest-student"
 SERVED = "student.int8.onnx"
 SERVED_WITHOUT_VNNI = "student.fp32.onnx"
+"""The form in fp32: for devices, for the second rung of the ladder, and for processors without VNNI where there is no
+`NARROW`."""
+NARROW = "student.int7.onnx"
+"""Weights of 7 bits, whose sums do not saturate on processors without VNNI; a release need not have it."""
 FILES = (
     SERVED,
     SERVED_WITHOUT_VNNI,
@@ -34,6 +38,7 @@ FILES = (
     "MODEL_CARD.md",
     "DATA_CARD.md",
 )
+WITH_NARROW = (*FILES, NARROW, "golden.int7.npz")
 GOLDEN_SEED = 20
 
 
@@ -80,11 +85,24 @@ def admitted(built: Path, rules: Path = gates.GATES) -> list[gates.Outcome]:
         raise Refused("the model is not evaluated: files or evaluation.json are absent or do not read") from None
     if said != found:
         raise Refused("evaluation.json is of other files: evaluate again")
+    _admit_narrow(built, evaluation, gates.read(rules))
     outcomes = gates.hold(gates.read(rules), evaluation)
     failed = [one.name for one in outcomes if not one.held]
     if failed:
         raise Refused(f"gates that do not hold: {'; '.join(failed)}", outcomes)
     return outcomes
+
+
+def _admit_narrow(built: Path, evaluation: dict[str, Any], rules: Sequence[gates.Gate]) -> None:
+    """Hold the 7-bit form, where there is one, to the bar of the 8-bit form; leave it out by removing its file."""
+    if not (built / NARROW).exists():
+        return
+    found = evaluation.get("narrow", {})
+    if found.get("sha256") != digest(built / NARROW):
+        raise Refused("evaluation.json is of other files: evaluate again")
+    bars = [gate.bar for gate in rules if gate.path == ("summary", "dice_lost_by_8_bits")]
+    if bars and not float(found.get("dice_lost", np.inf)) <= min(bars):
+        raise Refused(f"{NARROW} loses more than 8 bits may: release without it")
 
 
 def release(
@@ -99,7 +117,8 @@ def release(
     outcomes = admitted(built, rules)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SIGNATURES).unlink(missing_ok=True)
-    for name in FILES:
+    files = WITH_NARROW if (built / NARROW).exists() else FILES
+    for name in files:
         if (built / name).exists() and built.resolve() != folder.resolve():
             shutil.copyfile(built / name, folder / name)
     evaluation, calibration = (
@@ -110,13 +129,19 @@ def release(
     (folder / "DATA_CARD.md").write_text(cards.data_card(), encoding="utf-8")
     write_golden(folder / SERVED, folder / "golden.npz")
     write_golden(folder / SERVED_WITHOUT_VNNI, folder / "golden.fp32.npz")
+    forms: dict[str, Any] = {"served_without_vnni": SERVED_WITHOUT_VNNI}
+    golden = {"file": "golden.npz", "file_without_vnni": "golden.fp32.npz"}
+    if files is WITH_NARROW:
+        write_golden(folder / NARROW, folder / "golden.int7.npz")
+        forms = {"served_without_vnni": NARROW, "whole": SERVED_WITHOUT_VNNI}
+        golden |= {"file_without_vnni": "golden.int7.npz", "file_whole": "golden.fp32.npz"}
     manifest = {
         "schema": 1,
         "name": NAME,
         "version": version,
         "license": "Apache-2.0",
         "served": SERVED,
-        "served_without_vnni": SERVED_WITHOUT_VNNI,
+        **forms,
         "input": {"name": "image", "type": "float32", "shape": ["batch", 1, GRID, GRID], "range": [0, 1]},
         "outputs": {
             "logits": {"type": "float32", "shape": ["batch", len(CHANNELS), 128, 128], "channels": list(CHANNELS)},
@@ -127,8 +152,7 @@ def release(
         "onnxruntime_version": ort.__version__,
         "quantisation": "static QDQ, activations uint8, weights int8 per channel, MinMax",
         "golden": {
-            "file": "golden.npz",
-            "file_without_vnni": "golden.fp32.npz",
+            **golden,
             "batch": 1,
             "provider": "CPUExecutionProvider",
             "threads": 1,
@@ -136,7 +160,7 @@ def release(
         },
         "training": run,
         "gates": {"sha256": digest(rules), "outcomes": gates.as_rows(outcomes)},
-        "files": {name: {"sha256": digest(folder / name), "bytes": (folder / name).stat().st_size} for name in FILES},
+        "files": {name: {"sha256": digest(folder / name), "bytes": (folder / name).stat().st_size} for name in files},
     }
     written = (json.dumps(manifest, indent=1) + "\n").encode()
     (folder / "manifest.json").write_bytes(written)

@@ -96,6 +96,35 @@ def test_a_model_that_reaches_every_bar_is_released_approved_and_served(built: P
     assert "Targets missed" in card
 
 
+def _with_seven_bits(built: Path, lost: float) -> None:
+    """A third form beside the two; a copy of the second stands for it."""
+    shutil.copyfile(MODEL / release.SERVED_WITHOUT_VNNI, built / release.NARROW)
+    narrow = {"sha256": release.digest(built / release.NARROW), "dice_lost": lost}
+    _write(built, _evaluation(built) | {"narrow": narrow})
+
+
+def test_a_form_of_seven_bits_is_released_beside_the_others(built: Path, tmp_path: Path) -> None:
+    _with_seven_bits(built, 0.0005)
+    folder = tmp_path / "9.9.9"
+    manifest = release.release(built, folder, "9.9.9", RUN, TRAINER)
+    release.approve(folder, APPROVER)
+    assert (manifest["served_without_vnni"], manifest["whole"]) == (release.NARROW, release.SERVED_WITHOUT_VNNI)
+    trusted = {"trained_by": [public(TRAINER)], "approved_by": [public(APPROVER)]}
+    for whole in (False, True):
+        assert registry.load(folder, signers=trusted, whole=whole).self_test in ("exact", "decisions")
+
+
+def test_a_form_of_seven_bits_that_loses_too_much_or_was_not_measured_is_refused(built: Path) -> None:
+    _with_seven_bits(built, 0.01)
+    with pytest.raises(release.Refused, match=r"student\.int7\.onnx loses more"):
+        release.admitted(built)
+    evaluation = _evaluation(built)
+    del evaluation["narrow"]
+    _write(built, evaluation)
+    with pytest.raises(release.Refused, match="other files"):
+        release.admitted(built)
+
+
 @pytest.mark.parametrize("gate", gates.read(), ids=lambda gate: gate.name)
 def test_a_model_that_misses_one_bar_is_refused_and_nothing_is_written(built: Path, tmp_path: Path, gate: gates.Gate):
     evaluation = _evaluation(built)
