@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from services.ingest import metrics
 from services.ingest.announcements import Announcements
-from services.ingest.commitments import Commitments
+from services.ingest.commitments import Answers, Commitments
 from services.ingest.delivery import Sender
 from services.ingest.dicomweb import token_service
 from services.ingest.dicomweb.tokens import Tokens
@@ -107,7 +107,7 @@ class Ingest:
         self._reception = Reception(
             section,
             self._door,
-            Commitments(self._engine, self._objects),
+            Answers(Commitments(self._engine, self._objects), self._recorder, pseudonyms.commitment),
             self._announcements,
             nursery,
             heard=self._hallway.ring,

@@ -1,14 +1,17 @@
-"""Storage commitment as SCP (PS3.4 Annex J): success is said of what is durable and recorded, and of nothing else.
+"""Storage commitment as SCP (PS3.4 Annex J): success is said of what is durable and recorded, and is itself recorded.
 
 A request is a row before it is answered, so that its outcome is reported whatever dies meanwhile: on the association
 that asked while it stands, else on one of our own, again and again until the peer takes it.
 """
 
+import asyncio
+import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any, Final, cast
 
 from pynetdicom import AE, build_context, build_role
@@ -25,9 +28,11 @@ from services.ingest.storage_commitment import (
 )
 from services.ingest.tables import Commitment, Instance
 from shared import database, logs
+from shared.audit import Recorder
 from shared.errors import StepwedgeError
 from shared.objects import ObjectStore, Zone
 from shared.settings import CommitmentPeer, Ingest
+from stepwedge.audit.v1 import audit_pb2
 
 _LOOKED_UP_AT_ONCE: Final = 500
 _GRACE: Final = timedelta(seconds=15)
@@ -59,6 +64,8 @@ class Outcome:
 
     committed: Sequence[Reference]
     failed: Sequence[tuple[str, str, int]]
+    received_indexes: Sequence[int]
+    """Of what is held: where the log has it, ascending."""
 
 
 class Commitments:
@@ -139,31 +146,80 @@ class Commitments:
     def outcome(self, references: Sequence[Reference]) -> Outcome:
         """How things stand now."""
         known = self._known([instance for _, instance in references])
-        committed, failed = [], []
+        committed, failed, indexes = [], [], set()
         for sop_class, instance in references:
             classes = known.get(instance)
             if classes and sop_class in classes:
                 committed.append((sop_class, instance))
+                indexes.add(classes[sop_class])
             else:
                 failed.append((sop_class, instance, CLASS_INSTANCE_CONFLICT if classes else NO_SUCH_INSTANCE))
-        return Outcome(committed, failed)
+        return Outcome(committed, failed, sorted(indexes))
 
-    def _known(self, uids: Sequence[str]) -> Mapping[str, set[str]]:
-        """SOP classes under which each instance is held: its record confirmed in the log, its bytes in the store."""
-        columns = select(Instance.sop_instance_uid, Instance.sop_class_uid, Instance.sha256)
-        known: dict[str, set[str]] = {}
+    def _known(self, uids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+        """SOP classes under which each instance is held, its record confirmed in the log and its bytes in the store.
+
+        With each class the index of the first such record.
+        """
+        columns = select(
+            Instance.sop_instance_uid, Instance.sop_class_uid, Instance.sha256, Instance.record_index
+        ).order_by(Instance.record_index)
+        known: dict[str, dict[str, int]] = {}
         with self._reading.connect() as connection:
             for at in range(0, len(uids), _LOOKED_UP_AT_ONCE):
                 wanted = sorted(set(uids[at : at + _LOOKED_UP_AT_ONCE]))
                 rows = columns.where(Instance.sop_instance_uid.in_(wanted), Instance.record_index.is_not(None))
-                for uid, sop_class, sha256 in connection.execute(rows):
-                    if self._objects.exists(Zone.ORIGINAL, sha256):
-                        known.setdefault(uid, set()).add(sop_class)
+                for uid, sop_class, digest, index in connection.execute(rows):
+                    if self._objects.exists(Zone.ORIGINAL, digest):
+                        known.setdefault(uid, {}).setdefault(sop_class, cast(int, index))
         return known
 
     def _set(self, commitment_id: int, **values: Any) -> None:
         with self._engine.begin() as connection:
             connection.execute(update(self._table).where(self._table.c.id == commitment_id).values(**values))
+
+
+class Answers:
+    """What a peer is told of what it asked for: as things stand, and in the log before it is told (law 1).
+
+    Parameters
+    ----------
+    commitments
+        The requests.
+    recorder
+        The way to the log.
+    commit
+        Makes a salted commitment of a digest.
+    """
+
+    def __init__(self, commitments: Commitments, recorder: Recorder, commit: Callable[[str], str]) -> None:
+        self.commitments = commitments
+        self._recorder = recorder
+        self._commit = commit
+
+    async def outcome(self, due: Due) -> Outcome:
+        """How things stand now, recorded; the same outcome of the same request is one record.
+
+        Raises AUDIT_UNAVAILABLE, and the peer must not be told.
+        """
+        outcome = await asyncio.to_thread(self.commitments.outcome, due.references)
+        asked = self._commit(_digest([due.ae_title, due.transaction_uid]))
+        said = self._commit(_digest([outcome.committed, outcome.failed, outcome.received_indexes]))
+        await self._recorder.record(
+            key=f"committed/{asked}/{said}",
+            outcome=audit_pb2.EVENT_OUTCOME_SUCCESS,
+            event=audit_pb2.CommittedEvent(
+                request_commitment=asked,
+                held=len(outcome.committed),
+                missing=len(outcome.failed),
+                received_indexes=outcome.received_indexes,
+            ),
+        )
+        return outcome
+
+
+def _digest(parts: Sequence[Any]) -> str:
+    return sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _due(row: Mapping[str, Any]) -> Due:
@@ -174,10 +230,12 @@ def _due(row: Mapping[str, Any]) -> Due:
 class Reporter:
     """Reports on associations of our own what the association that asked did not live to take; a thread."""
 
-    def __init__(self, settings: Ingest, commitments: Commitments) -> None:
+    def __init__(self, settings: Ingest, answers: Answers, loop: asyncio.AbstractEventLoop) -> None:
         self._ae_title = settings.ae_title
+        self._answers = answers
+        self._loop = loop
         self._peers = {peer.ae_title: peer for peer in settings.commitment_peers}
-        self._commitments = commitments
+        self._commitments = answers.commitments
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="storage commitment", daemon=True)
 
@@ -212,7 +270,7 @@ class Reporter:
             self._commitments.failed(due)
 
     def _report(self, peer: CommitmentPeer, due: Due) -> bool:
-        outcome = self._commitments.outcome(due.references)
+        outcome = asyncio.run_coroutine_threadsafe(self._answers.outcome(due), self._loop).result(_NETWORK_SECONDS)
         event_type, information = event_information(due.transaction_uid, outcome.committed, outcome.failed)
         ae = AE(self._ae_title)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = _NETWORK_SECONDS

@@ -20,7 +20,7 @@ from services.ingest import dicom_tls, metrics
 from services.ingest.announcements import Announcements
 from services.ingest.arrival import Arrival
 from services.ingest.availability import Told
-from services.ingest.commitments import Commitments, Reporter
+from services.ingest.commitments import Answers, Reporter
 from services.ingest.dimse_worker import PLAIN, SECURE
 from services.ingest.door import Door
 from services.ingest.intercom import Frames, Message, encoded
@@ -142,8 +142,8 @@ class Reception:
         Addresses, limits and number of workers.
     door
         What makes rows and records.
-    commitments
-        What was asked about objects that went there.
+    answers
+        What is told of objects that went there.
     announcements
         What peers said will come.
     heard
@@ -160,7 +160,7 @@ class Reception:
         self,
         settings: Ingest,
         door: Door,
-        commitments: Commitments,
+        answers: Answers,
         announcements: Announcements,
         nursery: Nursery,
         *,
@@ -172,12 +172,13 @@ class Reception:
         self._nursery = nursery
         self._answering_now = answering
         self._door = door
-        self._commitments = commitments
+        self._answers = answers
+        self._commitments = answers.commitments
         self._announcements = announcements
         self._heard = heard
         self._name_of = name_of
-        self._reporter = Reporter(settings, commitments)
         self._loop = asyncio.get_running_loop()
+        self._reporter = Reporter(settings, answers, self._loop)
         self._workers: set[_Worker] = set()
         self._count = settings.dimse_workers or min(_MOST_WORKERS, os.cpu_count() or 1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -386,7 +387,7 @@ class Reception:
 
     async def _outcome(self, message: Message) -> Message:
         due = await asyncio.to_thread(self._commitments.due, int(message["commitment"]))
-        outcome = await asyncio.to_thread(self._commitments.outcome, due.references)
+        outcome = await self._answers.outcome(due)
         return {"committed": list(outcome.committed), "failed": list(outcome.failed)}
 
     async def _announce(self, message: Message) -> Message:

@@ -2,7 +2,9 @@
 
 import queue
 import shutil
+import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from pynetdicom import AE, evt
 from services.ingest.storage_commitment import PUSH_MODEL, WELL_KNOWN_INSTANCE
 from shared import pki
 from shared.identity import Identity
+from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 from tests.wire.cluster import eventually
 from tests.wire.ingest_house import DX, House, dx, house, part10
 
@@ -124,6 +127,58 @@ def test_commitment_is_reported_on_the_association_that_asked(at_home: House):
     assert report.TransactionUID == transaction
     assert committed(report) == {ds.SOPInstanceUID for ds in objects}
     assert "FailedSOPSequence" not in report
+
+
+def outcomes(at_home: House) -> list[audit_pb2.CommittedEvent]:
+    """What the log says was told of storage commitments."""
+    return [record.committed for record in at_home.entries() if record.WhichOneof("event") == "committed"]
+
+
+def test_the_outcome_is_in_the_log_before_it_is_reported(at_home: House):
+    objects = stored(at_home, 2)
+    before = len(outcomes(at_home))
+    with Peer(at_home) as one:
+        assert one.commit([*((DX, str(ds.SOPInstanceUID)) for ds in objects), (DX, generate_uid(None))]) == 0
+        one.reports.get(timeout=20)
+        (said,) = outcomes(at_home)[before:]
+    assert (said.held, said.missing) == (2, 1)
+    log = audit_pb2_grpc.AuditServiceStub(at_home.channel("audit", Identity.AUDITOR))
+    requests = [audit_pb2.GetEntryRequest(index=index) for index in said.received_indexes]
+    received = [log.GetEntry(request, timeout=10).entry.record for request in requests]
+    names = {at_home.redaction.pseudonyms.uid(str(ds.SOPInstanceUID)) for ds in objects}
+    assert {record.instance for record in received} == names
+    assert {record.WhichOneof("event") for record in received} == {"received"}
+
+
+def test_a_report_that_a_kill_came_before_goes_out_once_afterwards(at_home: House):
+    (ds,) = stored(at_home)
+    transaction = generate_uid(None)
+    before = len(outcomes(at_home))
+    with listening(lambda: 0x0000) as reports:
+        # The log stands still, so that the request is durable and answered while its outcome cannot be told yet.
+        at_home.processes["audit"].send_signal(signal.SIGSTOP)
+        try:
+            one = Peer(at_home)
+            assert one.commit([(DX, ds.SOPInstanceUID)], transaction) == 0
+            at_home.stop("ingest", signal.SIGKILL)
+            assert one.reports.empty()
+            one.association.abort()
+        finally:
+            at_home.processes["audit"].send_signal(signal.SIGCONT)
+        assert len(outcomes(at_home)) == before
+        at_home.start("ingest")
+        at_home.wait_serving("audit")
+        event_type, report = reports.get(timeout=60)
+        assert (event_type, report.TransactionUID, committed(report)) == (1, transaction, {ds.SOPInstanceUID})
+
+        def settled() -> bool:
+            with sqlite3.connect(f"file:{at_home.settings.cluster.data / 'ingest.db'}?mode=ro", uri=True) as rows:
+                query = "SELECT reported_at IS NOT NULL AND next_attempt_at IS NULL FROM commitments"
+                return rows.execute(f"{query} WHERE transaction_uid = ?", [transaction]).fetchone() == (1,)
+
+        eventually(settled, 20, what="a commitment that is reported for good")
+        assert reports.empty(), "once"
+    assert len(outcomes(at_home)) == before + 1
 
 
 def test_what_is_not_held_and_what_bears_another_class_fail_with_their_reasons(at_home: House):
