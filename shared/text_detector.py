@@ -23,8 +23,8 @@ from shared.model_signatures import SIGNATURES, lacking
 RELEASED: Final = Path(__file__).resolve().parent.parent / "models" / "text-detector" / "0.2.0"
 """The release that is served unless another is named."""
 SIGNERS: Final[Mapping[str, tuple[str, ...]]] = {
-    "trained_by": ("WO6FBhhJor3vnrTTsbkwD8TYHV0syjQJO6DQ/6FOUMA=",),
-    "approved_by": ("uIG6ZXPfx2OouxfZROOWHBiNB0LZ4TJ9bCvz9U+DnpY=",),
+    "trained_by": ("dTFSafQyy7KX3t202XYe1RmExaSgVhlcFPM5u8OHjjg=",),
+    "approved_by": ("6yF3DL2TCtNFhnGBqe7tPVKX5iFNRuzsDTDVq32t+SE=",),
 }
 """Public keys (Ed25519, base64) of that release: development keys, made for it and thrown away (as those of
 `shared.model_signatures`). A site that trains its own signs with its own."""

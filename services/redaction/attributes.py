@@ -22,6 +22,7 @@ from shared.pseudonyms import Pseudonyms
 
 _PATIENT_NAME: Final = 0x00100010
 _PATIENT_ID: Final = 0x00100020
+_CHARACTER_SET: Final = 0x00080005
 _REMOVED: Final = {
     action: action.value for action in (Action.REMOVE, Action.UNKNOWN, Action.CURVE, Action.OVERLAY, Action.SILENT)
 }
@@ -158,9 +159,15 @@ class Cleaner:
         self._counts.add("D")
         if element.tag in (_PATIENT_ID, _PATIENT_NAME):
             if not depth:
-                return Element(element.tag, vr, self._subject.encode())
+                # Without a Patient ID the name is all that tells of a pass before this one.
+                text = decode(element.value, encoding)
+                said = text if self._pseudonyms.is_subject(text) else self._subject
+                return Element(element.tag, vr, said.encode())
             return Element(element.tag, vr, self._person(element, encoding).encode())
-        return dummy(element, vr)
+        if element.tag == _CHARACTER_SET:  # one that is none
+            return None
+        term = checked_terms(element.tag, WORD) if vr == "CS" else None
+        return dummy(element, vr) if term is None else Element(element.tag, vr, term)
 
     def _person(self, element: Element, encoding: Sequence[str]) -> str:
         """A pseudonym for a name or number inside an item, where no issuer stands beside it."""

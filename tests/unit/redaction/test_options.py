@@ -77,6 +77,9 @@ def retained(profile: Profile, where: str) -> bool:
     return where == "report NUM"
 
 
+DAMAGED_PIXELS = {"JPEG2000-embedded-sequence-delimiter.dcm"}
+
+
 @pytest.mark.parametrize("profile", COMPOSED, ids=lambda profile: "+".join(profile.options) or profile.name)
 @pytest.mark.parametrize("implicit", [False, True], ids=["explicit", "implicit"])
 def test_no_canary_survives_but_what_the_option_keeps(profile: Profile, implicit: bool) -> None:
@@ -342,7 +345,8 @@ def test_every_value_of_real_objects_that_a_profile_tells_to_change_is_changed(p
             result = redact(data, PSEUDONYMS, profile)
         except RefusedError as error:  # a date that stays may be that of birth, a UID may hold the patient's number
             kept = {Option.RETAIN_FULL_DATES, Option.RETAIN_UIDS} & set(profile.options)
-            if error.code != ErrorCode.ERROR_CODE_RESIDUAL_IDENTITY or not kept:
+            damaged = error.code == ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE and path.name in DAMAGED_PIXELS
+            if not damaged and (error.code != ErrorCode.ERROR_CODE_RESIDUAL_IDENTITY or not kept):
                 raise
             continue
         plan = profile.plan(str(before.get("SOPClassUID", "")))
