@@ -111,14 +111,17 @@ def test_an_image_that_was_sent_under_another_uid_too_is_found(cluster: RunningC
 # --- the policy --------------------------------------------------------------------------------------------------
 
 
-def test_the_policy_in_use_changes_nothing_and_its_file_can_be_had(cluster: RunningCluster) -> None:
-    ran = stepwedge("policy", "check", paths.POLICY, "--config", cluster.file)
+def test_the_policy_in_use_changes_nothing_its_file_can_be_had_and_nobody_is_named(cluster: RunningCluster) -> None:
+    ran = stepwedge("policy", "check", paths.POLICY, "--config", cluster.file, "--all")
     assert (ran.status, ran.err) == (Exit.OK, "")
     assert "all would be decided as they were" in ran.out
     shown = stepwedge("policy", "show", "--config", cluster.file, "--json")
     assert shown.lines[0]["toml"] == paths.POLICY.read_text()
-    wrong = stepwedge("policy", "show", "0" * 64, "--config", cluster.file)
-    assert (wrong.status, wrong.failed_in_one_line("INVALID_REQUEST")) == (Exit.USAGE, True)
+    known = pydicom.dcmread(CT)
+    for value in (str(known.PatientName), known.PatientID, "SOMEBODY-ELSE", "NORTH_CT"):
+        assert str(value) not in ran.out
+    received = cluster.ingest.ListStudies(ingest_pb2.ListStudiesRequest(), timeout=10).studies
+    assert not any(study.study_instance_uid in ran.out for study in received)
 
 
 def test_a_stricter_policy_is_explained_before_it_is_switched_on(cluster: RunningCluster, tmp_path: Path) -> None:
@@ -137,18 +140,9 @@ def test_a_stricter_policy_is_explained_before_it_is_switched_on(cluster: Runnin
     assert all(one["verdict"] == {"old": "REVIEW", "new": "REJECT"} for one in changed)
     assert {"old": "REVIEW", "new": "REJECT", "studies": 2} in sums["verdicts"]
     assert sums["policy_sha256"]["in_use"] != sums["policy_sha256"]["new"]
-    everything = stepwedge("policy", "check", file, "--config", cluster.file, "--all")
-    assert "REVIEW -> REJECT" in everything.out
-    assert "4 studies; 2 would be decided otherwise" in everything.out
-
-
-def test_nothing_that_policy_check_says_names_a_patient(cluster: RunningCluster) -> None:
-    known = pydicom.dcmread(CT)
-    ran = stepwedge("policy", "check", paths.POLICY, "--config", cluster.file, "--all", "--json")
-    for value in (str(known.PatientName), known.PatientID, "SOMEBODY-ELSE", "NORTH_CT"):
-        assert str(value) not in ran.out + ran.err
-    received = {one["study_instance_uid"] for one in stepwedge("studies", "--config", cluster.file, "--json").lines}
-    assert not any(uid in ran.out for uid in received)
+    told = stepwedge("policy", "check", file, "--config", cluster.file)
+    assert "REVIEW -> REJECT" in told.out
+    assert "4 studies; 2 would be decided otherwise" in told.out
 
 
 def test_a_file_that_is_no_policy_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
@@ -165,7 +159,7 @@ def test_a_file_that_is_no_policy_is_refused_before_anything_is_asked(tmp_path: 
 @pytest.mark.timeout(240)
 def test_the_cluster_is_tested_with_phantoms_and_a_drift_is_an_alarm(cluster: RunningCluster) -> None:
     address = f"{cluster.dimse.host}:{cluster.dimse.port}"
-    first = stepwedge("constancy", "--set-baseline", "--to", address, "--config", cluster.file, "--json")
+    first = stepwedge("constancy", "--set-baseline", "--to", address, "--config", cluster.file, "--json", seconds=200)
     assert (first.status, first.lines[0]["drifted"], first.lines[0]["baseline"]["version"]) == (Exit.OK, 0, 1)
     studies = cluster.ingest.ListStudies(ingest_pb2.ListStudiesRequest(), timeout=10).studies
     key = ingest_pb2.StudyKey(pseudonym=next(one.pseudonym for one in studies if one.constancy))
@@ -190,7 +184,7 @@ def test_the_cluster_is_tested_with_phantoms_and_a_drift_is_an_alarm(cluster: Ru
             'UPDATE baselines SET content = replace(content, \'"lung_margin_top", "FAIL"\', '
             '\'"lung_margin_top", "PASS"\') WHERE version = 1'
         )
-    drifted = stepwedge("constancy", "--config", cluster.file, "--json")
+    drifted = stepwedge("constancy", "--config", cluster.file, "--json", seconds=200)
     assert (drifted.status, drifted.lines[0]["drifted"]) == (Exit.NEGATIVE, 1)
     (record, *_) = reversed(cluster.entries(kind=audit_pb2.RECORD_KIND_CONSTANCY))
     told = record.record.constancy
@@ -206,8 +200,6 @@ def test_phantoms_count_as_nobodys_images(cluster: RunningCluster) -> None:
     assert sum(one.constancy for one in listed) == 2
     counts = cluster.ingest.SummarizeDecisions(ingest_pb2.SummarizeDecisionsRequest(), timeout=10)
     assert sum(one.count for one in counts.decisions) == sum(not one.constancy for one in listed)
-    ran = stepwedge("policy", "check", paths.POLICY, "--config", cluster.file, "--json")
-    assert ran.lines[-1]["studies"] == sum(not one.constancy for one in listed)
 
 
 def test_a_patients_study_is_no_constancy_test(cluster: RunningCluster) -> None:

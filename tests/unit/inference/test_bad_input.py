@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import struct
 import time
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from services.inference.assess import Assessor
 from services.inference.pixels import picture
 from shared import phantom
+from tests.shared_material import SHARED, needs_shared
 from tests.unit.inference.conftest import chest
 from tests.unit.inference.test_assess import as_object, failures, outcomes
 
@@ -147,3 +149,30 @@ def test_depth_that_was_lost_is_found(assessor: Assessor) -> None:
     lost = as_pixels((EIGHT.astype(np.uint16) // 4) << 6, BitsStored=12, HighBit=11)
     assert outcomes(assessor.assess_dicom(lost))["UNUSED_DEPTH"] == "WARN"
     assert outcomes(assessor.assess_dicom(as_pixels(IMAGE, BitsStored=12, HighBit=11)))["UNUSED_DEPTH"] == "PASS"
+
+
+@pytest.mark.parametrize("size", [0.6, 0.75])
+def test_a_child_on_the_field_of_an_adult_is_for_a_person_to_look_at_and_never_rejected(
+    assessor: Assessor, size: float
+) -> None:
+    body = phantom.Anatomy(width=size, height=size, heart=1.1, thickness=190 * size)
+    drawn = phantom.chest(5, columns=512, rows=640, anatomy=body)
+    result = assessor.assess_array(drawn.image, spacing_mm=(drawn.spacing_mm,) * 2)
+    assert failures(result) <= {"NOT_A_CHEST", "IMPLAUSIBLE_ANATOMY", "LOW_CONFIDENCE"}
+    assert all(np.isfinite(one.value) for one in result.measurements)
+
+
+@needs_shared
+def test_real_children_are_chests_and_none_is_rejected_unseen(assessor: Assessor) -> None:
+    assert SHARED is not None
+    with (SHARED / "data" / "cxr" / "index.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row["source"], row["split"]) == ("kermany", "val")]
+    for row in rows[:8]:
+        image = cv2.imread(str(SHARED / "data" / "cxr" / "images" / f"{row['id']}.jpg"), cv2.IMREAD_GRAYSCALE)
+        assert image is not None
+        assert not failures(assessor.assess_array(image)) & {
+            "NOT_A_CHEST",
+            "BLANK_IMAGE",
+            "INVERTED_POLARITY",
+            "TURNED",
+        }
