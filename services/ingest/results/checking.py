@@ -93,10 +93,13 @@ def _segmentation(data: bytes, masks: Masks, groups: int) -> None:
     drawn = [mask for mask in masks.values() if mask.any()]
     if [int(number) for number in read.segment_numbers] != list(range(1, len(drawn) + 1)):
         raise invalid("a SEG has other segments than were drawn")
-    frames = read.get_frames() if hasattr(read, "get_frames") else read.pixel_array
-    frames = np.asarray(frames).reshape(len(drawn), *drawn[0].shape)
-    if not all(np.array_equal(frame > 0, mask) for frame, mask in zip(frames, drawn, strict=True)):
-        raise invalid("a SEG shows other outlines than were drawn")
+    # PS3.5 8.1.1: bits one after the other, the first pixel in the lowest, over the borders of frames.
+    bits = np.unpackbits(np.frombuffer(read.PixelData, np.uint8), bitorder="little")
+    size = int(read.Rows) * int(read.Columns)
+    for number, mask in enumerate(drawn):
+        shown = bits[number * size : (number + 1) * size]
+        if mask.shape != (read.Rows, read.Columns) or not np.array_equal(shown, mask.ravel()):
+            raise invalid("a SEG shows other outlines than were drawn")
 
 
 def _report(data: bytes, masks: Masks, groups: int) -> None:
