@@ -95,6 +95,7 @@ NEGOTIATION_SECONDS: Final = 10.0
 _SWITCH_SECONDS: Final = 0.0005
 _TICK_SECONDS: Final = 0.02  # how late a timer, or the end of an association, may be noticed
 _LOOK_SECONDS: Final = 0.001
+_HEAR_OUT_SECONDS: Final = 1.0
 _UNLIMITED: Final = 1 << 20
 
 _log = logs.get_logger(__name__)
@@ -661,7 +662,14 @@ class Associations:
                 # Once both sides have proved themselves.
                 assert self._tls is not None
                 connection.settimeout(NEGOTIATION_SECONDS)
-                connection = self._tls.wrap_socket(connection, server_side=True)
+                connection = secured = self._tls.wrap_socket(
+                    connection, server_side=True, do_handshake_on_connect=False
+                )
+                try:
+                    secured.do_handshake()
+                except OSError:
+                    _hear_out(connection)
+                    raise
             self._association(connection, local, remote).start()
         except OSError as error:  # of which ssl.SSLError is one
             self._desk.closed("no_tls" if secure else "aborted", admitted=False)
@@ -727,6 +735,18 @@ class Associations:
         primitive = event.assoc.requestor.primitive
         called = ("" if primitive is None else primitive.called_ae_title or "").strip()
         self._desk.keep(incoming, CHANNEL, announced, calling, called)
+
+
+def _hear_out(connection: socket.socket) -> None:
+    """Read what a peer says after it was refused: a connection closed before that takes the reason along (RFC 9293)."""
+    deadline = time.monotonic() + _HEAR_OUT_SECONDS
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0 and poll.poll(left * 1000):
+            if not os.read(connection.fileno(), 1 << 16):
+                return
 
 
 def _silence() -> None:
