@@ -210,10 +210,20 @@ def _answers(address: str) -> bool:
 
 
 def _dicom(settings: Settings) -> Iterator[Line]:
+    if settings.ingest.dimse:
+        yield from _echo(settings, settings.ingest.dimse)
+    if secure := settings.ingest.dimse_tls:
+        if _answers(secure):
+            # Who may call there is for the site's CA to say, and doctor has none of its certificates.
+            yield Line(Level.OK, "dicom", f"the secure door listens at {secure}; it was not asked anything")
+        else:
+            yield Line(Level.WARN, "dicom", f"nobody listens at {secure}", "stepwedge up")
+
+
+def _echo(settings: Settings, address: str) -> Iterator[Line]:
     from pynetdicom import AE
     from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-    address = settings.ingest.dimse
     host, _, port = address.rpartition(":")
     if not _answers(address):
         yield Line(Level.WARN, "dicom", f"nobody listens at {address}", "stepwedge up")

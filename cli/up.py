@@ -75,7 +75,9 @@ def _print_table(settings: Settings, seconds: float) -> None:
     out = terminal.out()
     out.print(table)
     out.print()
-    out.print(f"DICOM    {settings.ingest.dimse}, AE title {settings.ingest.ae_title}", soft_wrap=True)
+    secure = settings.ingest.dimse_tls and f"{settings.ingest.dimse_tls} over TLS"
+    doors = " and ".join(filter(None, (settings.ingest.dimse, secure)))
+    out.print(f"DICOM    {doors}, AE title {settings.ingest.ae_title}", soft_wrap=True)
     out.print(f"console  {settings.console.url}{_first_password(settings)}", soft_wrap=True)
     out.print(f"data     {settings.cluster.data}", soft_wrap=True)
     out.print(f"logs     {settings.cluster.data / 'run' / 'logs'}", soft_wrap=True)
