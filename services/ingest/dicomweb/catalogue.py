@@ -108,7 +108,8 @@ class Catalogue:
             except (InvalidTag, ValueError):
                 pass
         made = self._attributes(one)
-        self._write([self._row(one, made)])
+        if not one.result:  # results are few, and read when they are asked for
+            self._write([self._row(one, made)])
         return made
 
     def token(self, kind: Number, value: str) -> bytes:

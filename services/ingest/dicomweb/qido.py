@@ -7,11 +7,11 @@ here, on attributes that were sealed in the database.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 from pydicom.datadict import tag_for_keyword
 from sqlalchemy import Engine, func, or_, select
@@ -21,12 +21,12 @@ from starlette.responses import Response
 from services.ingest.dicomweb import catalogue, json_model, matching, negotiation
 from services.ingest.dicomweb.calls import Call
 from services.ingest.dicomweb.catalogue import Catalogue
-from services.ingest.dicomweb.holdings import held
+from services.ingest.dicomweb.holdings import RESULT_MODALITIES, Held, held, held_result, visible_results
 from services.ingest.dicomweb.matching import Condition
 from services.ingest.dicomweb.negotiation import NotAcceptableError
 from services.ingest.dicomweb.parts import multipart_answer
 from services.ingest.states import InstanceState
-from services.ingest.tables import Catalogued, Instance, Study
+from services.ingest.tables import Catalogued, Instance, Result, Study
 from shared import database
 from shared.dicom_encoding import dictionary_vr
 from shared.errors import ErrorCode, StepwedgeError
@@ -54,6 +54,13 @@ _UID_TAGS: Final = {
     "00080018": Instance.sop_instance_uid,
     "00080016": Instance.sop_class_uid,
 }
+_OF_RESULTS: Final = {
+    "0020000E": Result.series_instance_uid,
+    "00080018": Result.sop_instance_uid,
+    "00080016": Result.sop_class_uid,
+}
+_BY_RESULTS: Final = frozenset(RESULT_MODALITIES.values())
+"""Modalities that a study may have by its results, which its row does not count."""
 _MODALITIES: Final = "00080061"
 _NUMBERS: Final = {
     "00100020": (Number.PATIENT, Catalogued.patient),
@@ -96,9 +103,23 @@ class Question:
 @dataclass(frozen=True, slots=True)
 class _Match:
     model: json_model.Model
-    study: Study
-    first: Instance
-    counts: Mapping[str, int] = field(default_factory=dict)
+    first: Held
+    """The object that it is described by: the first of its study or series, or itself."""
+    modalities: Sequence[str]
+    """Of the study."""
+    series: int
+    instances: int
+
+
+@dataclass(slots=True)
+class _Group:
+    """A study, a series or an instance, as the rows tell it."""
+
+    first: Held
+    entry: Catalogued | None
+    series: int
+    instances: int
+    modalities: Sequence[str] = ()
 
 
 def question(level: Level, call: Call) -> Question:
@@ -197,12 +218,11 @@ class Search:
             with self._reading.begin() as session:
                 studies = self._studies(session, asked, before, size)
                 rows = self._rows(session, asked, studies)
-            for row, study, entry, series, instances in rows:
-                model = self._catalogue.open(held(row, study), entry)
-                counts = {"series": series, "instances": instances}
-                whole = {**model, _MODALITIES: json_model.attribute("CS", *_modalities(study))}
-                if all(one.matches(whole) for one in asked.conditions):
-                    yield _Match(model, study, row, counts)
+            for one in rows:
+                model = self._catalogue.open(one.first, one.entry)
+                whole = {**model, _MODALITIES: json_model.attribute("CS", *one.modalities)}
+                if all(condition.matches(whole) for condition in asked.conditions):
+                    yield _Match(model, one.first, one.modalities, one.series, one.instances)
             if len(studies) < size:
                 return
             before = min(studies)
@@ -215,8 +235,10 @@ class Search:
             if one.tag == "0020000D" and one.exact:
                 query = query.where(Study.study_instance_uid.in_(one.values))
             elif one.tag in _UID_TAGS and one.exact:
-                query = query.where(Study.id.in_(select(Instance.study_id).where(_UID_TAGS[one.tag].in_(one.values))))
-            elif one.tag in (_MODALITIES, "00080060") and one.exact and all(value.isalnum() for value in one.values):
+                received = select(Instance.study_id).where(_UID_TAGS[one.tag].in_(one.values))
+                made = select(Result.study_id).where(_OF_RESULTS[one.tag].in_(one.values))
+                query = query.where(or_(Study.id.in_(received), Study.id.in_(made)))
+            elif one.tag in (_MODALITIES, "00080060") and one.exact and _BY_RESULTS.isdisjoint(one.values):
                 query = query.where(or_(*(Study.modalities.contains(value, autoescape=True) for value in one.values)))
             elif one.tag in _NUMBERS and one.exact:
                 kind, column = _NUMBERS[one.tag]
@@ -226,8 +248,8 @@ class Search:
         return list(session.scalars(query))
 
     @staticmethod
-    def _rows(session: Session, asked: Question, studies: Sequence[int]) -> list[Any]:
-        """The first instance of each study, series or SOP instance, its entry, and how many there are."""
+    def _rows(session: Session, asked: Question, studies: Sequence[int]) -> list[_Group]:
+        """Each study, series or SOP instance of these studies, newest study first."""
         if not studies:
             return []
         keys = [Instance.study_id, Instance.series_instance_uid, Instance.sop_instance_uid][: asked.level + 1]
@@ -253,11 +275,41 @@ class Search:
             .outerjoin(Catalogued, Catalogued.instance_id == Instance.id)
             .order_by(Study.id.desc(), Instance.id)
         )
-        return list(session.execute(query))
+        named: dict[int, Study] = {}
+        found: dict[int, list[_Group]] = {}
+        for row, study, entry, series, instances in session.execute(query):
+            named[study.id] = study
+            found.setdefault(study.id, []).append(_Group(held(row, study), entry, series, instances))
+        made: dict[int, list[Held]] = {}
+        for result, study in session.execute(visible_results().where(Result.study_id.in_(studies))):
+            named[study.id] = study
+            made.setdefault(study.id, []).append(held_result(result, study))
+        return [
+            group
+            for number in sorted(named, reverse=True)
+            for group in _of_study(named[number], found.get(number, []), made.get(number, []), asked.level)
+        ]
 
 
-def _modalities(study: Study) -> list[str]:
-    return [one for one in study.modalities.split("+") if one]
+def _of_study(study: Study, groups: list[_Group], results: Sequence[Held], level: Level) -> list[_Group]:
+    """What was received and, behind it, what was made of the same study."""
+    if level == Level.STUDY:
+        for group in groups:
+            group.series += len({one.series for one in results})
+            group.instances += len(results)
+    else:
+        groups += [_Group(same[0], None, 1, len(same)) for same in _grouped(results, level)]
+    modalities = sorted({*filter(None, study.modalities.split("+")), *(one.modality for one in results)})
+    for group in groups:
+        group.modalities = modalities
+    return groups
+
+
+def _grouped(results: Sequence[Held], level: Level) -> Iterator[list[Held]]:
+    groups: dict[str, list[Held]] = {}
+    for one in results:
+        groups.setdefault(one.series if level == Level.SERIES else one.sop_instance, []).append(one)
+    yield from groups.values()
 
 
 def described(match: _Match, asked: Question, url: str) -> json_model.Model:
@@ -270,21 +322,21 @@ def described(match: _Match, asked: Question, url: str) -> json_model.Model:
     wanted = always | (reachable if asked.everything else asked.fields & reachable)
     made = {tag: value for tag, value in match.model.items() if tag in wanted}
     made |= {tag: json_model.attribute(dictionary_vr(int(tag, 16))) for tag in always if tag not in made}
-    address = f"{url}/studies/{match.study.study_instance_uid}"
+    address = f"{url}/studies/{match.first.study}"
     if asked.level >= Level.SERIES:
-        address += f"/series/{match.first.series_instance_uid}"
+        address += f"/series/{match.first.series}"
     if asked.level == Level.INSTANCE:
-        address += f"/instances/{match.first.sop_instance_uid}"
+        address += f"/instances/{match.first.sop_instance}"
     known = {
         "00080005": json_model.attribute("CS", "ISO_IR 192"),  # JSON is UTF-8, whatever the object is in
         "00080056": json_model.attribute("CS", "ONLINE"),
-        _MODALITIES: json_model.attribute("CS", *_modalities(match.study)),
+        _MODALITIES: json_model.attribute("CS", *match.modalities),
         "00081190": json_model.attribute("UR", address),
-        "00201209": json_model.attribute("IS", match.counts["instances"]),
+        "00201209": json_model.attribute("IS", match.instances),
     }
     if asked.level == Level.STUDY:
-        known["00201206"] = json_model.attribute("IS", match.counts["series"])
-        known["00201208"] = json_model.attribute("IS", match.counts["instances"])
+        known["00201206"] = json_model.attribute("IS", match.series)
+        known["00201208"] = json_model.attribute("IS", match.instances)
     else:
         for tag in ("00201206", "00201208"):
             made.pop(tag, None)
