@@ -5,6 +5,7 @@ told to by a message on its standard input that carries the two descriptors of a
 doorstep on which connections are handed to it. Where ingest ends, they end: nothing could be acknowledged any more.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ SECURE: Final = b"s"
 PLAIN: Final = b"p"
 
 _TIDY_SECONDS: Final = 10.0
+_TIDY_CONNECTIONS: Final = 256
 
 _log = logs.get_logger(__name__)
 
@@ -66,14 +68,21 @@ class Worker:
 
     def _receive(self) -> None:
         self._doorstep.settimeout(_TIDY_SECONDS)
+        served = 0
         while True:
             try:
                 kind, descriptors, _, _ = socket.recv_fds(self._doorstep, 1, 1)
             except TimeoutError:
-                self._associations.tidy()
+                if served:
+                    self._associations.tidy()
+                served = 0
                 continue
             if not kind:
                 return
+            served += 1
+            if served >= _TIDY_CONNECTIONS:
+                self._associations.tidy()
+                served = 0
             for descriptor in descriptors:
                 self._associations.serve(socket.socket(fileno=descriptor), secure=kind == SECURE)
 
@@ -88,6 +97,8 @@ def main() -> None:
     logs.configure(Identity.INGEST.value)
     configuration = settings.load()
     logs.configure(Identity.INGEST.value, configuration.telemetry.log_level)
+    gc.collect()
+    gc.freeze()  # what all of them share is not looked through again, and so stays shared
     with socket.socket(fileno=0) as orders:
         while True:
             order, descriptors, _, _ = socket.recv_fds(orders, 1, 2)
