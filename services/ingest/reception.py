@@ -37,6 +37,7 @@ _START_SECONDS: Final = 60.0
 _AGAIN_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.2
 _BACKLOG: Final = 128
+_SWITCH_SECONDS: Final = 0.0005
 
 _log = logs.get_logger(__name__)
 
@@ -224,6 +225,9 @@ class Reception:
 
     def start(self) -> None:
         """Accept connections."""
+        # The loop takes the interpreter back from threads of the database much sooner than after Python's 5 ms, which
+        # several times for each object would be most of what a sender waits.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         for listener, kind in self._listeners:
             self._loop.add_reader(listener, self._accept, listener, kind)
         self._do(self._watch())
