@@ -178,6 +178,20 @@ def restore(
     raise typer.Exit(restore(folder, config, checkpoint or [], keys, **given))
 
 
+@app.command(rich_help_panel=CLUSTER)
+def conformance(
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write it: .md or .html; else stdout.")
+    ] = None,
+    form: Annotated[str, typer.Option("--form", metavar="FORM", help="markdown or html.")] = "",
+    config: Config = None,
+) -> None:
+    """Write the DICOM Conformance Statement (PS3.2) of the cluster as its settings are."""
+    from cli.conformance import conformance
+
+    raise typer.Exit(conformance(output, form, config))
+
+
 @app.command(rich_help_panel=STUDIES)
 def send(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="DICOM files, or folders of them.")],
@@ -203,6 +217,62 @@ def submit(
     from cli.storing import submit
 
     raise typer.Exit(submit(paths, config, identity.value, json=json))
+
+
+@app.command(rich_help_panel=STUDIES)
+def simulate(
+    to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="Where the cluster accepts associations.")],
+    aet: Annotated[str, typer.Option("--aet", metavar="CALLED", help="Its AE title.")] = "STEPWEDGE",
+    calling: Annotated[str, typer.Option("--calling", metavar="AET", help="Our AE title.")] = "SIMULATED",
+    source: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="PATH", help="Files or folders to send, under other names; else the phantom."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of what is left to chance.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="Only this behaviour.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Ask the cluster over gRPC where every study ended.")
+    ] = True,
+    wait: Annotated[float, typer.Option("--wait", min=1, help="Seconds that a study may take to be decided.")] = 120.0,
+    huge: Annotated[int, typer.Option("--huge", min=2, metavar="MIB", help="Size of the very large object.")] = 64,
+    config: Config = None,
+    identity: As = Person.OPERATOR,
+    json: Json = False,
+) -> None:
+    """Behave like a bad PACS, and hold the cluster's answers against what they must be: an acceptance test.
+
+    Sends late, twice, half, slowly, at once, under false names, out of order, too much, and noise. Needs no more than
+    the DICOM address; with --check, also the operator's certificate. Its studies are of a patient SIMULATED^PATIENT.
+    """
+    from cli.simulate import Ask, simulate
+
+    ask = Ask(config, identity.value, check, wait)
+    raise typer.Exit(
+        simulate(to, aet, calling, source or [], ask, seed=seed, only=only or [], huge_mib=huge, json=json)
+    )
+
+
+@app.command("dead-letter", rich_help_panel=STUDIES)
+def dead_letter(
+    error: Annotated[str, typer.Option("--error", metavar="CODE", help="Only studies that this error put there.")] = "",
+    requeue: Annotated[bool, typer.Option("--requeue", help="Put them back in the queue, each on the record.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, newest first.")] = 1000,
+    config: Config = None,
+    identity: As = Person.OPERATOR,
+    json: Json = False,
+) -> None:
+    """List the studies that were given up, why, and what to do; or put them back. Ends with 1 while any are left."""
+    from cli.dead_letter import dead_letter
+
+    raise typer.Exit(dead_letter(config, identity.value, error, limit, requeue=requeue, json=json))
+
+
+@app.command(rich_help_panel=STUDIES)
+def complete(study: StudyName, config: Config = None, identity: As = Person.OPERATOR, json: Json = False) -> None:
+    """Have a study decided now, with what came of it; the record of the decision says who asked."""
+    from cli.studies import complete
+
+    complete(study, config, identity.value, json=json)
 
 
 @app.command(rich_help_panel=STUDIES)

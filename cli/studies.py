@@ -135,6 +135,18 @@ def requeue(study: str, config: Path | None, identity: str, *, json: bool) -> No
         terminal.out().print(f"{answer.study.study_instance_uid} is {state_name(answer.study)} again", soft_wrap=True)
 
 
+def complete(study: str, config: Path | None, identity: str, *, json: bool) -> None:
+    """Have a study decided now."""
+    with _ingest(config, identity) as stub:
+        answer = _by_either_name(
+            study, lambda key: stub.CompleteStudy(ingest_pb2.CompleteStudyRequest(study=key), timeout=10)
+        )
+    if json:
+        terminal.emit(study_as_json(answer.study))
+    else:
+        terminal.out().print(f"{answer.study.study_instance_uid} is decided with what it has", soft_wrap=True)
+
+
 @contextmanager
 def _ingest(config: Path | None, identity: str) -> Iterator[IngestServiceStub]:
     with connect.channel(configuration.load(config), "ingest", Identity(identity)) as link:

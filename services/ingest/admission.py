@@ -14,7 +14,7 @@ from shared.settings import ANY_TITLE, Ingest
 CALLING_NOT_RECOGNIZED: Final = 3
 CALLED_NOT_RECOGNIZED: Final = 7
 # Rejected for now, by the presentation-related part of the service provider.
-_LOCAL_LIMIT_EXCEEDED: Final = (0x02, 0x03, 0x02)
+LOCAL_LIMIT_EXCEEDED: Final = (0x02, 0x03, 0x02)
 
 _log = logs.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class Negotiation(ACSE):
                 super()._negotiate_as_acceptor()
                 return
             _log.warning("association rejected", reason="as many as may be are open")
-            self.send_reject(*_LOCAL_LIMIT_EXCEEDED)
+            self.send_reject(*LOCAL_LIMIT_EXCEEDED)
             self.assoc.kill()
             return
         # Titles come from the network and may hold anything, so they stay out of the line.

@@ -39,7 +39,7 @@ _GRACE: Final = timedelta(seconds=15)
 """How long the association that asked has to take the report before one of our own is tried."""
 _FIRST_PAUSE: Final = timedelta(seconds=5)
 _LONGEST_PAUSE: Final = timedelta(hours=1)
-_MOST_ATTEMPTS: Final = 48
+MOST_ATTEMPTS: Final = 48
 _CLAIMED: Final = timedelta(seconds=90)
 _LOOK_SECONDS: Final = 1.0
 _NETWORK_SECONDS: Final = 20.0
@@ -113,7 +113,7 @@ class Commitments:
 
     def failed(self, due: Due) -> None:
         """An attempt failed; the next comes later each time, and after two days none does."""
-        if due.attempts + 1 >= _MOST_ATTEMPTS:
+        if due.attempts + 1 >= MOST_ATTEMPTS:
             _log.error("a storage commitment could not be reported", attempts=due.attempts + 1)
             self._set(due.id, attempts=due.attempts + 1, next_attempt_at=None)
             return

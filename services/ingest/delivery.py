@@ -22,7 +22,7 @@ from services.ingest.stow_out import StowSender
 from shared.objects import ObjectStore, Zone
 from shared.settings import Destination
 
-_MAX_CONTEXTS: Final = 128  # PS3.8 9.3.2.2: odd context IDs from 1 to 255
+MAX_CONTEXTS: Final = 128  # PS3.8 9.3.2.2: odd context IDs from 1 to 255
 _NEGOTIATION_SECONDS: Final = 15.0
 _ANSWER_SECONDS: Final = 60.0
 _REJECTED_PERMANENT: Final = 0x01  # PS3.8 9.3.4, Result
@@ -142,7 +142,7 @@ def _batches(objects: Sequence[Outgoing]) -> list[list[Outgoing]]:
     contexts: set[tuple[str, str]] = set()
     for one in objects:
         contexts.add(_encoding(one))
-        if not batches or len(contexts) > _MAX_CONTEXTS:
+        if not batches or len(contexts) > MAX_CONTEXTS:
             batches.append([])
             contexts = {_encoding(one)}
         batches[-1].append(one)

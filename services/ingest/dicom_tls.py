@@ -8,13 +8,13 @@ from shared.errors import ErrorCode, StepwedgeError
 from shared.settings import Ingest
 
 # RFC 9325 4.2: forward secrecy and authenticated encryption, and nothing else; TLS 1.3 has no others.
-_SUITES: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
+SUITES: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 
 
 def _context(protocol: int) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_SUITES)
+    context.set_ciphers(SUITES)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     return context
 

@@ -21,9 +21,10 @@ from contextlib import suppress
 from io import BytesIO
 from typing import Any, Final, cast
 
+from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset
-from pydicom.uid import generate_uid
-from pynetdicom import AE, _config, evt
+from pydicom.uid import UID, generate_uid
+from pynetdicom import AE, _config, evt, sop_class
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
@@ -48,6 +49,7 @@ from services.ingest.storage_commitment import (
     requested,
 )
 from shared import logs
+from shared.dicom import STORAGE_SOP_CLASSES
 from shared.errors import ErrorCode, StepwedgeError
 from shared.settings import Ingest
 
@@ -737,6 +739,17 @@ class Associations:
         self._desk.keep(incoming, CHANNEL, announced, calling, called)
 
 
+def know_other_services() -> None:
+    """Tell pynetdicom of every SOP class that is no storage: what it has no name for, it takes for storage.
+
+    Else a modality that asks here for a worklist would be told that there is one.
+    """
+    for uid, (_, kind, _, _, keyword) in UID_dictionary.items():
+        other = kind in ("SOP Class", "Meta SOP Class", "Service Class") and uid not in STORAGE_SOP_CLASSES
+        if other and keyword and not hasattr(sop_class, keyword):
+            setattr(sop_class, keyword, UID(uid))
+
+
 def _hear_out(connection: socket.socket) -> None:
     """Read what a peer says after it was refused: a connection closed before that takes the reason along (RFC 9293)."""
     deadline = time.monotonic() + _HEAR_OUT_SECONDS
@@ -752,6 +765,7 @@ def _hear_out(connection: socket.socket) -> None:
 def _silence() -> None:
     """Set what pynetdicom has only one of for the whole process; its log lines may hold values from objects."""
     _config.UNRESTRICTED_STORAGE_SERVICE = True
+    know_other_services()
     _config.STORE_RECV_CHUNKED_DATASET = False
     _config.STORE_SEND_CHUNKED_DATASET = True
     _config.LOG_HANDLER_LEVEL = "none"

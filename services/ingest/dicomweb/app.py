@@ -213,15 +213,19 @@ def _reading() -> list[BaseRoute]:
     return made
 
 
-def application(house: House) -> Starlette:
-    """The whole door."""
-    routes: list[BaseRoute] = [
+def routes() -> list[BaseRoute]:
+    """Every resource below the root of the service."""
+    return [
         route("/studies", "Store", _store, Scope.STORE, "POST"),
         route("/studies/{study}", "Store", _store, Scope.STORE, "POST"),
         *_reading(),
     ]
+
+
+def application(house: House) -> Starlette:
+    """The whole door."""
     made = Starlette(
-        routes=[Route("/healthz", _alive), Mount(ROOT, routes=routes)],
+        routes=[Route("/healthz", _alive), Mount(ROOT, routes=routes())],
         exception_handlers={HTTPException: _not_there},
     )
     made.add_middleware(_Admission, most=house.settings.max_requests)
