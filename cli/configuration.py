@@ -93,6 +93,8 @@ def for_service(settings: Settings, service: str, secrets: Path) -> dict[str, An
             whole[other] = {"listen": whole[other]["address"]}
     if service != "console":
         del whole["console"]
+    for name in (pki.CA_CERTIFICATE, f"{service}.crt", f"{service}.key"):  # its own copies, wherever it is told of them
+        whole = _with(whole, str(settings.cluster.pki / name), str(secrets / name))
     whole["cluster"].update(pki=str(secrets), keys=str(secrets))
     for zone in {"original", "deidentified"} - SEES[service]:
         whole["objects"][zone] = WITHHELD[settings.objects.kind]
@@ -100,6 +102,15 @@ def for_service(settings: Settings, service: str, secrets: Path) -> dict[str, An
         whole["cluster"]["data"] = str(secrets.with_suffix(".data"))
         whole["objects"]["scratch"] = str(secrets.with_suffix(".data") / "scratch")
     return whole
+
+
+def _with(value: Any, old: str, new: str) -> Any:
+    """The same value with one string in the place of another, however deep."""
+    if isinstance(value, dict):
+        return {key: _with(one, old, new) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with(one, old, new) for one in value]
+    return new if value == old else value
 
 
 def _given_by_site(folder: Path) -> bool:

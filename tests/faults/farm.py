@@ -43,7 +43,7 @@ SERVICES = ("audit", "redaction", "inference", "ingest")
 MODULES = tuple(f"services.{name}.__main__" for name in SERVICES)
 """What a nursery of this farm imports."""
 READY_SECONDS = 150.0
-FINISHED = ("DONE", "DEAD_LETTER")
+NO_ASSOCIATION = "no association or no answer"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 
@@ -203,7 +203,7 @@ class Modality:
                     one = images.pop(0)
                     self.acknowledged.append((str(one.StudyInstanceUID), str(one.SOPInstanceUID)))
         except (AssertionError, OSError, RuntimeError, ValueError, StopIteration, AttributeError):
-            self.refused["no association or no answer"] += 1
+            self.refused[NO_ASSOCIATION] += 1
 
 
 @dataclass(frozen=True)

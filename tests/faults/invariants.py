@@ -10,7 +10,7 @@ from pathlib import Path
 from cli import recovery
 from cli.backup import backup
 from cli.recovery import Outcome, Restored
-from shared.errors import StepwedgeError
+from shared.errors import ErrorCode, StepwedgeError
 from tests.faults.farm import Farm, Modality, Violation, until
 
 FINISH_SECONDS = 240.0
@@ -83,6 +83,10 @@ def _rows(farm: Farm, acknowledged: list[tuple[str, str]], counts: Counter[str])
         if revisions != list(range(1, revision + 1)) or covered != instances:
             raise Violation(f"a study at revision {revision} has decisions {revisions} over {covered} of {instances}")
         counts["decisions"] += len(revisions)
+    for step, error, number in farm.query(
+        "ingest", "SELECT step, error, count(*) FROM failures WHERE record_index IS NOT NULL GROUP BY 1, 2"
+    ):
+        counts[f"failures {step} {ErrorCode.Name(error).removeprefix('ERROR_CODE_')}"] += number
 
 
 def _records(farm: Farm, acknowledged: list[tuple[str, str]], counts: Counter[str]) -> None:

@@ -5,8 +5,8 @@
 Four modalities send until so many studies are acknowledged; a fault of `tests.faults.matrix` comes every 20 seconds or
 so (not those of a full disk or a stepped clock). The memory of each process and its workers (PSS: what it holds alone
 and its share of what it holds with others) is taken every 5 seconds; at the end a straight line is laid through what
-each process held once it had warmed up. Then everything is held against the log. Prints one JSON object; exit status 1 for a
-violation, or where the memory of any process that lived ten minutes grows by more than 10 MB in 1,000 studies.
+each process held once it had warmed up. Then everything is held against the log. Prints one JSON object; exit status 1
+for a violation, or where the memory of any process that lived ten minutes grows by more than 10 MB in 1,000 studies.
 """
 
 from __future__ import annotations

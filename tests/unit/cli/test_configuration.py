@@ -72,7 +72,8 @@ def test_production_refuses_what_was_made_for_development(settings: Settings) ->
 def test_a_child_reads_its_own_settings_as_the_whole_file_says(settings: Settings, service: Identity) -> None:
     folder = configuration.prepare(settings)
     told = load(configuration.write_for_service(settings, service.value, folder / f"{service}.toml"))
-    assert told.for_service(service) == settings.for_service(service)
+    said, whole = told.for_service(service).model_dump_json(), settings.for_service(service).model_dump_json()
+    assert said.replace(str(told.cluster.pki), str(settings.cluster.pki)) == whole  # but for where its own copies lie
     for other in SERVICES:
         assert told.for_service(other).address == settings.for_service(other).address
 
