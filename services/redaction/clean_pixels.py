@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.pixels.processing import convert_color_space
 
 from services.redaction import devices, pixels, regions, values
 from services.redaction.facts import objects
@@ -40,6 +41,8 @@ _WHOLE: Final = {"YBR_FULL_422": "YBR_FULL"}
 """Decoders give every pixel its colour, whatever was subsampled (PS3.5 8.2.1)."""
 _NATIVE: Final = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL"})
 _ULTRASOUND: Final = frozenset({"US", "IVUS", "BDUS"})
+_ULTRASOUND_CLASSES: Final = frozenset({"1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1"})
+_SOP_CLASS: Final = 0x00080016
 _BURNED_IN, _LOSSY, _PHOTOMETRIC, _PLANAR = 0x00280301, 0x00282110, 0x00280004, 0x00280006
 _ALLOCATED, _STORED, _HIGH, _SIGNED, _SAMPLES = 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280002
 _EXTENDED_OFFSETS: Final = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003})
@@ -199,6 +202,9 @@ def _compressed(elements: Elements, pixel: Element, original: Encoded, detector:
             raise _not_redactable("its pixels take too much room once they are decoded")
         if overlaid:
             frame &= frame.dtype.type(overlaid)
+        if photometric == "YBR_FULL" and values.first(original.data_set, _SOP_CLASS) in _ULTRASOUND_CLASSES:
+            # Native ultrasound may not be YBR_FULL (PS3.3 C.8.5.6.1.2): as every viewer would show it.
+            frame, photometric = np.asarray(convert_color_space(frame, photometric, "RGB")), "RGB"
         fill = black(frame, photometric, palette.darkest)
         for left, top, width, height in by_frame.get(number, []):
             frame[top : top + height, left : left + width] = fill

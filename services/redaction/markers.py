@@ -29,7 +29,7 @@ _HEIGHTS: Final = (10, 240)  # of a letter, pixels
 _ALONE: Final = 3.0  # heights without other text around
 _LEVELS: Final = 16  # at which ink is parted from ground
 _AGREED: Final = 3  # of them, and of four that say anything, say the same
-_ROOM: Final = 0.5  # of the height, around what was found: it may cut its letters
+_ROOM: Final = 0.5  # of the height, around what was found, at first
 _SLACK: Final = 1.6  # heights by which the box may be wider than its letters: less than another letter with its margins
 _BESIDE: Final = 0.15  # of the letters' ink, at most, is other ink in the box
 
@@ -76,16 +76,17 @@ def _alone(group: list[Found], groups: list[list[Found]]) -> bool:
 def _reads(frame: NDArray[Any], one: Found) -> str:
     """What stands in the box, if at several levels of grey one or two letters, and no other ink, are there; else
     nothing."""
-    room = 4 + round(_ROOM * one.height)
-    top, left = max(0, one.top - room), max(0, one.left - room)
-    part = np.asarray(frame[top : one.top + one.height + room, left : one.left + one.width + room], np.float32)
-    if part.ndim != 2 or part.size == 0:
-        return ""
-    said = Counter(text for ink in _inks(part) if (text := _text(ink, (one.width, one.height))))
-    if not said:
-        return ""
-    text, times = said.most_common(1)[0]
-    return text if times >= max(_AGREED, _AGREED * (said.total() - times)) else ""
+    side = max(one.height, one.width)
+    for room in (4 + round(_ROOM * one.height), side, 2 * side):  # the box may cut what it found
+        top, left = max(0, one.top - room), max(0, one.left - room)
+        part = np.asarray(frame[top : one.top + one.height + room, left : one.left + one.width + room], np.float32)
+        if part.ndim != 2 or part.size == 0:
+            return ""
+        said = Counter(text for ink in _inks(part) if (text := _text(ink, (one.width, one.height))))
+        if said:
+            text, times = said.most_common(1)[0]
+            return text if times >= max(_AGREED, _AGREED * (said.total() - times)) else ""
+    return ""
 
 
 def _inks(part: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:

@@ -222,7 +222,7 @@ def test_a_lossy_object_is_said_to_be_lossy_once_it_is_native() -> None:
     done, _ = _clean(data)
     assert done.transfer_syntax == EXPLICIT_LITTLE
     assert _value(done, 0x00282110).strip() == b"01"
-    assert _value(done, 0x00280004).strip() == b"YBR_FULL"
+    assert _value(done, 0x00280004).strip() == b"RGB"  # an ultrasound may not be YBR_FULL where it is native
     assert {box.reason for box in done.boxes} >= {"region"}
     assert len(_value(done, 0x7FE00010)) == 30 * 240 * 320 * 3
 
