@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import grpc
 import numpy as np
+import onnxruntime
 import psutil
 import pydicom
 import pytest
@@ -254,6 +255,11 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "golden tensors with one other bit": (_flip("golden.npz"), "CPUExecutionProvider", "MODEL_DIGEST_MISMATCH"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "CPUExecutionProvider", "MODEL_NOT_FOUND"),
     "an absent provider": (lambda _: None, "NoSuchExecutionProvider", "PROVIDER_UNAVAILABLE"),
+    **(
+        {"CUDA where there is none": (lambda _: None, "CUDAExecutionProvider", "PROVIDER_UNAVAILABLE")}
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
+        else {}
+    ),
 }
 
 

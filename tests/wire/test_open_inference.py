@@ -91,6 +91,9 @@ def test_the_client_of_triton_lists_describes_and_infers(house: House) -> None:
 def test_who_is_not_named_in_the_settings_is_refused_and_that_is_recorded(house: House) -> None:
     told = _triton(house.settings.inference.address, str(house.settings.cluster.pki), "pacs")
     assert told == {"refused": "StatusCode.PERMISSION_DENIED"}
+    with pytest.raises(grpc.RpcError) as caught:  # one whom the settings could name and do not
+        _asked(house, Identity.CONSOLE).ServerLive(oip.ServerLiveRequest(), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
     def refused() -> list[Any]:
         found = house.entries(kind=audit_pb2.RECORD_KIND_REFUSED_CALL)
