@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from services.console.pages import audit, guarding, guide, operation, people, qu
 from services.console.web import HEADERS, House, not_there
 
 STATIC: Final = Path(__file__).with_name("static")
+
+mimetypes.add_type("image/webp", ".webp")  # not in every table, and a browser is told not to guess
 
 
 class _Files(StaticFiles):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from starlette.responses import Response
@@ -96,12 +97,18 @@ FIRST_STEPS: Final = {
 """Role -> where a newcomer goes first: (page, its name, what is to be seen there)."""
 
 
+PICTURED: Final = frozenset(
+    path.stem.upper() for path in (Path(__file__).parent.parent / "static" / "findings").glob("*.webp")
+)
+"""Codes of the findings of which there is a picture (`services.inference.pictures`)."""
+
+
 async def guide(call: Call) -> Response:
     """The page."""
     entries = [
         (reasons.name(code), words, WHAT_TO_DO.get(reasons.name(code), "")) for code, words in reasons.WORDS.items()
     ]
-    return call.page("help.html", entries=entries, first=FIRST_STEPS[call.signed_in.role])
+    return call.page("help.html", entries=entries, pictured=PICTURED, first=FIRST_STEPS[call.signed_in.role])
 
 
 ROUTES: Final = [route("/help", guide, EVERYBODY)]
