@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,9 +254,19 @@ def place(*, clock: bool = True, machines: int = 2) -> Iterator[tuple[Place, tup
 
 
 def run_farm(
-    shared: Place, clocks: tuple[Clock, ...], name: str, seed: int, moments: int, told: Callable[[str], None]
+    shared: Place,
+    clocks: tuple[Clock, ...],
+    name: str,
+    seed: int,
+    moments: int,
+    told: Callable[[str], None],
+    only: Collection[str] = (),
 ) -> Counter[str]:
-    """Moments on one farm from nothing, and everything held at their end; what was counted. Raises Violation."""
+    """Moments on one farm from nothing, and everything held at their end; what was counted. Raises Violation.
+
+    `only`: names of the faults to draw from; all of them where it is empty.
+    """
+    drawn = {fault: weight for fault, weight in FAULTS.items() if not only or fault.__name__ in only}
     chance = random.Random(seed)
     farm = Farm(shared, name, COUNTS, seed=seed)
     hurt = Hurt(farm, chance, clocks)
@@ -275,7 +285,7 @@ def run_farm(
             _keep_pace(farm, modalities)
             earlier.append(_studies(modalities))
             time.sleep(chance.uniform(0, LONGEST_WAIT))  # the random moment
-            [fault] = chance.choices(list(FAULTS), weights=list(FAULTS.values()))
+            [fault] = chance.choices(list(drawn), weights=list(drawn.values()))
             what = fault(hurt)
             hurt.counts[what] += 1
             hurt.counts["moments"] += 1
@@ -333,7 +343,7 @@ def _flows(farm: Farm, modalities: list[Modality], more: int) -> None:
 
 def run(
     moments: int, seed: int, *, state: Path | None = None, per_farm: int = MOMENTS_OF_A_FARM, clock: bool = True,
-    seconds: float = float("inf"), say: Callable[[str], None] = lambda line: None,
+    seconds: float = float("inf"), only: Collection[str] = (), say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """So many moments, or as many farms of them as fit into `seconds`; the counts and the violations."""
     result: dict[str, Any] = {"seed": seed, "seconds": 0.0, "counts": {}, "violations": []}
@@ -349,7 +359,7 @@ def run(
             lap = time.monotonic()
             wanted = min(per_farm, moments - counts["moments"])
             try:
-                counts += run_farm(shared, clocks, f"f{number}", seed * 100_000 + number, wanted, say)
+                counts += run_farm(shared, clocks, f"f{number}", seed * 100_000 + number, wanted, say, only)
             except Violation as violation:
                 result["violations"].append(str(violation))
                 counts["farms that broke"] += 1
@@ -371,6 +381,7 @@ def _main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--state", type=Path, help="file that remembers how far it is")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no farm after so long")
+    parser.add_argument("--only", default="", help="names of faults, by commas: clock,postgres_full")
     parser.add_argument("--no-clock", action="store_true", help="do not step clocks (that needs a C compiler)")
     given = parser.parse_args()
 
@@ -380,7 +391,16 @@ def _main() -> int:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
-    result = run(given.moments, given.seed, state=given.state, clock=not given.no_clock, seconds=given.seconds, say=say)
+    only = [name for name in given.only.split(",") if name]
+    result = run(
+        given.moments,
+        given.seed,
+        state=given.state,
+        only=only,
+        clock=not given.no_clock,
+        seconds=given.seconds,
+        say=say,
+    )
     print(json.dumps(result, indent=2))
     return int(bool(result["violations"]))
 
