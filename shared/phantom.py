@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shared import constancy as constancy_names
+
 Plane = NDArray[np.float32]
 Mask = NDArray[np.uint8]
 Outline = NDArray[np.float64]
@@ -615,15 +617,8 @@ def _display(exposed: Plane, spacing: float, blades: int) -> NDArray[np.uint16]:
 
 # --- the object --------------------------------------------------------------------------------------------------
 
-MANUFACTURER: Final = "Stepwedge"
-MODEL_NAME: Final = "Digital chest phantom"
-CONSTANCY_DEVICE: Final = (MANUFACTURER, MODEL_NAME, "CONSTANCY")
-"""Manufacturer, Manufacturer's Model Name and Device Serial Number of the phantoms of the constancy test, by which
-they are told from patients."""
-CONSTANCY_NAMES: Final[Mapping[int, str]] = MappingProxyType(
-    {1: "plain", 2: "cut-off", 3: "inverted", 4: "turned", 5: "mirrored", 6: "underexposed", 7: "collimated"}
-)
-"""Instance Number -> what the phantom of the constancy test shows."""
+CONSTANCY_DEVICE: Final = constancy_names.DEVICE
+CONSTANCY_NAMES: Final = constancy_names.NAMES
 
 
 def constancy(number: int) -> Phantom:
@@ -705,8 +700,8 @@ def to_dicom(
         "Modality": modality,
         "SeriesNumber": "1",
         # General Equipment
-        "Manufacturer": MANUFACTURER,
-        "ManufacturerModelName": MODEL_NAME,
+        "Manufacturer": constancy_names.MANUFACTURER,
+        "ManufacturerModelName": constancy_names.MODEL_NAME,
         "StationName": station_name,
         # General Image
         "InstanceNumber": "1",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from shared import dicom, phantom
+from shared import constancy, dicom
 from shared.dicom import Belonging, Equipment
 from shared.pseudonyms import Pseudonyms
 
@@ -65,7 +65,7 @@ class Arrival:
     def constancy(self) -> bool:
         """Whether it is a phantom of the constancy test."""
         made_by = self.device.equipment
-        return (made_by.manufacturer, made_by.model, made_by.serial) == phantom.CONSTANCY_DEVICE
+        return (made_by.manufacturer, made_by.model, made_by.serial) == constancy.DEVICE
 
     @property
     def record_key(self) -> str:

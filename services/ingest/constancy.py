@@ -19,8 +19,9 @@ from sqlalchemy.orm import sessionmaker
 
 from services.ingest.store import Snapshot
 from services.ingest.tables import Baseline, ConstancyTest, Decision
-from shared import database, phantom
+from shared import database
 from shared.canonical import canonical_json, decimal
+from shared.constancy import NAMES
 from shared.errors import ErrorCode, StepwedgeError
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1 import common_pb2
@@ -96,7 +97,7 @@ def values_of(snapshot: Snapshot) -> list[Value]:
     for instance in snapshot.instances:
         assessment = inference_pb2.Assessment.FromString(instance.assessment)
         number = assessment.facts.instance_number if assessment.facts.HasField("instance_number") else 0
-        name = phantom.CONSTANCY_NAMES.get(number, f"phantom-{number}")
+        name = NAMES.get(number, f"phantom-{number}")
         verdict = common_pb2.Verdict.Name(decided[instance.id]["verdict"]).removeprefix("VERDICT_")
         found.append(Value(name, "verdict", verdict, ""))
         for finding in assessment.findings:
