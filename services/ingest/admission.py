@@ -51,16 +51,13 @@ class Negotiation(ACSE):
         super().__init__(association)
         self._admission = admission
         self._admit = admit
-        self.admitted = False
-        """Whether the association has one of the places that there are."""
 
     def _negotiate_as_acceptor(self) -> None:
         request, address = self.requestor.primitive, self.requestor.address
         assert request is not None
         reason = self._admission.refusal(request.called_ae_title or "", request.calling_ae_title or "", address or "")
         if not reason:
-            self.admitted = self._admit()
-            if self.admitted:
+            if self._admit():
                 super()._negotiate_as_acceptor()
                 return
             _log.warning("association rejected", reason="as many as may be are open")

@@ -115,16 +115,16 @@ class Desk:
         """An object was refused here, which is counted."""
         self._line.tell("refused", error=error.name)
 
-    def admit(self) -> bool:
-        """Whether one more association may be open, of all that are open at all workers."""
+    def admit(self, connection: int) -> bool:
+        """Whether one more association may be open, of all at all workers; `closed` gives its place back."""
         try:
-            return bool(self._line.ask("admit", _ANSWER_SECONDS)["admitted"])
+            return bool(self._line.ask("admit", _ANSWER_SECONDS, connection=connection)["admitted"])
         except StepwedgeError:
             return False
 
-    def closed(self, how: str, *, admitted: bool) -> None:
+    def closed(self, connection: int, how: str) -> None:
         """A connection is over."""
-        self._line.tell("closed", how=how, admitted=admitted)
+        self._line.tell("closed", connection=connection, how=how)
 
     def commit(self, ae_title: str, transaction_uid: str, references: Sequence[Reference]) -> int:
         """Make a request for storage commitment durable; return its row."""

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import BytesIO
+from itertools import count
 from typing import Any, Final, cast
 
 from pydicom._uid_dict import UID_dictionary
@@ -449,12 +450,12 @@ def _uid(command: Dataset, keyword: str) -> str:
 class Acceptor(Association):
     """One association, as acceptor."""
 
-    def __init__(self, ae: AE, desk: Desk, admission: Admission) -> None:
+    def __init__(self, ae: AE, desk: Desk, admission: Admission, connection: int) -> None:
         super().__init__(ae, MODE_ACCEPTOR)
         self._desk = desk
+        self._connection = connection
         self._reports: dict[int, int | None] = {}
-        self.negotiation = Negotiation(self, admission, desk.admit)
-        self.acse = self.negotiation
+        self.acse = Negotiation(self, admission, lambda: desk.admit(connection))
         self.dul = BoundedReader(self)
         # These set the timers of the upper layer, which is a new one.
         self.acse_timeout = ae.acse_timeout
@@ -471,7 +472,7 @@ class Acceptor(Association):
             for commitment in filter(None, self._reports.values()):
                 self._desk.hurry(commitment)  # it is due by itself in a while
             how = "aborted" if self.is_aborted else "rejected" if self.is_rejected else "released"
-            self._desk.closed(how, admitted=self.negotiation.admitted)
+            self._desk.closed(self._connection, how)
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         """Serve what is served; answer at once any other message, which pynetdicom would leave unanswered."""
@@ -616,6 +617,7 @@ class Associations:
         sys.setswitchinterval(_SWITCH_SECONDS)
         self._desk = desk
         self._owner = _Owner()
+        self._numbers = count(1)
         self._ae = AE(settings.ae_title)
         self._ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         self._ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -656,6 +658,7 @@ class Associations:
         gc.collect()
 
     def _begin(self, connection: socket.socket, secure: bool) -> None:
+        number = next(self._numbers)
         try:
             # A C-STORE response is two small PDUs; without this each waits for the sender's delayed acknowledgement.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -672,18 +675,18 @@ class Associations:
                 except OSError:
                     _hear_out(connection)
                     raise
-            self._association(connection, local, remote).start()
+            self._association(number, connection, local, remote).start()
         except OSError as error:  # of which ssl.SSLError is one
-            self._desk.closed("no_tls" if secure else "aborted", admitted=False)
+            self._desk.closed(number, "no_tls" if secure else "aborted")
             _log.warning("connection refused", reason="TLS" if secure else "gone", error=type(error).__name__)
             self._owner.shutdown_request(connection)
         except Exception as error:  # noqa: BLE001 - one connection must not take the others down
-            self._desk.closed("aborted", admitted=False)
+            self._desk.closed(number, "aborted")
             _log.error("a connection could not be served", **logs.describe(error))
             self._owner.shutdown_request(connection)
 
-    def _association(self, connection: socket.socket, local: Any, remote: Any) -> Acceptor:
-        association = Acceptor(self._ae, self._desk, self._admission)
+    def _association(self, number: int, connection: socket.socket, local: Any, remote: Any) -> Acceptor:
+        association = Acceptor(self._ae, self._desk, self._admission, number)
         association._server = cast(Any, self._owner)
         # pynetdicom finds its associations by this name.
         association.name = f"AcceptorThread@{remote[1]}"

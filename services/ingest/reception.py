@@ -89,7 +89,8 @@ class _Worker(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self.coming: dict[int, _Coming] = {}
         self.connections = 0
-        self.associations = 0
+        self.associations: set[int] = set()
+        """Connections that have one of the places."""
         self.ready = asyncio.Event()
         self.drained = asyncio.Event()
 
@@ -318,19 +319,20 @@ class Reception:
                     return
 
     def _admit(self, worker: _Worker, message: Message) -> None:
-        admitted = sum(one.associations for one in self._workers) < self._settings.max_associations
-        worker.associations += admitted
+        admitted = sum(len(one.associations) for one in self._workers) < self._settings.max_associations
+        if admitted:
+            worker.associations.add(int(message["connection"]))
         self._count_associations()
         worker.send({"id": message["id"], "admitted": admitted})
 
     def _closed(self, worker: _Worker, message: Message) -> None:
         worker.connections -= 1
-        worker.associations -= bool(message["admitted"])
+        worker.associations.discard(int(message["connection"]))
         self._count_associations()
         metrics.ASSOCIATIONS_ENDED.labels(str(message["how"])).inc()
 
     def _count_associations(self) -> None:
-        metrics.ASSOCIATIONS.set(sum(one.associations for one in self._workers))
+        metrics.ASSOCIATIONS.set(sum(len(one.associations) for one in self._workers))
 
     # -- objects --------------------------------------------------------------------------------------------------
 
