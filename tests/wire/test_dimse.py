@@ -1,5 +1,7 @@
 """The DICOM door, with real associations from a real peer: what is stored, what is answered, what is left behind."""
 
+import os
+import signal
 import socket
 import struct
 import time
@@ -477,3 +479,24 @@ def test_an_object_that_comes_by_both_doors_is_one_object(at_home: House):
         assert one.store(ds).Status == 0
     answer = submit(at_home.ingest(), part10(ds))
     assert (answer.duplicate, answer.conflict) == (True, False)
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def test_a_worker_that_dies_is_replaced_and_what_it_held_can_be_sent_again(at_home: House):
+    (nursery,) = children(at_home.processes["ingest"].pid)
+    before = set(children(nursery))
+    assert before
+    ds = dx()
+    with sender(at_home) as one:
+        assert one.store(ds).Status == 0
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+    eventually(lambda: len(set(children(nursery)) - before) == len(before), 30, what="as many new workers")
+    with sender(at_home) as again:
+        assert again.store(ds).Status == 0
+        assert again.store(dx()).Status == 0
