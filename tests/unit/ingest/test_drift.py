@@ -1,6 +1,7 @@
 """Sums of what images measure: means and spreads that a chart of drift stands on."""
 
 import statistics
+import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,7 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from services.ingest import drift
-from services.ingest.tables import Instance
+from services.ingest.tables import Instance, Study
 from stepwedge.inference.v1 import inference_pb2
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -26,7 +27,13 @@ def assessed(confidence: float | None, **values: float) -> bytes:
 def add(engine: Engine, at: datetime, device: int | None, *assessments: bytes) -> None:
     for one in assessments:
         with Session(engine) as session, session.begin():
-            drift.count(session, Instance(device_id=device), one, at)
+            uid = f"2.25.{uuid.uuid4().int}"
+            study = Study(
+                study_instance_uid=uid, pseudonym=uid, state="RECEIVING", first_received_at=at, last_received_at=at
+            )
+            session.add(study)
+            session.flush()
+            drift.count(session, Instance(device_id=device, study_id=study.id), one, at)
 
 
 def test_mean_and_deviation_of_a_day_are_those_of_its_images(engine: Engine) -> None:
