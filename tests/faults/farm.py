@@ -43,7 +43,8 @@ SERVICES = ("audit", "redaction", "inference", "ingest")
 MODULES = tuple(f"services.{name}.__main__" for name in SERVICES)
 """What a nursery of this farm imports."""
 READY_SECONDS = 150.0
-NO_ASSOCIATION = "no association or no answer"
+NO_ASSOCIATION = "no association"
+NO_ANSWER = "no answer"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 
@@ -202,8 +203,10 @@ class Modality:
                         return
                     one = images.pop(0)
                     self.acknowledged.append((str(one.StudyInstanceUID), str(one.SOPInstanceUID)))
-        except (AssertionError, OSError, RuntimeError, ValueError, StopIteration, AttributeError):
-            self.refused[NO_ASSOCIATION] += 1
+        except (OSError, RuntimeError, ValueError, StopIteration, AttributeError):
+            self.refused[NO_ANSWER] += 1
+        except AssertionError as error:
+            self.refused[NO_ASSOCIATION if "no association" in str(error) else NO_ANSWER] += 1
 
 
 @dataclass(frozen=True)
