@@ -2,6 +2,7 @@
 
 import pickle
 from importlib import import_module
+from pkgutil import iter_modules
 
 import grpc
 import pytest
@@ -18,10 +19,13 @@ def _methods() -> dict[str, bool]:
     """Full name of each method of the contracts -> whether either side streams."""
     found = {}
     for name in CONTRACTS:
-        file = import_module(f"stepwedge.{name}.v1.{name}_pb2").DESCRIPTOR
-        for service in file.services_by_name.values():
-            for method in service.methods:
-                found[f"/{service.full_name}/{method.name}"] = method.client_streaming or method.server_streaming
+        package = import_module(f"stepwedge.{name}.v1")
+        for module in iter_modules(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("_pb2"):
+                continue
+            for service in import_module(module.name).DESCRIPTOR.services_by_name.values():
+                for method in service.methods:
+                    found[f"/{service.full_name}/{method.name}"] = method.client_streaming or method.server_streaming
     return found
 
 
