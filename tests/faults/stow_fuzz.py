@@ -263,7 +263,8 @@ def run(web: Web, count: int, seed: int) -> Report:
     eventually(lambda: not web.house.incoming_files(), 30, what="no half received file")
     if web.stow([part10(dx())]).status != 200:
         report.wrong.append("a good object is not taken any more")
-    defects = [line for line in web.house.log_text().splitlines() if "could not be" in line or "Traceback" in line]
+    words = ("a part could not be kept", "a request could not be answered", "Traceback")
+    defects = [line for line in web.house.log_text().splitlines() if any(word in line for word in words)]
     report.wrong += defects[:10]
     return report
 
