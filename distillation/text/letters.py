@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from distillation.text.fonts import training_fonts
-from services.redaction.markers import LETTERS, normal
+from shared.letter_shapes import LETTERS, normal
 
 _SIZE: Final = 96
 _KEPT: Final = 10  # shapes of a letter

@@ -12,14 +12,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.letter_shapes import normal
 from shared.text_detector import Found
 
 ALLOWED: Final = ("L", "R", "AP", "PA")
 """What a marker may say."""
 MODALITIES: Final = frozenset({"CR", "DX", "MG", "IO", "PX", "RG"})
 """Where such markers are laid on the detector."""
-LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-"""What a shape may be taken for."""
 
 _TABLE: Final = Path(__file__).resolve().parent / "tables" / "letters.npz"  # made by distillation.text.letters
 _SIDE: Final = 24
@@ -154,10 +153,3 @@ def _templates() -> tuple[tuple[str, ...], NDArray[np.float32]]:
         shapes = table["shapes"].astype(np.float32).reshape(len(table["letters"]), -1)
         shapes -= shapes.mean(1, keepdims=True)
         return tuple(map(str, table["letters"])), np.asarray(shapes / (shapes.std(1, keepdims=True) + 1e-6), np.float32)
-
-
-def normal(glyph: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Ink [h, w] of one size, blurred a little, of mean 0 and deviation 1."""
-    even = cv2.resize(glyph.astype(np.float32), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    even = cv2.GaussianBlur(even, (0, 0), 1.0)
-    return np.asarray((even - even.mean()) / (even.std() + 1e-6), np.float32)

@@ -24,12 +24,17 @@ def assessed(confidence: float | None, **values: float) -> bytes:
     return made.SerializeToString()
 
 
-def add(engine: Engine, at: datetime, device: int | None, *assessments: bytes) -> None:
+def add(engine: Engine, at: datetime, device: int | None, *assessments: bytes, constancy: bool = False) -> None:
     for one in assessments:
         with Session(engine) as session, session.begin():
             uid = f"2.25.{uuid.uuid4().int}"
             study = Study(
-                study_instance_uid=uid, pseudonym=uid, state="RECEIVING", first_received_at=at, last_received_at=at
+                study_instance_uid=uid,
+                pseudonym=uid,
+                state="RECEIVING",
+                first_received_at=at,
+                last_received_at=at,
+                constancy=constancy,
             )
             session.add(study)
             session.flush()
@@ -64,3 +69,8 @@ def test_an_image_without_measurements_and_a_value_that_is_none_are_not_counted(
     add(engine, NOW, 1, assessed(None), assessed(None, margin_top=float("nan")), assessed(None, margin_top=1))
     (only,) = drift.Drift(engine).days(NOW, NOW)
     assert (only.count, only.mean, only.deviation) == (1, 1.0, 0.0)
+
+
+def test_phantoms_are_not_counted(engine: Engine) -> None:
+    add(engine, NOW, 1, assessed(0.9, margin_top=10), constancy=True)
+    assert list(drift.Drift(engine).days(NOW, NOW)) == []
