@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Scope_
 
@@ -225,7 +225,7 @@ def routes() -> list[BaseRoute]:
 def application(house: House) -> Starlette:
     """The whole door."""
     made = Starlette(
-        routes=[Route("/healthz", _alive), Mount(ROOT, routes=routes())],
+        routes=[Route("/healthz", _alive), Mount(ROOT, app=Router(routes(), redirect_slashes=False))],
         exception_handlers={HTTPException: _not_there},
     )
     made.add_middleware(_Admission, most=house.settings.max_requests)
