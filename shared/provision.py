@@ -38,7 +38,7 @@ KEYS_OF: Mapping[Identity, tuple[str, ...]] = MappingProxyType(
     {
         Identity.INGEST: (keys.PSEUDONYMS, keys.IDENTITY, keys.BLIND_INDEX),
         Identity.REDACTION: (keys.PSEUDONYMS,),
-        Identity.INFERENCE: (),
+        Identity.INFERENCE: (keys.VERIFICATION,),  # that the release of its model is in the log
         Identity.AUDIT: (keys.SIGNING, keys.VERIFICATION),
         Identity.OPERATOR: (keys.VERIFICATION,),
         Identity.AUDITOR: (keys.VERIFICATION, keys.IDENTITY, keys.BLIND_INDEX),
