@@ -87,7 +87,7 @@ def test_a_child_is_given_its_own_certificate_and_keys_and_nobody_elses(settings
     own = {
         Identity.INGEST: {keys.PSEUDONYMS, keys.IDENTITY, keys.BLIND_INDEX},
         Identity.REDACTION: {keys.PSEUDONYMS},
-        Identity.INFERENCE: set(),
+        Identity.INFERENCE: {keys.VERIFICATION},
         Identity.AUDIT: set(),
     }
     assert there == {"ca.crt", f"{service}.crt", f"{service}.key"} | own[service]
