@@ -89,10 +89,20 @@ def _is_pattern(vr: str, value: str) -> bool:
 
 
 def _regular(value: str) -> str:
-    """A value with wildcards as a regular expression; several stars in a row are one, so that none runs away."""
-    parts = re.split(r"(\*+|\?)", value)
-    words = {"?": "."}
-    return "".join(".*" if part.startswith("*") else words.get(part, re.escape(part)) for part in parts)
+    """A value with wildcards as a regular expression that is matched in a time of its length times the text's.
+
+    What stands between two stars is looked for once, from the left, and never given back (atomic groups): where it is
+    found later, what follows is found later too. Only the last part is tied to the end.
+    """
+    first, *others = (_literal(part) for part in re.split(r"\*+", value))
+    if not others:
+        return first
+    *between, last = others
+    return first + "".join(f"(?>.*?{part})" for part in between) + f".*{last}"
+
+
+def _literal(part: str) -> str:
+    return "".join("." if one == "?" else re.escape(one) for one in part)
 
 
 def _values(model: Mapping[str, Any], path: Sequence[str]) -> Iterator[Any]:

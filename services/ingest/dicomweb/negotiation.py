@@ -17,7 +17,8 @@ OCTETS: Final = "application/octet-stream"
 MULTIPART: Final = "multipart/related"
 
 _MOST: Final = 64
-_ELEMENT: Final = re.compile(r'((?:[^",]|"(?:[^"\\]|\\.)*")+)')
+# A quotation that is never closed is one element to the end, which cannot be read: every character is looked at once.
+_ELEMENT: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.?)*+(?:"|\Z))++')
 
 
 class NotAcceptableError(Exception):

@@ -6,6 +6,7 @@ here, on attributes that were sealed in the database.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _BATCHES: Final = (50, 200, 1000, 2000)
 """How many studies are looked at at once, growing while the answer is not full."""
 _MOST_CONDITIONS: Final = 64
 _MOST_OFFSET: Final = 1_000_000
+_NUMBER: Final = re.compile("[0-9A-Fa-f]{8}")
 
 
 class Level(IntEnum):
@@ -154,11 +156,8 @@ def question(level: Level, call: Call) -> Question:
 
 def _tag(name: str) -> str:
     """Eight hexadecimal digits of an attribute by number or keyword; empty where it is none."""
-    if len(name) == 8:
-        try:
-            return f"{int(name, 16):08X}"
-        except ValueError:
-            pass
+    if _NUMBER.fullmatch(name):
+        return name.upper()
     number = tag_for_keyword(name)
     return f"{number:08X}" if number is not None else ""
 
@@ -177,7 +176,7 @@ def _condition(tag: str, value: str, level: Level) -> Condition:
 
 
 def _count(value: str, name: str) -> int:
-    if not (value.isascii() and value.isdigit()) or int(value) > _MOST_OFFSET:
+    if not (value.isascii() and value.isdigit() and len(value) < 10) or int(value) > _MOST_OFFSET:
         raise _invalid(f"{name.lower()} must be a number from 0 to {_MOST_OFFSET}")
     return int(value)
 
