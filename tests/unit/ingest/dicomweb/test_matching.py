@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.ingest.dicomweb import negotiation
+from services.ingest.dicomweb import negotiation, qido
 from services.ingest.dicomweb.matching import condition
 from shared.errors import ErrorCode, StepwedgeError
 
@@ -51,3 +51,8 @@ def test_a_comma_inside_a_quotation_parts_nothing():
     text = 'multipart/related; type="application/dicom"; note="a,\\"b", application/json;q=0.5,, image/jpeg;q=0.7'
     names = [one.name for one in negotiation.accepted([text])]
     assert names == ["application/dicom", "image/jpeg", "application/json"]
+
+
+@pytest.mark.parametrize("name", ["00400275.-1234567", "-1234567", "0x123456", "1_23_456", "٠٠٤٠٠٢٧٥"])
+def test_what_is_not_eight_digits_names_no_attribute(name: str):
+    assert qido._path(name) == ""
