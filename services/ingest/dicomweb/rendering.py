@@ -23,6 +23,8 @@ FORMATS: Final[Mapping[str, str]] = {JPEG: "JPEG", PNG: "PNG", GIF: "GIF"}
 THUMBNAIL: Final = 256
 _MAX_SIDE: Final = 8192
 _MAX_FRAME_BYTES: Final = 1 << 28
+_MAX_SAMPLES: Final = 1 << 26
+"""Of a frame that is made a picture: each is eight bytes on its way, several times over."""
 _FUNCTIONS: Final = frozenset({"linear", "linear-exact", "sigmoid"})
 _NUMBER: Final = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?([eE][+-]?[0-9]{1,2})?")
 
@@ -71,6 +73,8 @@ def rendered(data: bytes, number: int, kind: str, wanted: Wish) -> bytes:
     if index >= count:
         raise StepwedgeError(ErrorCode.ERROR_CODE_ENTRY_NOT_FOUND, "the object has no such frame")
     frame = next(dicom.frames(dataset, max_bytes=_MAX_FRAME_BYTES, rgb=True, only=[index]))
+    if frame.size > _MAX_SAMPLES:
+        raise StepwedgeError(ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE, "the frame is too large to be made a picture")
     try:
         picture = Image.fromarray(_eight_bits(frame, dataset, wanted.window))
         if wanted.viewport is not None:

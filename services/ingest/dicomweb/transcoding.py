@@ -22,6 +22,9 @@ from shared.errors import ErrorCode, StepwedgeError
 
 AS_IT_LIES: Final = "*"
 
+MAX_DECODED_BYTES: Final = 1 << 30
+"""Of all frames together, where they are wanted in one: a codestream of some bytes may hold a thousand times as much."""
+
 _PIXEL_DATA: Final = 0x7FE00010
 _OFFSETS: Final = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003})
 _PHOTOMETRIC, _PLANAR, _SIGN = 0x00280004, 0x00280006, 0x00280103
@@ -94,8 +97,12 @@ def _file_meta(encoded: Encoded, elements: Elements, syntax: str = EXPLICIT_LITT
 def _decoded(encoded: Encoded) -> Elements:
     """The elements with native pixel data instead of encapsulated."""
     dataset = dicom.dataset_of(encoded, pixels=True)
-    frames, colours = [], ""
-    for frame, colours in dicom.compressed_frames(dataset):  # noqa: B007 - of every frame the same
+    refuse_many(dataset)
+    frames, colours, left = [], "", MAX_DECODED_BYTES
+    for frame, colours in dicom.compressed_frames(dataset, max_bytes=MAX_DECODED_BYTES):  # noqa: B007 - all the same
+        left -= frame.nbytes  # the header may say less than the codestreams
+        if left < 0:
+            raise _too_many()
         frames.append(_little(frame).tobytes())
     if not frames:
         raise StepwedgeError(ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE, "the object has no frames")
@@ -196,6 +203,17 @@ def frame_count(dataset: Dataset) -> int:
 def _refuse_absent(numbers: list[int], count: int) -> None:
     if any(number > count for number in numbers):
         raise StepwedgeError(ErrorCode.ERROR_CODE_ENTRY_NOT_FOUND, "the object has no such frame")
+
+
+def refuse_many(dataset: Dataset) -> None:
+    """Raise PIXELS_UNDECODABLE where the frames, decoded, are more than are held at once."""
+    if _frame_bytes(dataset, _PIXEL_DATA) * frame_count(dataset) > MAX_DECODED_BYTES:
+        raise _too_many()
+
+
+def _too_many() -> StepwedgeError:
+    words = f"the frames are over {MAX_DECODED_BYTES >> 20} MiB decoded: ask for the object as it lies, or for frames"
+    return StepwedgeError(ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE, words)
 
 
 def _frame_bytes(dataset: Dataset, tag: int) -> int:

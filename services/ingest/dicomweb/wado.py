@@ -246,6 +246,7 @@ def _bulk(data: bytes, one: Held, path: str) -> bytes:
     if not isinstance(value, bytes):
         raise StepwedgeError(ErrorCode.ERROR_CODE_ENTRY_NOT_FOUND, "the object has no such bulk data")
     if not items and int(tag, 16) == 0x7FE00010 and one.transfer_syntax in transcoding.MEDIA_TYPES:
+        transcoding.refuse_many(dataset)
         count = transcoding.frame_count(dataset)
         return b"".join(transcoding.native_frames(data, one.transfer_syntax, list(range(1, count + 1))))
     return value
