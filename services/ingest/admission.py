@@ -60,12 +60,12 @@ class Negotiation(ACSE):
             if self._admit():
                 super()._negotiate_as_acceptor()
                 return
-            _log.warning("association rejected", reason="as many as may be are open")
+            _log.warning("association rejected", reason=logs.Words("as many as may be are open"))
             self.send_reject(*LOCAL_LIMIT_EXCEEDED)
             self.assoc.kill()
             return
         # Titles come from the network and may hold anything, so they stay out of the line.
-        _log.warning("association rejected", reason="called AE title" if reason == CALLED_NOT_RECOGNIZED else "caller")
+        _log.warning("association rejected", reason="called" if reason == CALLED_NOT_RECOGNIZED else "calling")
         self.send_reject(0x01, 0x01, reason)
         self.assoc.kill()
 

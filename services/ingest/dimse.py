@@ -89,6 +89,7 @@ _MAX_WAITING_MESSAGES: Final = 8  # no asynchronous window is negotiated (PS3.7 
 _PDU_TYPES: Final = range(0x01, 0x08)
 _P_DATA_TF: Final = 0x04
 _A_ASSOCIATE_RQ: Final = 0x01
+_TIMED_STATES: Final = frozenset({"Sta1", "Sta2", "Sta13"})  # before and while the ARTIM timer runs (PS3.8 9.1.5)
 
 NETWORK_SECONDS: Final = 60.0
 """Silence after which an association is aborted, and the time within which one PDU must come in whole."""
@@ -198,11 +199,18 @@ class BoundedReader(DULServiceProvider):
         """Run until the association is over."""
         try:
             super().run_reactor()
+        except Exception as error:  # noqa: BLE001 - an event that the state has no action for, or an action that fails
+            _log.warning(
+                "association aborted", reason=logs.Words("what came is out of place"), error=type(error).__name__
+            )
         finally:
             with self._guard:
                 if self._bell is not None:
                     os.close(self._bell)
                 self._bell = None
+            # Nothing more comes. Whoever waits for the request of an association would wait for it until its timeout,
+            # and keep a place for a connection that is gone.
+            self.to_user_queue.put(cast(Any, None))
 
     def send_pdu(self, primitive: Any) -> None:
         """Hand a primitive to the thread that sends it, which is this one where it serves a request itself."""
@@ -223,7 +231,9 @@ class BoundedReader(DULServiceProvider):
 
     def _read_pdu_data(self) -> None:
         """Read one PDU and tell the state machine what it was (PS3.8 Table 9-10)."""
-        deadline = time.monotonic() + NETWORK_SECONDS
+        # The timer that runs in these states ends in a thread that looks, not in one that reads.
+        timed = self.state_machine.current_state in _TIMED_STATES
+        deadline = time.monotonic() + (self.artim_timer.remaining if timed else NETWORK_SECONDS)
         connection = cast(BoundedSocket, self.socket)
         try:
             header = connection.receive(6, deadline)
@@ -334,12 +344,10 @@ class FragmentsToFile(DIMSEServiceProvider):
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Take the values of one PDU; anything that breaks the rules ends the association (AA-8 of PS3.8 9.2)."""
         try:
-            with self._lock:
-                if self._ended:
-                    return
-                values = primitive.presentation_data_value_list
-            for context_id, value in values:
+            for context_id, value in primitive.presentation_data_value_list:
                 with self._lock:
+                    if self._ended:
+                        return
                     self._take(context_id, memoryview(value))
                 if self._now is not None:
                     (request, number), self._now = self._now, None
@@ -467,6 +475,12 @@ class Acceptor(Association):
         """Serve until the association ends, however it ends."""
         try:
             super().run_reactor()
+        except Exception as error:  # noqa: BLE001 - pynetdicom's negotiation raises whatever the bytes make it raise
+            _log.warning(
+                "association aborted", reason=logs.Words("it cannot be negotiated"), error=type(error).__name__
+            )
+            with suppress(Exception):
+                self.abort()  # else the thread that reads, and the peer, would wait for ever
         finally:
             self._fragments.end()
             for commitment in filter(None, self._reports.values()):
@@ -489,7 +503,10 @@ class Acceptor(Association):
         if msg.is_valid_request and (echo or isinstance(msg, C_STORE)):
             super()._serve_request(msg, context_id)
         elif msg.MessageID is None or context_id not in self._accepted_cx:
-            _log.warning("association aborted", reason="a request without an ID, or in a context that was not accepted")
+            _log.warning(
+                "association aborted",
+                reason=logs.Words("a request without an ID, or in a context that was not accepted"),
+            )
             self.abort()
         else:
             self._refuse(msg, context_id)
@@ -559,7 +576,7 @@ class Acceptor(Association):
     def _took_report(self, response: N_EVENT_REPORT) -> None:
         commitment = self._reports.get(response.MessageIDBeingRespondedTo or 0)
         if commitment is None:
-            _log.warning("association aborted", reason="a response to nothing")
+            _log.warning("association aborted", reason=logs.Words("a response to nothing"))
             self.abort()
         elif response.Status == SUCCESS:
             self._desk.reported(commitment)
