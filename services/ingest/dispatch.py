@@ -160,8 +160,8 @@ class Dispatch:
         # A store that is full or away is no fault of the study; anything else that passes has its number of attempts.
         waits = error.code in (ErrorCode.ERROR_CODE_STORAGE_FULL, ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE)
         last = error.permanent or (not waits and attempts >= self._settings.max_attempts)
-        error = StepwedgeError(error.code, error.message, permanent=last)
         _log.warning("results were not made", detail=logs.Words(error.message), **logs.describe(error))
+        error = StepwedgeError(error.code, error.message, permanent=last)
         if last or attempts == 1:
             await records.record_failure(claim, snapshot, None, RESULTS, error, attempts, last=last)
         await _in_thread(

@@ -48,6 +48,8 @@ from stepwedge.redaction.v1 import redaction_pb2, redaction_pb2_grpc
 REDACTION: Final = "redaction"
 INFERENCE: Final = "inference"
 AUDIT: Final = "audit"
+DECIDE: Final = "decide"
+"""The step in which a study is decided, as records of failures name it."""
 
 _CALL_SECONDS: Final = 300.0  # a long multi-frame object; a dead peer is found by keepalive long before
 _IDLE_SECONDS: Final = 1.0  # how often a worker looks for studies of other processes
@@ -196,9 +198,11 @@ class Hallway:
         except StepwedgeError as error:
             _log.warning("study could not be worked on", **logs.describe(error))
             pause = timedelta(seconds=_IDLE_SECONDS * (1 + _jitter()))
+            if outcome(DECIDE, error) is Outcome.GIVE_UP:  # it would be the same for ever
+                pause = await self._stumbled(claim, error)
         except Exception as error:  # noqa: BLE001 - a defect of ours must end in the dead letter, not in a loop
             _log.error("worker stumbled over a study", **logs.describe(error))
-            pause = await self._stumbled(claim)
+            pause = await self._stumbled(claim, StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "see the log"))
         finally:
             keeping.cancel()
         with suppress(LeaseLostError):
@@ -232,14 +236,15 @@ class Hallway:
         elif study.state == StudyState.DELIVERING:
             await self._dispatch.deliver(claim, self)
 
-    async def _stumbled(self, claim: Claim) -> timedelta:
-        """Count an attempt that ended in a defect of ours; returns how long to wait before the next."""
-        error = StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "see the log")
-        with suppress(LeaseLostError, StepwedgeError):
+    async def _stumbled(self, claim: Claim, error: StepwedgeError) -> timedelta:
+        """Count an attempt that ended in an error that no step has; returns how long to wait before the next."""
+        with suppress(LeaseLostError, StepwedgeError, Waiting):
             snapshot = await _in_thread(self._studies.snapshot, claim.study_id)
             attempts = snapshot.study.attempts + 1
-            step = DELIVER if snapshot.study.state == StudyState.DELIVERING else "decide"
+            step = DELIVER if snapshot.study.state == StudyState.DELIVERING else DECIDE
             last = attempts >= self._settings.max_attempts
+            told = {"study": snapshot.study.pseudonym, "step": step, "error": error.name, "attempt": attempts}
+            _log.warning("an attempt at a study failed", **told)
             await self.record_failure(claim, snapshot, None, step, error, attempts, last=last)
             await _in_thread(self._studies.study_attempt_failed, claim, error=error.code, attempts=attempts)
             if last:
@@ -320,7 +325,10 @@ class Hallway:
         if response is None:
             return None
         if (response.study, response.instance) != (snapshot.study.pseudonym, instance.pseudonym):
-            raise RuntimeError("redaction names the instance otherwise than ingest does")
+            # Two services with two keys for pseudonyms: no fault of the study, and every other would fail alike.
+            error = StepwedgeError(ErrorCode.ERROR_CODE_CONFIGURATION, "redaction has another key for pseudonyms")
+            await self._failed(claim, snapshot, instance, "redact", self._gates[REDACTION], error, ours=True)
+            return None
         # In one transaction with its state: a worker that found it merely redacted would pass it on.
         settled = verdicts.burned_in(response.receipt) if response.receipt.burned_in_text_possible else None
         await _in_thread(
@@ -440,6 +448,8 @@ class Hallway:
 
     async def _decide(self, claim: Claim) -> None:
         snapshot = await _in_thread(self._studies.snapshot, claim.study_id)
+        if any(one.state != InstanceState.ASSESSED for one in snapshot.instances):
+            return  # one came since, or waits for its next attempt or for its record: release says when to look again
         began = time.perf_counter()
         ours_left_out = snapshot.without_echoes()
         images = [collation.image(instance) for instance in ours_left_out.instances]
@@ -448,7 +458,7 @@ class Hallway:
         written = await _in_thread(self._studies.write_decision, claim, decision)
         if written is not None:  # else something came in between: the study is due again at once
             await self._hand_in(claim, snapshot, written)
-            metrics.STEP_SECONDS.labels("decide", "done").observe(time.perf_counter() - began)
+            metrics.STEP_SECONDS.labels(DECIDE, "done").observe(time.perf_counter() - began)
 
     async def _hand_in(self, claim: Claim, snapshot: Snapshot, decision: Decision) -> None:
         """Record a decision that is written down, then make it visible."""
@@ -468,7 +478,7 @@ class Hallway:
         except StepwedgeError as error:
             if not error.permanent:
                 raise
-            await self.record_failure(claim, snapshot, None, "decide", error, study.attempts + 1, last=True)
+            await self.record_failure(claim, snapshot, None, DECIDE, error, study.attempts + 1, last=True)
             await _in_thread(self._studies.give_up, claim, error=error.code)
             return
         verdict = Verdict.Name(decision.verdict).removeprefix("VERDICT_")  # type: ignore[arg-type]

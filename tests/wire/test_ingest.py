@@ -453,6 +453,49 @@ def test_a_defect_is_tried_again_and_ends_in_the_dead_letter_where_nothing_is_lo
 
 
 @pytest.mark.usefixtures("nothing_told")
+def test_an_image_that_waits_for_its_next_attempt_is_waited_for_and_no_defect_is_counted(at_home: House):
+    ds = dx()
+    other = dx(study=ds.StudyInstanceUID)
+    submit(at_home.ingest(), part10(other))
+    seen: list[float] = []
+
+    def late_and_once(answer: Any) -> Any:
+        seen.append(time.monotonic())
+        if len(seen) == 1:
+            time.sleep(0.5)  # a slow answer: the quiet period ends meanwhile
+            raise StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "a worker of redaction died", permanent=False)
+        return answer
+
+    at_home.redaction.answers[ds.SOPInstanceUID] = late_and_once
+    submit(at_home.ingest(), part10(ds))
+    study = at_home.in_state(ds.StudyInstanceUID, "DONE", revision=1)
+    failed = [record.failed for record in at_home.entries(study=study.pseudonym) if record.HasField("failed")]
+    assert [(one.step, one.attempts) for one in failed] == [("redact", 1)]
+    assert study.decisions[-1].instances == 2
+    assert not [one for one in at_home.log_events("ingest") if one.get("event") == "worker stumbled over a study"]
+
+
+@pytest.mark.usefixtures("nothing_told")
+def test_a_redaction_with_another_key_for_pseudonyms_is_waited_for_as_set_up_wrongly(at_home: House):
+    ds = dx()
+
+    def of_another_key(answer: Any) -> Any:
+        answer.instance = "2.25.4711"
+        return answer
+
+    at_home.redaction.answers[ds.SOPInstanceUID] = of_another_key
+    submit(at_home.ingest(), part10(ds))
+    wanted = ErrorCode.ERROR_CODE_CONFIGURATION
+    eventually(
+        lambda: (at_home.study(ds.StudyInstanceUID) or ingest_pb2.Study()).last_error == wanted, what="the error"
+    )
+    at_home.redaction.answers.clear()
+    study = at_home.in_state(ds.StudyInstanceUID, "DONE", 20, revision=1)
+    failed = [record.failed for record in at_home.entries(study=study.pseudonym) if record.HasField("failed")]
+    assert [(one.step, one.error, one.attempts) for one in failed] == [("redact", wanted, 0)]
+
+
+@pytest.mark.usefixtures("nothing_told")
 def test_a_dependency_that_is_away_stops_the_work_and_counts_against_no_study(at_home: House):
     away = StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, "the object store does not answer")
     at_home.redaction.answers["*"] = away
