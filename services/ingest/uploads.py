@@ -25,7 +25,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 EXPIRY: Final = timedelta(hours=1)
 """After so long without a byte an upload is forgotten; not longer than `shared.objects.sweep` leaves files."""
 MOST: Final = 256
-"""Half files at one time; the oldest that nobody writes goes first."""
+"""Half files of one caller at one time; the oldest that nobody writes goes first, and never another caller's."""
 
 _SYNC_BYTES: Final = 8 << 20
 _PREFIX: Final = "upload-"
@@ -133,7 +133,7 @@ class Uploads:
             before = self._live.pop(path, None)
             if before is not None:
                 before.park()
-            self._make_room()
+            self._make_room(caller)
             upload = self._live[path] = Upload(self._objects, path, offset, max_bytes=self._max_bytes)
             return upload
 
@@ -150,18 +150,26 @@ class Uploads:
             raise StepwedgeError(
                 ErrorCode.ERROR_CODE_INVALID_REQUEST, "the name of an upload has 16 to 64 letters, digits, - and _"
             )
-        return self._folder / f"{_PREFIX}{hashlib.sha256(f'{caller}/{name}'.encode()).hexdigest()[:32]}"
+        return self._folder / f"{_prefix_of(caller)}{_short(f'{caller}/{name}', 32)}"
 
-    def _parked(self) -> list[Path]:
-        return [path for path in self._folder.glob(f"{_PREFIX}*") if path.suffix != ".held"]
+    def _parked(self, prefix: str = _PREFIX) -> list[Path]:
+        return [path for path in self._folder.glob(f"{prefix}*") if path.suffix != ".held"]
 
-    def _make_room(self) -> None:
+    def _make_room(self, caller: str) -> None:
         self._live = {path: upload for path, upload in self._live.items() if not upload._ended}
-        parked = self._parked()
+        parked = self._parked(_prefix_of(caller))
         if len(parked) < MOST:
             return
         for path in sorted(parked, key=_age)[: len(parked) - MOST + 1]:
             _forget(path)
+
+
+def _prefix_of(caller: str) -> str:
+    return f"{_PREFIX}{_short(caller, 8)}-"
+
+
+def _short(text: str, digits: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def _age(path: Path) -> float:

@@ -126,6 +126,20 @@ def test_a_half_upload_is_forgotten_after_its_time_and_the_oldest_makes_room(
     assert files(tmp_path) == []
 
 
+def test_one_caller_cannot_push_out_what_another_holds(half: Uploads, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(uploads, "MOST", 2)
+    theirs = half.open("operator", NAME, 0)
+    theirs.write(b"abc")
+    theirs.park()
+    os.utime(theirs.path, (1_000_000_000,) * 2)
+    for number in range(4):
+        upload = half.open("pacs", f"{NAME}{number}", 0)
+        upload.write(b"abc")
+        upload.park()
+    assert half.held("operator", NAME)[0] == 3
+    assert sum(half.held("pacs", f"{NAME}{number}")[0] == 3 for number in range(4)) == 2
+
+
 @pytest.mark.parametrize("name", ["", "short", "x" * 65, "../" * 8, "a" * 15 + "/", "ä" * 20])
 def test_a_name_that_could_be_a_path_is_refused(half: Uploads, name: str):
     with pytest.raises(StepwedgeError) as caught:
