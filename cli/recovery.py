@@ -10,6 +10,7 @@ import base64
 import hashlib
 import http.client
 import json
+import re
 import sqlite3
 import ssl
 import subprocess
@@ -43,6 +44,7 @@ EXPORT_SECONDS = 3600
 WITNESS_SECONDS = 10.0
 _MOST_OF_AN_ANSWER = 4096
 _SLOT = 256  # of the high-water file, which has two
+_SHA256 = re.compile("[0-9a-f]{64}")
 _PRUNED = "pruned"  # kind of a record that the log does not hold any more
 
 
@@ -427,7 +429,10 @@ def objects(restored: Restored) -> Iterator[Finding]:
 def _listed(restored: Restored, zone: Zone) -> Iterator[str]:
     with (restored.backup / restored.manifest["objects"][zone.value]["file"]).open(encoding="ascii") as lines:
         for line in lines:
-            yield line.split()[0]
+            sha256, _, size = line.rstrip("\n").partition(" ")
+            if not (_SHA256.fullmatch(sha256) and size.isdigit()):
+                raise ValueError("a line of the list names no object")  # a name becomes a path
+            yield sha256
 
 
 def _reader(restored: Restored) -> Callable[[Zone, str], str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli import configuration, copies, recovery, terminal
-from cli.backup import FORMAT, KEY_ARCHIVE, MANIFEST
+from cli.backup import DATABASES, FORMAT, KEY_ARCHIVE, MANIFEST, inventory_file
 from cli.exit_codes import Exit
 from cli.key_archive import KeyArchive
 from cli.recovery import Finding, Outcome, Restored
@@ -75,9 +75,25 @@ def _manifest(backup: Path) -> dict[str, Any]:
         manifest = json.loads((backup / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
             raise ValueError(manifest["format"])
-    except (OSError, ValueError, KeyError, TypeError):
+        _refuse_other_files(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StepwedgeError(ErrorCode.ERROR_CODE_FILE, f"{backup}: is no whole backup of ours") from None
     return dict(manifest)
+
+
+def _refuse_other_files(manifest: dict[str, Any]) -> None:
+    """Raise ValueError where a manifest names files that no backup has: its names become paths that are written to."""
+    named = {name: one["file"] for name, one in manifest["databases"].items()}
+    if not {"ingest", "audit"} <= named.keys() <= set(DATABASES) or any(
+        file != f"{name}.db" for name, file in named.items()
+    ):
+        raise ValueError("databases")
+    if {zone: one["file"] for zone, one in manifest["objects"].items()} != {
+        zone.value: inventory_file(zone) for zone in Zone
+    }:
+        raise ValueError("objects")
+    if manifest["keys"].get("sealed", {"file": KEY_ARCHIVE})["file"] != KEY_ARCHIVE:
+        raise ValueError("keys")
 
 
 def _opened(backup: Path, with_keys: Path | None) -> KeyArchive | None:

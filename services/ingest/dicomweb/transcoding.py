@@ -23,7 +23,7 @@ from shared.errors import ErrorCode, StepwedgeError
 AS_IT_LIES: Final = "*"
 
 MAX_DECODED_BYTES: Final = 1 << 30
-"""Of all frames together, where they are wanted in one: a codestream of some bytes may hold a thousand times as much."""
+"""Of all frames together, where they are wanted in one: some bytes of a codestream may hold thousands of pixels."""
 
 _PIXEL_DATA: Final = 0x7FE00010
 _OFFSETS: Final = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003})
