@@ -28,7 +28,9 @@ _FAILED_SOP_SEQUENCE, _REFERENCED_SOP_SEQUENCE, _FAILURE_REASON = "00081198", "0
 
 _PASSING: Final = frozenset({401, 403, 408, 425, 429, 500, 502, 503, 504, 507})
 """Statuses after which another try may do: the peer is busy or away, or the token is replaced meanwhile."""
-_STORED: Final = frozenset({200, 201, 202, 204})
+_STORED: Final = frozenset({200, 201, 204})
+_SOME_STORED: Final = 202
+"""Accepted with warnings or failures (Table 10.5.3-1): only the answer says which."""
 
 
 class StowSender:
@@ -83,8 +85,10 @@ def _judge(one: Outgoing, status: int, answer: Any) -> None:
         if acknowledged(one, reason):
             return
         raise failed("the peer did not store an object", permanent=not passes(reason))
-    if status in _STORED:
+    if status in _STORED or (status == _SOME_STORED and _is_referenced(answer, one.sop_instance_uid)):
         return
+    if status == _SOME_STORED:
+        raise failed("the peer does not say that it stored the object", permanent=False)
     if status == 409:
         raise failed("the peer refuses an object and does not say why", permanent=True)
     raise failed(f"the peer answers with HTTP status {status}", permanent=status not in _PASSING)
@@ -99,6 +103,14 @@ def _failure_reason(answer: Any, uid: str) -> int | None:
             if named[0] == uid:
                 return int(item[_FAILURE_REASON]["Value"][0])
     return None
+
+
+def _is_referenced(answer: Any, uid: str) -> bool:
+    """Whether a Store Instances Response names the object among those that were stored."""
+    with suppress(AttributeError, KeyError, IndexError, TypeError):
+        items = answer[_REFERENCED_SOP_SEQUENCE]["Value"]
+        return any(item["00081155"]["Value"][0] == uid for item in items)
+    return False
 
 
 def _connection(destination: Destination) -> http.client.HTTPConnection:
