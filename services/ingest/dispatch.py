@@ -101,9 +101,15 @@ class Dispatch:
 
     async def plan(self, snapshot: Snapshot, decision: Decision) -> tuple[list[Sending], tuple[Kind, ...]]:
         """What follows from a decision: what goes where, and which results must be made for it."""
-        if snapshot.study.constancy or _only_echoed(snapshot, decision):  # phantoms are nobody's images
+        if snapshot.study.constancy:  # phantoms are nobody's images
             return [], ()
         sent = sendings(self._settings, await self._facts(snapshot, decision))
+        if _only_echoed(snapshot, decision):
+            # Who has everything gets nothing new; who has not must not go without because of another's echo.
+            left = _left_undone(snapshot, decision)
+            sent = [one for one in sent if one.destination in left]
+            if not sent:
+                return [], ()
         return sent, kinds(self._settings, sent)
 
     async def _facts(self, snapshot: Snapshot, decision: Decision) -> Facts:
@@ -263,8 +269,20 @@ def _only_echoed(snapshot: Snapshot, decision: Decision) -> bool:
     if before is None or (decision.verdict, decision.reasons) != (before.verdict, before.reasons):
         return False
     ours = {result.sop_instance_uid for result in snapshot.results}
-    came = {one.sop_instance_uid for one in snapshot.instances if one.received_at > before.decided_at}
-    return bool(came) and came <= ours
+    judged = {one["id"] for one in before.instances}
+    # By row and not by time: of two machines with two clocks, an image of the one may seem older than the decision.
+    if any(one.id not in judged and one.sop_instance_uid not in ours for one in snapshot.instances):
+        return False
+    return any(one.sop_instance_uid in ours and one.received_at > before.decided_at for one in snapshot.instances)
+
+
+def _left_undone(snapshot: Snapshot, decision: Decision) -> set[str]:
+    """The destinations that have not got what the decision before this one was to bring them."""
+    return {
+        one.destination
+        for one in snapshot.deliveries
+        if one.revision == decision.revision - 1 and one.state in ("PENDING", "FAILED")
+    }
 
 
 def _making_of(snapshot: Snapshot, delivery: Delivery) -> Making | None:
