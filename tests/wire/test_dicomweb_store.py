@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -225,6 +226,16 @@ def test_plain_http_is_not_spoken_where_tls_is(web: Web):
     old.set_ciphers("ECDHE-ECDSA-AES128-SHA256:AES128-SHA")
     with socket.create_connection(web.address, timeout=10) as line, pytest.raises(OSError):  # noqa: PT011
         old.wrap_socket(line, server_hostname="localhost")
+
+
+def test_those_who_have_no_token_do_not_hold_the_places_of_those_who_have(web: Web):
+    asked = b"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    with ExitStack() as open_ones:
+        for _ in range(web.house.settings.ingest.dicomweb.max_requests + 4):
+            line = socket.create_connection(web.address, timeout=10)
+            secured = open_ones.enter_context(web.context.wrap_socket(line, server_hostname="localhost"))
+            secured.sendall(asked)
+        assert web.get("/studies").status in (200, 204)
 
 
 def test_no_token_is_kept_or_logged(web: Web):

@@ -9,6 +9,7 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -93,13 +94,23 @@ def route(path: str, name: str, page: Page, scope: Scope, method: str = "GET") -
         body = _Body(request.receive)
         made = await _answered(Request(request.scope, body.receive), name, page, scope)
         if made.status_code >= HTTPStatus.BAD_REQUEST and not request.headers.get("expect"):
-            await body.linger()  # who asks before sending has not sent it
+            await _linger(request.app.state, body)  # who asks before sending has not sent it
         for header, value in HEADERS.items():
             made.headers.setdefault(header, value)
         metrics.DICOMWEB_REQUESTS.labels(name, str(made.status_code)).inc()
         return made
 
     return Route(path, answer, methods=[method], name=name)
+
+
+async def _linger(state: State, body: _Body) -> None:
+    """As `_Body.linger`, for a quarter of all places at most: whoever has no token must not hold them all."""
+    if state.lingering < max(1, state.house.settings.max_requests // 4):
+        state.lingering += 1
+        try:
+            await body.linger()
+        finally:
+            state.lingering -= 1
 
 
 async def _answered(request: Request, name: str, page: Page, scope: Scope) -> Response:
@@ -230,4 +241,5 @@ def application(house: House) -> Starlette:
     )
     made.add_middleware(_Admission, most=house.settings.max_requests)
     made.state.house = house
+    made.state.lingering = 0
     return made

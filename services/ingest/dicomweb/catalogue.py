@@ -8,6 +8,7 @@ anything.
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -25,9 +26,15 @@ from services.ingest.dicomweb.holdings import Held, held
 from services.ingest.states import InstanceState
 from services.ingest.tables import Catalogued, Instance, Study
 from shared import database, dicom, keys, logs
-from shared.errors import StepwedgeError
+from shared.errors import ErrorCode, StepwedgeError
 from shared.identification import BlindIndex, Number, normalised
 from shared.objects import ObjectStore
+
+CATCH_UP_SECONDS: Final = 5.0
+"""Patience of a search with what came in just before it."""
+BEHIND: Final = "the catalogue of what is held is still being made"
+LONGEST: Final = 16_384
+"""Bytes of an attribute as JSON: far more than its VR allows (PS3.5 6.2), and a row stays small enough to search."""
 
 _NONCE_BYTES: Final = 12
 _BATCH: Final = 100
@@ -68,6 +75,7 @@ class Catalogue:
             HKDF(algorithm=SHA256(), length=32, salt=None, info=b"stepwedge ingest catalogue v1").derive(key)
         )
         self._blind_index = blind_index
+        self._catching_up = threading.Lock()
         self._done = 0
         """Every visible object with a row up to this one is in it."""
 
@@ -77,7 +85,19 @@ class Catalogue:
         return cls(engine, objects, keys.secret(folder, keys.IDENTITY), BlindIndex.load(folder))
 
     def catch_up(self, limit: int = _BATCH) -> int:
-        """Catalogue up to `limit` objects that are not in it yet; returns how many were."""
+        """Catalogue up to `limit` objects that are not in it yet; returns how many were.
+
+        One thread at a time: each object is read whole, and what one catalogues the next finds done. Raises
+        DEPENDENCY_UNAVAILABLE where another is still at it.
+        """
+        if not self._catching_up.acquire(timeout=CATCH_UP_SECONDS):
+            raise StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, BEHIND)
+        try:
+            return self._catch_up(limit)
+        finally:
+            self._catching_up.release()
+
+    def _catch_up(self, limit: int) -> int:
         with self._reading.begin() as session:
             # Asked first: what becomes visible behind this is looked for the next time.
             hidden = session.scalar(select(func.min(Instance.id)).where(Instance.state == InstanceState.STORED))
@@ -134,7 +154,10 @@ class Catalogue:
         """Out of the object. What cannot be read is catalogued by its row alone, so that it is still found by UID."""
         try:
             header = dicom.read_header(self._objects.get(one.zone, one.sha256))
-            model = {tag: value for tag, value in json_model.of_dataset(header).items() if tag in KEPT}
+            found = {tag: value for tag, value in json_model.of_dataset(header).items() if tag in KEPT}
+            model = {tag: value for tag, value in found.items() if len(json_model.dumps(value)) <= LONGEST}
+            if len(model) < len(found):
+                _log.warning("attributes too long to be searched are not catalogued", count=len(found) - len(model))
         except StepwedgeError as error:
             if not error.permanent:
                 raise

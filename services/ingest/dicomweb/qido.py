@@ -33,7 +33,6 @@ from shared.dicom_encoding import dictionary_vr
 from shared.errors import ErrorCode, StepwedgeError
 from shared.identification import Number
 
-CATCH_UP_SECONDS: Final = 5.0
 _BATCHES: Final = (50, 200, 1000, 2000)
 """How many studies are looked at at once, growing while the answer is not full."""
 _MOST_CONDITIONS: Final = 64
@@ -191,12 +190,10 @@ class Search:
     def run(self, asked: Question) -> tuple[list[_Match], bool]:
         """The matches of this page, and whether there are more. Raises DEPENDENCY_UNAVAILABLE while the catalogue is
         behind."""
-        deadline = time.monotonic() + CATCH_UP_SECONDS
+        deadline = time.monotonic() + catalogue.CATCH_UP_SECONDS
         while self._catalogue.catch_up():
             if time.monotonic() > deadline:
-                raise StepwedgeError(
-                    ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, "the catalogue of what is held is still being made"
-                )
+                raise StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, catalogue.BEHIND)
         found: list[_Match] = []
         skipped = 0
         for match in self._matches(asked):
