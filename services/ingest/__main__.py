@@ -196,9 +196,8 @@ class Ingest:
 
     async def drain(self) -> None:
         """Let associations end and workers finish their steps."""
-        if self._dicomweb is not None:
-            await asyncio.to_thread(self._dicomweb.drain, _DRAIN_SECONDS)
-        await asyncio.gather(self._reception.drain(_DRAIN_SECONDS), self._hallway.stop())
+        web = [asyncio.to_thread(self._dicomweb.drain, _DRAIN_SECONDS)] if self._dicomweb is not None else []
+        await asyncio.gather(*web, self._reception.drain(_DRAIN_SECONDS), self._hallway.stop())
         await self._door.flush()
 
     async def close(self) -> None:

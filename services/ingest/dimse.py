@@ -660,14 +660,10 @@ class Associations:
         """The associations that have not ended."""
         return [thread for thread in threading.enumerate() if isinstance(thread, Acceptor)]
 
-    def drain(self, seconds: float) -> None:
-        """Let the open associations end by themselves, abort those that do not; blocks."""
-        deadline = time.monotonic() + seconds
-        while self.open and time.monotonic() < deadline:
-            time.sleep(0.05)
+    def abort(self) -> None:
+        """Abort the open associations; does not wait until they are over."""
         for association in self.open:
-            with suppress(Exception):
-                association.abort()
+            association.abort(block=False)
 
     @staticmethod
     def tidy() -> None:

@@ -59,12 +59,8 @@ class Worker:
     def _hear(self, message: Message) -> None:
         if message["op"] == "ready":
             self._desk.hear(message)
-        elif message["op"] == "drain":
-            threading.Thread(target=self._drain, args=(float(message["seconds"]),), name="drain", daemon=True).start()
-
-    def _drain(self, seconds: float) -> None:
-        self._associations.drain(seconds)
-        self._line.tell("drained")
+        elif message["op"] == "abort":
+            self._associations.abort()
 
     def _receive(self) -> None:
         self._doorstep.settimeout(_TIDY_SECONDS)

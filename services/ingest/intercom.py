@@ -5,8 +5,8 @@ them, so nothing but JSON is read here, and no frame longer than `MAX_FRAME_BYTE
 
 From a worker: `hello`; for each object `arrived` (what is said of it) and then `durable` or `lost` (of its bytes), of
 which the first bears the `id` that the one answer bears too; `ask` (whether objects can be accepted now), `name`,
-`admit`, `commit`, `outcome` and `announce`, which are answered; `refused`, `closed`, `reported`, `hurry` and `drained`,
-which are not. To a worker: answers, `ready`, `drain`.
+`admit`, `commit`, `outcome` and `announce`, which are answered; `refused`, `closed`, `reported` and `hurry`, which are
+not. To a worker: answers, `ready`, `abort`.
 """
 
 import json

@@ -37,6 +37,7 @@ _START_SECONDS: Final = 60.0
 _AGAIN_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.2
 _BACKLOG: Final = 128
+_ABORT_SECONDS: Final = 2.0
 _SWITCH_SECONDS: Final = 0.0005
 
 _log = logs.get_logger(__name__)
@@ -92,7 +93,6 @@ class _Worker(asyncio.Protocol):
         self.associations: set[int] = set()
         """Connections that have one of the places."""
         self.ready = asyncio.Event()
-        self.drained = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say at once how things stand."""
@@ -112,7 +112,6 @@ class _Worker(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone, and its associations with it."""
         self.ready.set()
-        self.drained.set()
         for coming in self.coming.values():
             if not coming.durable.done():
                 coming.durable.cancel()
@@ -185,6 +184,8 @@ class Reception:
         self._count = settings.dimse_workers or min(_MOST_WORKERS, os.cpu_count() or 1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._ended = asyncio.Event()
+        """Set whenever a connection ends."""
         self.unready = ""
         self._listeners: list[tuple[socket.socket, bytes]] = []
         if settings.dimse:
@@ -195,7 +196,6 @@ class Reception:
         self.address = ", ".join(_address(listener) for listener, _ in self._listeners)
         self._operations: Mapping[str, Callable[[_Worker, Message], None]] = {
             "hello": lambda worker, _: worker.ready.set(),
-            "drained": lambda worker, _: worker.drained.set(),
             "arrived": self._arrived,
             "durable": self._durable,
             "lost": self._lost,
@@ -235,24 +235,36 @@ class Reception:
         self._reporter.start()
 
     async def drain(self, seconds: float) -> None:
-        """Take no new connections, let the open associations end by themselves, abort those that do not."""
+        """Take no new connections, let those that were let in end by themselves, abort those that do not.
+
+        What the system accepted in our name, and waits to be fetched, was let in: its peer is negotiating.
+        """
         self._stopping = True
-        for listener, _ in self._listeners:
+        for listener, kind in self._listeners:
             self._loop.remove_reader(listener)
+            while self._accept(listener, kind):
+                pass
             listener.close()
+        # Counted here and not at the workers, which do not know yet of what was handed to them just now.
+        await self._all_over(seconds)
         workers = set(self._workers)
         for worker in workers:
-            worker.send({"op": "drain", "seconds": seconds})
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds + 5.0):
-                for worker in workers:
-                    await worker.drained.wait()
+            worker.send({"op": "abort"})
+        await self._all_over(_ABORT_SECONDS)
         for worker in workers:
             worker.hang_up()
         await asyncio.to_thread(self._nursery.close)
         for task in self._tasks:
             task.cancel()
         await asyncio.to_thread(self._reporter.stop)
+
+    async def _all_over(self, seconds: float) -> None:
+        """Return when no connection is open any more, or after so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while any(worker.connections for worker in self._workers):
+                    self._ended.clear()
+                    await self._ended.wait()
 
     # -- workers --------------------------------------------------------------------------------------------------
 
@@ -272,6 +284,7 @@ class Reception:
     def lost(self, worker: _Worker) -> None:
         """A worker is gone."""
         self._workers.discard(worker)
+        self._ended.set()
         self._count_associations()
         if not self._stopping:
             _log.error("a DICOM worker ended", count=worker.connections)
@@ -303,20 +316,21 @@ class Reception:
 
     # -- connections ----------------------------------------------------------------------------------------------
 
-    def _accept(self, listener: socket.socket, kind: bytes) -> None:
+    def _accept(self, listener: socket.socket, kind: bytes) -> bool:
+        """Let a connection in; whether there was one."""
         try:
             connection, _ = listener.accept()
         except OSError:
-            return
+            return False
         with connection:
             open_now = sum(worker.connections for worker in self._workers)
             # Some that have not even asked for an association are let in, but not any number of them.
-            if open_now >= 2 * self._settings.max_associations:
-                return
-            for worker in sorted(self._workers, key=lambda one: (not one.ready.is_set(), one.connections)):
-                with suppress(OSError):
-                    worker.hand_over(connection, kind)
-                    return
+            if open_now < 2 * self._settings.max_associations:
+                for worker in sorted(self._workers, key=lambda one: (not one.ready.is_set(), one.connections)):
+                    with suppress(OSError):
+                        worker.hand_over(connection, kind)
+                        break
+        return True
 
     def _admit(self, worker: _Worker, message: Message) -> None:
         admitted = sum(len(one.associations) for one in self._workers) < self._settings.max_associations
@@ -327,6 +341,7 @@ class Reception:
 
     def _closed(self, worker: _Worker, message: Message) -> None:
         worker.connections -= 1
+        self._ended.set()
         worker.associations.discard(int(message["connection"]))
         self._count_associations()
         metrics.ASSOCIATIONS_ENDED.labels(str(message["how"])).inc()
