@@ -131,8 +131,16 @@ class Model:
         return self._backend.platform
 
     def run(self, images: NDArray[np.float32]) -> Outputs:
-        """The model's outputs for images float32 [n, 1, 256, 256] in 0..1."""
-        return self._backend.run(images)
+        """The model's outputs for images float32 [n, 1, 256, 256] in 0..1.
+
+        Raises MODEL_SELF_TEST_FAILED where they are no finite numbers of the sizes a release has: thresholds would
+        take what is no number for an answer.
+        """
+        found, n, half = self._backend.run(images), len(images), GRID // 2
+        sizes = ((n, len(CHANNELS), half, half), (n, len(FLAGS)), (n, self.features))
+        if any(one.shape != size or not np.isfinite(one).all() for one, size in zip(found, sizes, strict=True)):
+            raise _failed("the model answers with other sizes than a release has, or with what is no number")
+        return found
 
     def answer(self, grid: NDArray[np.uint8]) -> Answer:
         """The model's answer to one grid uint8 [256, 256]."""

@@ -223,6 +223,26 @@ def test_a_model_that_is_exchanged_on_the_way_is_refused_until_it_is_tested(
     assert "version=2" in load(MODEL, execution=execution).execution_provider
 
 
+@pytest.mark.parametrize("what", ["no number", "infinite", "another size"])
+def test_an_answer_that_is_no_answer_is_never_taken_for_one(stranger: tuple[Stranger, Execution], what: str) -> None:
+    servicer, execution = stranger
+    model, right = load(MODEL, execution=execution), servicer.run
+
+    def run(images: np.ndarray[Any, Any]) -> Outputs:
+        logits, flags, features = right(images)
+        if what == "another size":
+            return Outputs(logits[:, :, :64, :64], flags, features)
+        flags = flags.copy()
+        flags[0, 0] = np.nan if what == "no number" else np.inf
+        return Outputs(logits, flags, features)
+
+    servicer.run = run
+    with pytest.raises(StepwedgeError) as caught:
+        model.answer(np.zeros((256, 256), np.uint8))
+    assert caught.value.code == ErrorCode.ERROR_CODE_MODEL_SELF_TEST_FAILED
+    model.close()
+
+
 def test_a_server_of_another_site_is_not_talked_to(stranger: tuple[Stranger, Execution], tmp_path: Path) -> None:
     _, execution = stranger
     assert execution.remote is not None
