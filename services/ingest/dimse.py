@@ -6,6 +6,7 @@ are put together (straight into a file of the object store, so that memory does 
 left of an association that ends in the middle (nothing).
 """
 
+import ctypes
 import gc
 import logging
 import os
@@ -667,8 +668,10 @@ class Associations:
 
     @staticmethod
     def tidy() -> None:
-        """Let go of what ended associations hold of each other; to be called now and then."""
+        """Let go of what ended associations hold of each other, and of the memory; to be called now and then."""
         gc.collect()
+        with suppress(AttributeError):  # the C library of GNU alone keeps what is freed, and has this to ask it back
+            ctypes.CDLL(None).malloc_trim(0)
 
     def _begin(self, connection: socket.socket, secure: bool) -> None:
         number = next(self._numbers)

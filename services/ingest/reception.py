@@ -54,8 +54,14 @@ class Nursery:
                 cwd=ROOT,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                # What forks must have no threads but its own.
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "GRPC_ENABLE_FORK_SUPPORT": "0"},
+                env={
+                    **os.environ,
+                    # What forks must have no threads but its own.
+                    "OPENBLAS_NUM_THREADS": "1",
+                    "GRPC_ENABLE_FORK_SUPPORT": "0",
+                    # Each association is two new threads; in heaps of their own, freed memory would lie about.
+                    "MALLOC_ARENA_MAX": "2",
+                },
             )
 
     @property

@@ -32,7 +32,7 @@ EXPLICIT: Final = "1.2.840.10008.1.2.1"
 VERIFICATION: Final = "1.2.840.10008.1.1"
 SECONDS: Final = 30.0
 """Patience with the end of a connection whose sender has said that nothing more comes."""
-GROWTH: Final = 200 << 20
+GROWTH: Final = 48 << 20
 """Bytes by which the memory of a process may grow."""
 
 Pdu = bytes
