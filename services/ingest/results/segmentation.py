@@ -1,8 +1,8 @@
 """Outlines of one image as a DICOM Segmentation (PS3.3 A.51), pixel for pixel on the image that they were drawn on.
 
-The masks are those of the assessment, which inference gives at the image's own size; nothing is scaled here. A
-projection radiograph has no Frame of Reference, so the frames say by Derivation Image (C.7.6.16.2.6) which image they
-lie on, as PS3.3 A.51.3 has it where the Frame of Reference module is absent.
+The masks are those of the assessment, which inference gives at the image's own size; nothing is scaled here. The frames
+say by Derivation Image (C.7.6.16.2.6) which image they lie on, pixel on pixel. So they need no Pixel Measures of their
+own (A.51.5.1), and have none: readers want a Slice Thickness in those, which a projection has not.
 """
 
 import re
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
@@ -99,14 +100,14 @@ def segmentation(
         series_description="Stepwedge outlines",
         omit_empty_frames=False,
     )
-    spacing = _spacing(header)
-    if spacing is not None:
-        shared = made.SharedFunctionalGroupsSequence[0]
-        shared.PixelMeasuresSequence = identity.sequence(spacing)
     organization = identity.uid(decided, Kind.SEG, "dimensions", image.sop_instance_uid, image.content_sha256)
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization  # highdicom takes one by chance
     made.PatientOrientation = _orientation(header)
+    frame_of_reference = str(header.get("FrameOfReferenceUID") or "")
+    if UID(frame_of_reference).is_valid:  # PS3.3 C.7.4.1: what lies on the image lies in the image's frame
+        made.FrameOfReferenceUID = frame_of_reference
+        made.PositionReferenceIndicator = None
     identity.dress(made, decided, header)
     return made
 
@@ -176,16 +177,3 @@ def _orientation(header: Dataset) -> list[str]:
     fits = isinstance(stated, Iterable) and not isinstance(stated, str) and len(list(stated)) == 2
     said = [str(one) for one in stated] if fits else []
     return said if all(_DIRECTIONS.fullmatch(one) for one in said) else []
-
-
-def _spacing(header: Dataset) -> Dataset | None:
-    """Pixel Measures (PS3.3 C.7.6.16.2.1) where the image has Pixel Spacing (0028,0030)."""
-    try:
-        rows, columns = (float(one) for one in header.PixelSpacing)
-    except (AttributeError, TypeError, ValueError):
-        return None
-    if not (0 < rows < 1_000 and 0 < columns < 1_000):
-        return None
-    item = Dataset()
-    item.PixelSpacing = [one.original_string if hasattr(one, "original_string") else one for one in header.PixelSpacing]
-    return item

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian
 
 from services.ingest.results import checking, codes, identity, making, page, report, segmentation
@@ -162,6 +164,27 @@ def test_outlines_of_sizes_that_fill_no_byte_come_back_whole(objects: ObjectStor
     about = decided(image(objects, ds, assessment(objects, masks, (rows, columns))))
     read = hd.seg.segread(BytesIO(made_of(objects, about, Kind.SEG)[Kind.SEG]))
     assert np.array_equal(read.pixel_array > 0, np.stack(list(masks.values())))
+
+
+@pytest.mark.parametrize(
+    "spacing", ["0.14\\0.14", " 0.14\\0.14", "1.4e-1\\1.4e-1", "0.138888888888888889\\0.1388", "0.14", "0,1"]
+)
+def test_pixel_spacing_as_vendors_write_it_does_not_spoil_the_outlines(objects: ObjectStore, spacing: str):
+    ds, written = chest(), spacing.encode() + b" " * (len(spacing) % 2)
+    ds[0x00280030] = RawDataElement(Tag(0x00280030), "DS", len(written), written, 0, False, True)
+    about = decided(image(objects, ds, assessment(objects, MASKS, CHEST.image.shape)))
+    read = hd.seg.segread(BytesIO(made_of(objects, about, Kind.SEG)[Kind.SEG]))
+    assert np.array_equal(read.pixel_array > 0, np.stack([mask > 0 for mask in MASKS.values()]))
+
+
+@pytest.mark.parametrize(("stated", "said"), [("2.25.99", "2.25.99"), ("1.2.x", None), ("", None)])
+def test_outlines_lie_in_the_frame_of_reference_of_their_image(objects: ObjectStore, stated: str, said: str | None):
+    ds = chest()
+    ds[0x00200052] = RawDataElement(Tag(0x00200052), "UI", len(stated), stated.encode(), 0, False, True)
+    about = decided(image(objects, ds, assessment(objects, MASKS, CHEST.image.shape)))
+    read = hd.seg.segread(BytesIO(made_of(objects, about, Kind.SEG)[Kind.SEG]))
+    assert read.get("FrameOfReferenceUID") == said
+    assert ("PositionReferenceIndicator" in read) == (said is not None)
 
 
 def test_an_outline_without_a_pixel_makes_no_segment(objects: ObjectStore):
