@@ -302,6 +302,21 @@ def test_every_read_is_a_record_before_anything_is_sent(web: Web):
     assert {(one.viewed.person, one.viewed.role) for one in seen} == {("pacs-1", "client")}
 
 
+def test_a_read_of_a_study_that_mixes_patients_is_a_record_under_each_of_them(web: Web):
+    one = dx()
+    other = dx(study=one.StudyInstanceUID)
+    other.PatientID, other.PatientName = "4711-0816", "ANDERS^Cleo"
+    stored(web, one, other)
+    received = [entry for entry in web.house.entries() if entry.HasField("received")]
+    pseudonym = web.house.study(one.StudyInstanceUID).pseudonym
+    people = {entry.subject for entry in received if entry.study == pseudonym}
+    assert len(people) == 2
+    before = len(web.house.entries())
+    assert web.get(f"/studies/{one.StudyInstanceUID}", AS_IT_LIES).status == 200
+    seen = [entry for entry in web.house.entries()[before:] if entry.HasField("viewed")]
+    assert {entry.subject for entry in seen} == people
+
+
 def test_the_client_library_of_the_field_stores_retrieves_and_reads(web: Web):
     one = client(web)
     ds = multiframe()

@@ -87,7 +87,9 @@ async def _held(call: Call) -> Sequence[Held]:
 
 
 async def _viewed(call: Call, held: Sequence[Held], what: str) -> None:
-    await call.house.viewed(call.client, what, study=held[0].study_pseudonym, subject=held[0].subject)
+    # A study whose objects name several people is a read of each of them; of results alone, of the study.
+    for subject in dict.fromkeys(one.subject for one in held if one.subject) or ("",):
+        await call.house.viewed(call.client, what, study=held[0].study_pseudonym, subject=subject)
 
 
 def _notes(held: Sequence[Held]) -> dict[str, str]:
