@@ -441,7 +441,8 @@ def _reviewer(request: ingest_pb2.ReviewStudyRequest, caller: Identity) -> tuple
     """Account and role of the person: as the console says, whose people have signed in; else the caller itself."""
     if caller != Identity.CONSOLE:
         return caller.value, "operator"
-    if not request.reviewer or not request.role:
+    # As the record will take it: nothing is written down whose record the log would refuse.
+    if not re.fullmatch(PERSON_NAME, request.reviewer) or not re.fullmatch(r"[a-z]{1,32}", request.role):
         raise _invalid("the console names the reviewer and the role")
     return request.reviewer, request.role
 

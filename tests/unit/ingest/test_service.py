@@ -7,6 +7,7 @@ import pytest
 
 from services.ingest import service
 from shared.errors import ErrorCode, StepwedgeError
+from shared.identity import Identity
 from stepwedge.ingest.v1 import ingest_pb2
 
 
@@ -22,3 +23,19 @@ async def test_a_stream_that_falls_silent_is_ended_with_a_code(monkeypatch: pyte
     with pytest.raises(StepwedgeError) as ended:
         await anext(requests)
     assert ended.value.code == ErrorCode.ERROR_CODE_INVALID_REQUEST
+
+
+@pytest.mark.parametrize(
+    ("reviewer", "role"), [("", "radiographer"), ("anna.b", ""), ("Anna Berg, 4711", "radiographer"), ("anna.b", "A B")]
+)
+def test_a_reviewer_whom_the_log_would_not_take_is_refused_before_anything_is_written(reviewer: str, role: str) -> None:
+    request = ingest_pb2.ReviewStudyRequest(reviewer=reviewer, role=role)
+    with pytest.raises(StepwedgeError) as refused:
+        service._reviewer(request, Identity.CONSOLE)
+    assert refused.value.code == ErrorCode.ERROR_CODE_INVALID_REQUEST
+
+
+def test_only_the_console_names_a_reviewer() -> None:
+    request = ingest_pb2.ReviewStudyRequest(reviewer="anna.b", role="radiographer")
+    assert service._reviewer(request, Identity.CONSOLE) == ("anna.b", "radiographer")
+    assert service._reviewer(request, Identity.OPERATOR) == ("operator", "operator")
