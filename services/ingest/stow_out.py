@@ -8,7 +8,9 @@ refused, from the Failure Reason (0008,1197).
 import http.client
 import json
 import secrets
+import socket
 import ssl
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,11 @@ from shared.objects import ObjectStore, Zone
 from shared.settings import Destination
 
 _SECONDS: Final = 60.0
+"""For which a peer may say nothing."""
+_WHOLE_SECONDS: Final = 900.0
+"""For one object, whatever the peer says meanwhile: one that trickles must not hold a delivery for ever."""
+_SLOWEST: Final = 100_000
+"""Bytes a second that a line takes at least; a longer object has so much longer."""
 _LONGEST_ANSWER: Final = 1 << 20
 _JSON: Final = "application/dicom+json"
 _FAILED_SOP_SEQUENCE, _REFERENCED_SOP_SEQUENCE, _FAILURE_REASON = "00081198", "00081199", "00081197"
@@ -61,6 +68,10 @@ class StowSender:
         tail = f"\r\n--{boundary}--\r\n".encode()
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
         length = str(len(head) + len(data) + len(tail))
+        late = threading.Event()
+        cut = threading.Timer(_WHOLE_SECONDS + len(data) / _SLOWEST, _cut, (connection, late))
+        cut.daemon = True
+        cut.start()
         try:
             connection.request(
                 "POST", path, iter((head, data, tail)), {**headers, "Content-Type": kind, "Content-Length": length}
@@ -70,12 +81,24 @@ class StowSender:
         except (OSError, http.client.HTTPException):
             # Of TLS too: a certificate that is not trusted today may be renewed tomorrow.
             raise failed("the peer does not answer over HTTP", permanent=False) from None
+        finally:
+            cut.cancel()
+        if late.is_set():
+            raise failed("the peer does not come to the end of its answer", permanent=False)
         if len(text) > _LONGEST_ANSWER or response.will_close:
             connection.close()  # the next request opens another
         answer: Any = None
         with suppress(ValueError, RecursionError):
             answer = json.loads(text)
         return response.status, answer
+
+
+def _cut(connection: http.client.HTTPConnection, late: threading.Event) -> None:
+    """End a connection that another thread waits on."""
+    late.set()
+    with suppress(OSError, TypeError):  # there may be none yet
+        # Not TLS's own, which would take away under the other thread what it reads with.
+        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
 
 def _judge(one: Outgoing, status: int, answer: Any) -> None:
