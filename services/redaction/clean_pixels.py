@@ -135,6 +135,7 @@ def clean(elements: Elements, original: Encoded, counts: Counts, policy: Policy)
         done = _compressed(elements, pixel, original, detector, policy)
     else:
         done = _native(elements, pixel, original, detector, policy)
+    done = _as_written(done, original, detector, policy)
     counts.add("BLANKED", len(done.boxes))
     kept = {element.tag: element for element in done.elements}
     kept[_BURNED_IN] = Element(_BURNED_IN, "CS", b"NO")
@@ -142,17 +143,49 @@ def clean(elements: Elements, original: Encoded, counts: Counts, policy: Policy)
     return replace(done, elements=elements, detector=detector.sha256)
 
 
+def _as_written(done: Cleaned, original: Encoded, detector: Detector, policy: Policy) -> Cleaned:
+    """Looks again at frames that are written otherwise than they were looked at, until nothing more is found in them.
+
+    So are colours that became RGB, and frames of a loop in which only others showed what lasts.
+    """
+    decoded = done.transfer_syntax != original.transfer_syntax
+    for _ in range(_LOOKS if done.boxes or decoded else 0):
+        pixel = next(element for element in done.elements if element.tag in PIXEL_TAGS)
+        written = Encoded(
+            [],
+            done.elements,
+            done.transfer_syntax,
+            implicit=original.implicit and not decoded,
+            little=original.little or decoded,
+            preamble=False,
+        )
+        again = _native(done.elements, pixel, written, detector, policy, done.looked)
+        more = tuple(box for box in again.boxes if box.reason == "text")
+        done = replace(done, looked=done.looked | again.looked)
+        if not more:
+            break
+        done = replace(done, elements=again.elements, boxes=done.boxes + more)
+    return done
+
+
 @lru_cache(maxsize=4)
 def _detector(folder: Path | None, signers: tuple[tuple[str, tuple[str, ...]], ...] | None) -> Detector:
     return Detector.load(folder) if signers is None else Detector.load(folder, dict(signers))
 
 
-def _native(elements: Elements, pixel: Element, original: Encoded, detector: Detector, policy: Policy) -> Cleaned:
+def _native(
+    elements: Elements,
+    pixel: Element,
+    original: Encoded,
+    detector: Detector,
+    policy: Policy,
+    looked: frozenset[bytes] = frozenset(),
+) -> Cleaned:
     layout = Layout.of(original, pixel)
     planes = Planes.of(layout, pixel, little=original.little)
     palette = _Palette.of(original)
     seen = (palette.shown(planes.frame(index), layout.photometric) for index in range(layout.frames))
-    boxes, looked = _judged(seen, layout, original, detector, policy)
+    boxes, looked = _judged(seen, layout, original, detector, policy, looked)
     if boxes:
         for index in range(layout.frames):
             mine = [(box.left, box.top, box.width, box.height) for box in boxes if box.frame == index + 1]
@@ -260,10 +293,15 @@ def _redescribed(
 
 
 def _judged(
-    frames: Iterable[NDArray[Any]], layout: Layout, original: Encoded, detector: Detector, policy: Policy
+    frames: Iterable[NDArray[Any]],
+    layout: Layout,
+    original: Encoded,
+    detector: Detector,
+    policy: Policy,
+    before: frozenset[bytes] = frozenset(),
 ) -> tuple[list[Box], frozenset[bytes]]:
     """What is to be blanked, by frame, and digests of the frames without it. Refuses what cannot be told apart from
-    text."""
+    text. before: digests of frames that were looked at."""
     fixed = _fixed(layout, original, policy)
     hidden = np.zeros((layout.rows, layout.columns), bool)
     for (left, top, width, height), _ in fixed:
@@ -272,6 +310,9 @@ def _judged(
     looked: set[bytes] = set()
     spared = _spares(original, policy)
     for frame in frames:
+        if before and _digest(frame) in before:
+            found.append([])
+            continue
         mine, digest = _text(frame, hidden, layout.photometric, detector, markers=spared)
         looked.add(digest)
         if mine and policy.text == "refuse":
