@@ -164,6 +164,8 @@ class Hallway:
         if due is not None:
             seconds = min(seconds, max(0.02, (due - _now()).total_seconds()))
         self._bell.clear()
+        if self._stopping:
+            return  # the bell that was silenced just now may have been that of the end
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._bell.wait()

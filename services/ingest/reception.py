@@ -42,6 +42,9 @@ _SWITCH_SECONDS: Final = 0.0005
 
 _log = logs.get_logger(__name__)
 
+_ENDS: Final = frozenset({"released", "aborted", "rejected"})
+_ERRORS: Final = frozenset(name.removeprefix("ERROR_CODE_") for name, _ in ErrorCode.items())
+
 
 class Nursery:
     """The process that forks workers; started early, as it takes a second to import what they need."""
@@ -207,7 +210,7 @@ class Reception:
             "lost": self._lost,
             "admit": self._admit,
             "closed": self._closed,
-            "refused": lambda _, message: metrics.REFUSED.labels(CHANNEL, str(message["error"])).inc(),
+            "refused": self._refused,
             "ask": self._answering(self._ask),
             "name": self._answering(self._name),
             "commit": self._answering(self._commit),
@@ -345,12 +348,18 @@ class Reception:
         self._count_associations()
         worker.send({"id": message["id"], "admitted": admitted})
 
+    def _refused(self, _: _Worker, message: Message) -> None:
+        # A worker reads what strangers send: what it says becomes a label only if it is one of ours.
+        error = str(message["error"])
+        metrics.REFUSED.labels(CHANNEL, error if error in _ERRORS else "INTERNAL").inc()
+
     def _closed(self, worker: _Worker, message: Message) -> None:
-        worker.connections -= 1
+        worker.connections = max(0, worker.connections - 1)
         self._ended.set()
         worker.associations.discard(int(message["connection"]))
         self._count_associations()
-        metrics.ASSOCIATIONS_ENDED.labels(str(message["how"])).inc()
+        how = str(message["how"])
+        metrics.ASSOCIATIONS_ENDED.labels(how if how in _ENDS else "aborted").inc()
 
     def _count_associations(self) -> None:
         metrics.ASSOCIATIONS.set(sum(len(one.associations) for one in self._workers))
