@@ -270,7 +270,8 @@ def _redescribed(
 ) -> Elements:
     """The data set with native pixel data, little endian, and the attributes that describe it (PS3.3 C.7.6.3)."""
     stored = values.number(elements, _STORED, bits)
-    stored = stored if 0 < stored <= bits else bits
+    if not 0 < stored <= bits or (bits > 1 and not _fits(np.frombuffer(data, frame.dtype.newbyteorder("<")), stored)):
+        stored = bits  # what was decoded and looked at is the picture, whatever the header says of it
 
     def number(tag: int, value: int) -> Element:
         return Element(tag, "US", value.to_bytes(2, "little"))
@@ -290,6 +291,13 @@ def _redescribed(
     dropped = PIXEL_TAGS | _EXTENDED_OFFSETS
     kept = {element.tag: element for element in elements if element.tag not in dropped} | {e.tag: e for e in new}
     return [kept[tag] for tag in sorted(kept)]
+
+
+def _fits(cells: NDArray[Any], stored: int) -> bool:
+    """Whether each cell is a number of so many bits."""
+    low, high = int(cells.min(initial=0)), int(cells.max(initial=0))
+    most = stored - 1 if cells.dtype.kind == "i" else stored
+    return high < 1 << most and low >= (-(1 << most) if cells.dtype.kind == "i" else 0)
 
 
 def _judged(
