@@ -146,11 +146,14 @@ def clean(elements: Elements, original: Encoded, counts: Counts, policy: Policy)
 def _as_written(done: Cleaned, original: Encoded, detector: Detector, policy: Policy) -> Cleaned:
     """Looks again at frames that are written otherwise than they were looked at, until nothing more is found in them.
 
-    So are colours that became RGB, and frames of a loop in which only others showed what lasts.
+    So are colours that became RGB, frames of a loop in which only others showed what lasts, and an object of which the
+    header tells the equipment only once it is mended.
     """
     decoded = done.transfer_syntax != original.transfer_syntax
-    for _ in range(_LOOKS if done.boxes or decoded else 0):
+    for _ in range(_LOOKS):
         pixel = next(element for element in done.elements if element.tag in PIXEL_TAGS)
+        if pixel.fragments is not None:
+            break
         written = Encoded(
             [],
             done.elements,
@@ -160,7 +163,7 @@ def _as_written(done: Cleaned, original: Encoded, detector: Detector, policy: Po
             preamble=False,
         )
         again = _native(done.elements, pixel, written, detector, policy, done.looked)
-        more = tuple(box for box in again.boxes if box.reason == "text")
+        more = tuple(box for box in again.boxes if box not in done.boxes)
         done = replace(done, looked=done.looked | again.looked)
         if not more:
             break

@@ -49,7 +49,9 @@ def test_a_result_has_no_error_that_the_original_did_not_have(path: Path, tmp_pa
     for profile in PROFILES_SHIPPED:
         try:
             result = redact(data, PSEUDONYMS, profile)
-        except RefusedError as error:  # a date that stays may be that of birth
+        except RefusedError as error:  # a date that stays may be that of birth, a frame may be made not to decode
+            if error.code == ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE and Option.CLEAN_PIXELS in profile.options:
+                continue
             if error.code != ErrorCode.ERROR_CODE_RESIDUAL_IDENTITY or Option.RETAIN_FULL_DATES not in profile.options:
                 raise
             continue
