@@ -1,6 +1,9 @@
 """Redaction beside its peers, on the same objects in the same run: objects per CPU-second, crashes, leaks.
 
-    python -m benchmarks.redaction [FOLDER ...]
+    python -m benchmarks.redaction [--labels] [FOLDER ...]
+
+`--labels`: no speeds, but what the allow-list for text that no table lists takes from these objects: how many values of
+these attributes there are, how many change, and in which attributes.
 
 Peers are measured where they are installed; they are no dependency of ours. In an environment of their own:
 
@@ -19,25 +22,40 @@ import io
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pydicom
+from pydicom.datadict import keyword_for_tag
 
+from services.redaction import unlisted_text
 from services.redaction.engine import redact
-from services.redaction.profile import Profile
+from services.redaction.profile import Action, Profile
+from services.redaction.profile import unlisted as unlisted_action
 from shared.errors import StepwedgeError
 from shared.pseudonyms import Pseudonyms
-from tests.unit.redaction.canaries import everything
+from tests.unit.redaction.canaries import everything, table
 
 ROUNDS = 5
+CODE_MEANING = 0x00080104
+LISTED = frozenset(tag for tag, _, _ in table())
 Tool = Callable[[bytes], bytes]
 
 
 def ours() -> Tool:
-    """The engine, its residual check included."""
-    pseudonyms, profile = Pseudonyms(bytes(32)), Profile.basic()
+    """The engine on headers, its residual check included: what the peers do too."""
+    return _engine(Profile.basic())
+
+
+def with_pixels() -> Tool:
+    """The default profile: text in the pixels of every frame is looked for and blanked, too."""
+    return _engine(Profile.load(Profile.file("basic-pixels")))
+
+
+def _engine(profile: Profile) -> Tool:
+    pseudonyms = Pseudonyms(bytes(32))
     return lambda data: redact(data, pseudonyms, profile).data
 
 
@@ -102,6 +120,7 @@ def deid() -> Tool:
 
 TOOLS: dict[str, tuple[str, Callable[[], Tool]]] = {
     "stepwedge": ("", ours),
+    "stepwedge, basic-pixels": ("", with_pixels),
     "pydicom, bare read and write": ("pydicom", bare),
     "pydicom, read, walk, write": ("pydicom", nothing),
     "dicom-anonymizer": ("dicom-anonymizer", dicom_anonymizer),
@@ -157,10 +176,51 @@ def leaks(tool: Tool, planted_object: bytes, planted: dict[bytes, str]) -> str:
     return str(sum(value.lower() in left for value in planted))
 
 
+def unlisted(ds: pydicom.Dataset) -> Iterator[tuple[tuple[object, ...], int, str]]:
+    """Place, tag and value of text that Table E.1-1 does not list, at every depth; codes aside."""
+    for element in ds:
+        if element.VR == "SQ":
+            for number, item in enumerate(element.value):
+                for place, tag, text in unlisted(item):
+                    yield (int(element.tag), number, *place), tag, text
+        elif is_text(int(element.tag)) and str(element.value or "").strip():
+            yield (int(element.tag),), int(element.tag), str(element.value)
+
+
+def is_text(tag: int) -> bool:
+    """Whether the allow-list for text that no table lists judges the attribute, and it is no part of a code."""
+    named = tag in unlisted_text.CODES or tag == CODE_MEANING or tag in LISTED or not keyword_for_tag(tag)
+    return not named and unlisted_action(tag) is Action.KEEP and unlisted_text.is_judged(tag)
+
+
+def labels(data: list[bytes]) -> None:
+    """What the allow-list changed, and in which attributes; values are not printed."""
+    tool, read, values, kept, changed = ours(), 0, 0, 0, Counter[str]()
+    for one in data:
+        try:
+            after = {place: text for place, _, text in unlisted(pydicom.dcmread(io.BytesIO(tool(one))))}
+        except StepwedgeError:
+            continue
+        read += 1
+        for place, tag, text in unlisted(pydicom.dcmread(io.BytesIO(one))):
+            values += 1
+            if after.get(place, text) == text:
+                kept += 1
+            else:
+                changed[keyword_for_tag(tag)] += 1
+    print(f"{read} objects; of {values} values of text that no table lists {values - kept} changed:")
+    for keyword, count in changed.most_common():
+        print(f"  {count:4} {keyword}")
+
+
 def main() -> None:
     """Measure and print."""
     warnings.simplefilter("ignore")
-    data = objects([Path(argument) for argument in sys.argv[1:]])
+    folders = [argument for argument in sys.argv[1:] if argument != "--labels"]
+    data = objects([Path(argument) for argument in folders])
+    if "--labels" in sys.argv[1:]:
+        labels(data)
+        return
     planted_object, planted = everything()
     print(
         f"{len(data)} objects, {sum(map(len, data)) / 1e6:.1f} MB; {len(planted)} canaries; best of {ROUNDS} rounds\n"

@@ -247,8 +247,9 @@ class Cleaner:
         if left == text or text.encode() == WORD:
             return element
         self._counts.add("C")
+        left = unlisted_text.checked(tag, vr, _ascii(text))  # as it would be written: a letter less is another word
         if left is not None:
-            return Element(tag, vr, _ascii(left).encode())
+            return Element(tag, vr, left.encode())
         return self._labelled(element, vr, text) if unlisted_text.refers(tag) else dummy(element, vr)
 
     def _labelled(self, element: Element, vr: str, text: str) -> Element:
@@ -348,7 +349,7 @@ class Cleaner:
         """The cleaned text in ASCII; empty where nothing is left."""
         text = decode(element.value, encoding)
         parts = text.split("\\") if vr in _SEVERAL else [text]
-        cleaned = [_ascii(words.cleaned(part))[: _LENGTHS.get(vr, 10240)].strip() for part in parts]
+        cleaned = [words.cleaned(_ascii(part))[: _LENGTHS.get(vr, 10240)].strip() for part in parts]
         cleaned = [part if part not in self._echoes else "" for part in cleaned]
         joined = "\\".join(cleaned)
         return joined.encode() if any(cleaned) and joined not in self._echoes else b""
