@@ -21,6 +21,8 @@ BORN, TAKEN = "19370411", "20310917"
 TIME = "194417.731905"
 PLACE = "Zwitscherheim"
 PHONE = "0815477199"
+STATION = "ROENTGENPULT7"
+"""Of the device: ingest keeps it in its database, for charts by room and device; it is nowhere else past the door."""
 WORDS = (FAMILY, GIVEN, NUMBER, ACCESSION, BORN, TAKEN, TIME, PLACE, PHONE, "1937-04-11", "2031-09-17")
 """What may be nowhere past the door, in whatever case."""
 ROOT = "1.2.826.0.1.3680043.10.7741903"
@@ -38,7 +40,7 @@ def planted(source: str, number: int) -> Dataset:
     ds.StudyDate = ds.SeriesDate = ds.ContentDate = ds.AcquisitionDate = TAKEN
     ds.StudyTime = ds.ContentTime = TIME
     ds.ReferringPhysicianName = ds.OperatorsName = f"{GIVEN}^{FAMILY}"
-    ds.InstitutionName, ds.StationName = PLACE, f"{PLACE}-1"
+    ds.InstitutionName, ds.StationName = PLACE, STATION
     ds.StudyDescription = f"Chest of {GIVEN} {FAMILY.upper()}"
     ds.ImageComments = f"{NAME} born {BORN}, phone {PHONE}"
     ds.ProtocolName = f"{FAMILY}_{NUMBER}"

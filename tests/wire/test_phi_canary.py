@@ -188,8 +188,11 @@ def test_no_word_of_the_patient_is_shown_to_the_operator(passage: Passage) -> No
     assert leaks == {}
 
 
-def test_the_uids_as_received_are_in_the_database_of_ingest_and_nowhere_else_behind_the_door(passage: Passage) -> None:
-    leaks = {place for place, data in passage.places.items() if canary.found(data, [canary.ROOT])}
+@pytest.mark.parametrize("word", [canary.ROOT, canary.STATION])
+def test_uids_as_received_and_devices_are_in_the_database_of_ingest_and_nowhere_else_behind_the_door(
+    passage: Passage, word: str
+) -> None:
+    leaks = {place for place, data in passage.places.items() if canary.found(data, [word])}
     assert {place for place in leaks if not place.startswith("ingest.db")} == set()
 
 
