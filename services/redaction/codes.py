@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from enum import Enum
 from typing import Final
 
@@ -52,7 +53,9 @@ def _meaning(element: Element, mode: Mode) -> Element:
     text = bytes(element.value).rstrip(b"\0 ")
     if not text or text == WORD:
         return element
-    kept = words.cleaned(decode(element.value, DEFAULT)).encode("ascii", "ignore")
+    # Judged as it will be written: a word that loses a letter is another one.
+    plain = unicodedata.normalize("NFKD", decode(element.value, DEFAULT)).encode("ascii", "ignore").decode()
+    kept = words.cleaned(plain).encode()
     if kept == text:
         return element
     return Element(element.tag, "LO", kept[:64] or WORD)
