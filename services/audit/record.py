@@ -509,8 +509,8 @@ def _put_beside(event: dict[str, Any], attachments: dict[str, bytes]) -> None:
     """Replace a list that would not fit into an entry (uint16 length) by its digest."""
     for name in ("instances", "ranges", "attributes"):
         items = event.get(name)
-        if items is None or (name != "attributes" and len(items) * 64 < _INLINE):
-            continue  # a list of lists is measured whatever its length
+        if items is None:
+            continue
         data = encode(items)
         if len(data) <= _INLINE:
             continue

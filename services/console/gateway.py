@@ -135,6 +135,14 @@ async def call(method: Any, request: Message, *, seconds: float = 10.0) -> Any:
         raise from_rpc(error) from None
 
 
+async def call_or_none(method: Any, request: Message, *, seconds: float = 5.0) -> Any:
+    """`call` for a part of a page that is shown without it where the service does not answer."""
+    try:
+        return await call(method, request, seconds=seconds)
+    except StepwedgeError:
+        return None
+
+
 async def stream(method: Any, request: Message, *, seconds: float = 600.0) -> AsyncIterator[Any]:
     """Call a method that streams. Raises as `call`."""
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from services.audit import record
 from services.audit.formats.facts import Event
+from shared.spreadsheet import guard
 
 _RECORD = (
     *("index", "id", "leaf_hash", "schema", "kind", "outcome", "producer", "recorded_at", "occurred_at"),
@@ -71,8 +72,6 @@ COLUMNS: tuple[str, ...] = (
 )
 """The columns, in order; new ones come at the end. Members that have none stand in `other` as canonical JSON."""
 
-_GUARDED = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
-
 
 def header() -> bytes:
     """The first line."""
@@ -97,11 +96,6 @@ def row(event: Event) -> bytes:
 
 
 _KNOWN = frozenset(COLUMNS)
-
-
-def guard(cell: str) -> str:
-    """The cell, with an apostrophe before what a spreadsheet might run."""
-    return f"'{cell}" if cell.startswith(_GUARDED) else cell
 
 
 def _text(value: Any) -> str:

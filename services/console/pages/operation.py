@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from cryptography import x509
 from starlette.responses import Response
 
-from services.console.gateway import Gateway
-from services.console.gateway import call as ask
+from services.console.gateway import Gateway, call_or_none
 from services.console.web import ADMINISTRATOR, OPERATOR, Call, route
-from shared.errors import StepwedgeError
 from shared.identity import Identity
 from shared.settings import host_and_port
 from stepwedge.inference.v1 import inference_pb2
@@ -29,14 +27,14 @@ async def operation(call: Call) -> Response:
     gateway = call.house.gateway
     health, summary, dead, models, storage, policy, certificates = await asyncio.gather(
         gateway.health(),
-        _or_none(gateway.ingest.SummarizeDecisions, ingest_pb2.SummarizeDecisionsRequest()),
-        _or_none(
+        call_or_none(gateway.ingest.SummarizeDecisions, ingest_pb2.SummarizeDecisionsRequest()),
+        call_or_none(
             gateway.ingest.ListStudies,
             ingest_pb2.ListStudiesRequest(state=ingest_pb2.STUDY_STATE_DEAD_LETTER, page_size=50),
         ),
-        _or_none(gateway.inference.ListModels, inference_pb2.ListModelsRequest()),
-        _or_none(gateway.ingest.GetStorage, ingest_pb2.GetStorageRequest()),
-        _or_none(gateway.ingest.GetPolicy, ingest_pb2.GetPolicyRequest()),
+        call_or_none(gateway.inference.ListModels, inference_pb2.ListModelsRequest()),
+        call_or_none(gateway.ingest.GetStorage, ingest_pb2.GetStorageRequest()),
+        call_or_none(gateway.ingest.GetPolicy, ingest_pb2.GetPolicyRequest()),
         asyncio.to_thread(_certificates, gateway),
     )
     return call.page(
@@ -52,13 +50,6 @@ async def operation(call: Call) -> Response:
         now=datetime.now(UTC),
         addresses=gateway.addresses,
     )
-
-
-async def _or_none(method: Any, request: Any) -> Any:
-    try:
-        return await ask(method, request, seconds=5.0)
-    except StepwedgeError:
-        return None
 
 
 def _certificates(gateway: Gateway) -> list[tuple[str, datetime | None, int]]:

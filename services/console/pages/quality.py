@@ -19,8 +19,9 @@ from starlette.responses import Response
 
 from services.console import pictures
 from services.console.gateway import call as ask
+from services.console.gateway import call_or_none
 from services.console.web import AUDITOR, OPERATOR, RADIOGRAPHER, Call, invalid, route
-from shared.errors import StepwedgeError
+from shared.spreadsheet import guard
 from stepwedge.common.v1.common_pb2 import Reason, Verdict
 from stepwedge.inference.v1 import inference_pb2
 from stepwedge.ingest.v1 import ingest_pb2
@@ -36,7 +37,6 @@ DRIFTED: Final = 0.5
 """Standard deviations of the time before by which a mean moved: from here on it is worth a look (Cohen's d, medium)."""
 ENOUGH: Final = 20
 """Images on either side, below which nothing is said of drift."""
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 async def quality(call: Call) -> Response:
@@ -167,11 +167,8 @@ async def _measured(call: Call, asked: Asked) -> Sequence[ingest_pb2.Measurement
 
 async def _models(call: Call) -> list[inference_pb2.Model]:
     """What judges now, with how it did on groups of its evaluation; empty while inference does not answer."""
-    try:
-        found = await ask(call.house.gateway.inference.ListModels, inference_pb2.ListModelsRequest(), seconds=2.0)
-    except StepwedgeError:
-        return []
-    return [one for one in found.models if one.role != "beside"]
+    found = await call_or_none(call.house.gateway.inference.ListModels, inference_pb2.ListModelsRequest())
+    return [] if found is None else [one for one in found.models if one.role != "beside"]
 
 
 @dataclass(frozen=True)
@@ -215,11 +212,7 @@ def _name_of(device: ingest_pb2.Device) -> tuple[str, str]:
     """(room, device) in words, fit for a spreadsheet: what an object says must not begin a formula there."""
     made_by = " ".join(part for part in (device.manufacturer, device.model) if part)
     said = ", ".join(part for part in (device.station, made_by, device.serial_number) if part)
-    return _harmless(device.room), _harmless(said or device.calling_ae_title)
-
-
-def _harmless(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return guard(device.room), guard(said or device.calling_ae_title)
 
 
 @dataclass(frozen=True)
