@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -167,9 +166,3 @@ def _lines(title: str, total: int) -> Callable[[int], None]:
             note(f"{title}: {done} of {total}, about {duration(left)} left")
 
     return advance
-
-
-def shorten(path: Path, base: Path | None = None) -> str:
-    """A path as a person would write it from here."""
-    base = base or Path.cwd()
-    return printable(path.relative_to(base) if path.is_relative_to(base) else path)

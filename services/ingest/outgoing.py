@@ -1,4 +1,4 @@
-"""What is sent, and what every way of sending answers; the ways are `delivery` (C-STORE) and `stow` (STOW-RS)."""
+"""What is sent, and what every way of sending answers; the ways are `delivery` (C-STORE) and `stow_out` (STOW-RS)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -268,11 +268,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self, request: ingest_pb2.SummarizeDecisionsRequest, context: Any
     ) -> ingest_pb2.SummarizeDecisionsResponse:
         """Counts for charts."""
-        now = datetime.now(UTC)
-        before = request.before.ToDatetime(UTC) if request.HasField("before") else now
-        start = getattr(request, "from").ToDatetime(UTC) if request.HasField("from") else now - _USUAL_SPAN
-        wanted = _wanted(request.device)
-        only = None if wanted.anything else await asyncio.to_thread(self._studies.devices.matching, wanted)
+        start, before, only = await self._asked(request)
         found = await asyncio.to_thread(self._reviews.summary, start, before, only)
         devices = await self._devices(device for _, device, _ in found.by_device if device)
         return _summary(found, devices)
@@ -281,11 +277,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self, request: ingest_pb2.SummarizeMeasurementsRequest, context: Any
     ) -> ingest_pb2.SummarizeMeasurementsResponse:
         """What images measured, day by day."""
-        now = datetime.now(UTC)
-        before = request.before.ToDatetime(UTC) if request.HasField("before") else now
-        start = getattr(request, "from").ToDatetime(UTC) if request.HasField("from") else now - _USUAL_SPAN
-        wanted = _wanted(request.device)
-        only = None if wanted.anything else await asyncio.to_thread(self._studies.devices.matching, wanted)
+        start, before, only = await self._asked(request)
         days = await asyncio.to_thread(self._drift.days, start, before, only)
         return ingest_pb2.SummarizeMeasurementsResponse(
             days=[
@@ -379,6 +371,15 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         snapshot = found if isinstance(found, Snapshot) else await asyncio.to_thread(self._studies.snapshot, found)
         rows = [snapshot.study.device_id, *(instance.device_id for instance in snapshot.instances)]
         return _study(snapshot, await self._devices(rows))
+
+    async def _asked(self, request: Any) -> tuple[datetime, datetime, Collection[int] | None]:
+        """The span of time that a request for counts names, and the rows of its devices; None for all."""
+        now = datetime.now(UTC)
+        before = request.before.ToDatetime(UTC) if request.HasField("before") else now
+        start = getattr(request, "from").ToDatetime(UTC) if request.HasField("from") else now - _USUAL_SPAN
+        wanted = _wanted(request.device)
+        only = None if wanted.anything else await asyncio.to_thread(self._studies.devices.matching, wanted)
+        return start, before, only
 
     async def _devices(self, rows: Iterable[int | None]) -> _Devices:
         """The devices of these rows as messages."""

@@ -18,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from services.ingest.dicom_tls import client_context
+from services.ingest.dicomweb import multipart
 from services.ingest.outgoing import Delivered, Outgoing, acknowledged, failed, passes
 from shared.errors import ErrorCode, StepwedgeError
 from shared.objects import ObjectStore, Zone
@@ -64,8 +65,8 @@ class StowSender:
     ) -> tuple[int, Any]:
         data = self._objects.get(Zone.ORIGINAL, one.sha256)
         boundary = secrets.token_hex(24)
-        head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-        tail = f"\r\n--{boundary}--\r\n".encode()
+        head = multipart.opening(boundary, "application/dicom").removeprefix(b"\r\n")  # nothing stands before it
+        tail = multipart.closing(boundary)
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
         length = str(len(head) + len(data) + len(tail))
         late = threading.Event()
