@@ -214,19 +214,21 @@ def low_confidence(seen: Look) -> Finding:
 
 def margins(seen: Look) -> Iterator[Finding]:
     """LUNG_MARGIN_TOP, BOTTOM, RIGHT and LEFT."""
+    if not measurable(seen):
+        yield from (finding(side.code, NOT_ASSESSABLE, _UNMEASURABLE) for side in SIDES.values())
+        return
+    lungs = masks.chances(seen.answer.logits, seen.where, "lungs_full", seen.nested["lungs_full"])
     for name, side in SIDES.items():
-        if not measurable(seen):
-            yield finding(side.code, NOT_ASSESSABLE, _UNMEASURABLE)
-        else:
-            yield _margin(seen, f"lung_margin_{name}", side)
+        yield _margin(seen, f"lung_margin_{name}", side, lungs)
 
 
-def _margin(seen: Look, name: str, side: Side) -> Finding:
+def _margin(seen: Look, name: str, side: Side, chances: NDArray[np.float64]) -> Finding:
     lungs = seen.nested["lungs_full"]
     cell = seen.cell[side.axis]
     unit, limit = ("mm", thresholds.MARGIN_MM) if seen.spacing_mm else ("1", thresholds.MARGIN)
-    low, middle, high = (cell * clear_cells(mask, side) for mask in (lungs.loose, lungs.middle, lungs.tight))
-    value = Value(name, middle, unit, low, high)
+    low, high = (cell * clear_cells(mask, side) for mask in (lungs.loose, lungs.tight))
+    expected = cell * expected_cells(chances, side)
+    value = Value(name, expected, unit, min(low, expected), max(high, expected))
     outcome = FAIL if high <= limit.fail else WARN if low <= limit.warn else PASS
     words = {
         PASS: "the lungs end clear of this edge",
@@ -244,6 +246,18 @@ def clear_cells(mask: Mask, side: Side) -> int:
     if len(filled) == 0:
         return length
     return int(length - 1 - filled[-1]) if side.from_end else int(filled[0])
+
+
+def expected_cells(chances: NDArray[np.float64], side: Side) -> float:
+    """Cells that are to be expected between the lungs and an edge, by their probability [height, width]: the sum over
+    the rows (or columns) from that edge of the chance that none before holds lung. It tells lungs that are cut off from
+    those that are not better than any one of the nested masks, since it heeds how sure the model is near the edge."""
+    rows = chances if side.axis == 0 else chances.T
+    rows = rows[::-1] if side.from_end else rows
+    if rows.shape[1] < _LEAST_CELLS:
+        return float(len(rows))
+    most = np.partition(rows, rows.shape[1] - _LEAST_CELLS, axis=1)[:, rows.shape[1] - _LEAST_CELLS]
+    return float((1 - np.maximum.accumulate(most)).sum())
 
 
 def edge_box(seen: Look, mask: Mask, side: Side) -> Box:

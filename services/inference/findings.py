@@ -33,8 +33,9 @@ class Definition:
 
 _EUR = "EUR 16260 EN, European guidelines on quality criteria for diagnostic radiographic images, chest PA, 1996"
 _MARGIN = (
-    "Least distance from the outline of the lungs to the {} edge of the image, between the nested masks of probability "
-    "0.1 and 0.9: FAIL where the whole interval is within the threshold, WARN where it straddles it"
+    "Distance from the lungs to the {} edge of the image that their probability lets expect, and the least distances "
+    "of the nested masks of probability 0.1 and 0.9: FAIL where all of that interval is within the threshold, WARN "
+    "where some of it is within a wider one"
 )
 
 TABLE: Final = (

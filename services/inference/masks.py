@@ -45,6 +45,15 @@ def nested(logits: NDArray[np.float32], where: Letterbox) -> dict[str, Nested]:
     return found
 
 
+def chances(logits: NDArray[np.float32], where: Letterbox, channel: str, one: Nested) -> NDArray[np.float64]:
+    """Probability of a structure on the letterbox of the grid, [height, width]; specks outside its loose mask count no
+    more than what lies just outside of it. one: its nested masks."""
+    fine = cv2.resize(logits[list(CHANNELS).index(channel)], (GRID, GRID), interpolation=cv2.INTER_LINEAR)
+    inside = fine[where.top : where.top + where.height, where.left : where.left + where.width].astype(np.float64)
+    found: NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * inside))
+    return np.where(one.loose, found, np.minimum(found, NESTED[0]))
+
+
 def full_size(logits: NDArray[np.float32], where: Letterbox) -> dict[str, NDArray[np.uint8]]:
     """Clean masks uint8 [rows, columns], 0 outside and 255 inside, of every channel; one channel at a time in memory
     as floating numbers."""

@@ -132,12 +132,14 @@ LONGEST_ASPECT: Final = Threshold(
 )
 MARGIN: Final = Threshold(
     0.012,
-    0.012,
+    0.020,
     "1",
-    "share of the field between lung and edge: three cells of the model's grid, about 5 mm. On validation images the "
-    "interval lies wholly below it in 0.1 % of the sides where people's outlines stay clear of the edge",
+    "share of the field between lung and edge. FAIL: three cells of the model's grid, about 5 mm; on validation images "
+    "the interval lies wholly below it in 0.1 % of the sides where people's outlines stay clear of the edge. WARN: "
+    "five cells; of 321 upper and lower edges of training and validation images that people's outlines touch, three "
+    "cells tell 86 % (with 11 % of 2,549 others), five 91 % (with 14 %)",
 )
-MARGIN_MM: Final = Threshold(5.0, 5.0, "mm", "as the share of the field, on a field of 43 cm")
+MARGIN_MM: Final = Threshold(5.0, 8.6, "mm", "as the share of the field, on a field of 43 cm")
 CONFIDENCE: Final = Threshold(
     0.65,
     0.80,
