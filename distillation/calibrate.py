@@ -9,12 +9,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from distillation import not_a_chest
 from distillation.augment import view
-from distillation.data import FLAGS, Pool
-from distillation.measures import dice, soft_dice_confidence
+from distillation.data import CHANNELS, FLAGS, Pool
+from distillation.measures import dice
 from distillation.runtime import Answer, answer, sigmoid
+from services.inference.masks import GROUPS, confidence
 
-STRUCTURES = {"lung_fields": (0, 1), "heart": (2,), "lungs_full": (3,)}
 FALSE_ALARMS = 0.005  # of upright chests, source by source
 SILENT_FAILURES = 0.01  # wished for: Dice under 0.90 and not abstained
 COVERAGE = 0.95  # of clean validation images, kept whatever the wish
@@ -27,15 +28,19 @@ Corrupted = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 def calibrate(model: ort.InferenceSession, val: Pool, train: Pool, seed: int) -> dict[str, Any]:
     """The content of calibration.json; `val` must hold validation images only."""
     clean = answer(model, val.grids)
-    temperature = _temperature(clean.logits, val)
+    temperature, bias = _platt(clean.logits, val)
     return {
         "schema": 1,
         "fitted_on": "validation images, every source counting the same",
-        "mask_temperature": temperature,
-        "mask_threshold": 0.5,
+        "mask_temperature": np.round(temperature, 3).tolist(),
+        "mask_bias": np.round(bias, 3).tolist(),
         "flags": _flag_thresholds(clean, val),
-        "soft_dice_confidence": _confidence_thresholds(model, val, temperature, seed),
-        "features": _feature_statistics(answer(model, _balanced(train, 600, seed)).features, clean.features),
+        "soft_dice_confidence": _confidence_thresholds(model, val, temperature, bias, seed),
+        "features": _feature_statistics(
+            answer(model, _balanced(train, 600, seed)).features,
+            clean.features,
+            answer(model, _no_chests(val, 400, seed)).features,
+        ),
     }
 
 
@@ -46,25 +51,43 @@ def _balanced(pool: Pool, count: int, seed: int) -> NDArray[np.uint8]:
     return np.asarray(pool.grids[rows])
 
 
-def _temperature(logits: NDArray[np.float32], val: Pool) -> float:
-    """One temperature for all masks, by likelihood in a band of 4 cells about the human outlines, channel by channel
-    and source by source alike (whole images would only tell how easy the background is)."""
-    groups: dict[tuple[str, int], list[NDArray[np.float32]]] = {}
+def _no_chests(val: Pool, count: int, seed: int) -> NDArray[np.uint8]:
+    """Pictures of the families that training is shown as no chests."""
+    rng = np.random.default_rng(seed)
+    return np.stack([not_a_chest.trained(val.grids[int(rng.integers(len(val.grids)))], rng) for _ in range(count)])
+
+
+def _platt(logits: NDArray[np.float32], val: Pool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A temperature and a bias for each channel, by likelihood in a band of 4 cells about the human outlines, every
+    source counting the same (whole images would only tell how easy the background is).
+
+    The bias takes back what the Dice in the loss does: a cell in doubt is worth more inside the mask than outside, so
+    the masks (logit over 0) are those of the best Dice and not those of an even chance.
+    """
+    groups: dict[int, dict[str, list[NDArray[np.float64]]]] = {c: {} for c in range(len(CHANNELS))}
     for i, item in enumerate(val.radiographs):
         for channel in np.flatnonzero(val.complete[i]):
-            truth = val.targets[i, :, :, channel].astype(np.float32) / 255
+            truth = val.targets[i, :, :, channel].astype(np.float64) / 255
             hard = (truth > 0.5).astype(np.uint8)
             kernel = np.ones((9, 9), np.uint8)
             band = (cv2.dilate(hard, kernel) != cv2.erode(hard, kernel)) & (val.weights[i, :, :, channel] == 255)
-            groups.setdefault((item.source, int(channel)), []).append(np.stack((logits[i, channel][band], truth[band])))
-    joined = [np.concatenate(parts, axis=1) for parts in groups.values()]
-    candidates = np.exp(np.linspace(np.log(0.4), np.log(3.0), 41))
-    losses = [np.mean([_entropy(z / t, y) for z, y in joined]) for t in candidates]
-    return round(float(candidates[int(np.argmin(losses))]), 3)
+            found = np.stack((logits[i, channel][band], truth[band]))
+            groups[int(channel)].setdefault(item.source, []).append(found)
+    fitted = [_fit([np.concatenate(parts, axis=1) for parts in own.values()]) for own in groups.values()]
+    return 1 / np.array([slope for slope, _ in fitted]), np.array([bias for _, bias in fitted])
 
 
-def _entropy(z: NDArray[np.float32], y: NDArray[np.float32]) -> float:
-    return float(np.mean(np.logaddexp(0, z) - z * y))
+def _fit(sources: list[NDArray[np.float64]]) -> tuple[float, float]:
+    """Slope and bias of the logistic regression of truth on logits ([2, n] a source), by Newton's method."""
+    x = np.concatenate([z for z, _ in sources])
+    y = np.concatenate([truth for _, truth in sources])
+    weight = np.concatenate([np.full(len(z), 1 / len(z)) for z, _ in sources])
+    design, found = np.stack((x, np.ones_like(x)), 1), np.array([0.5, 0.0])
+    for _ in range(25):
+        p = sigmoid(design @ found)
+        slope = design.T @ (weight * (y - p))
+        found = found + np.linalg.solve((design * (weight * p * (1 - p))[:, None]).T @ design, slope)
+    return float(found[0]), float(found[1])
 
 
 def _flag_thresholds(clean: Answer, val: Pool) -> dict[str, dict[str, float]]:
@@ -85,7 +108,7 @@ def corrupted(pool: Pool, row: int, rng: np.random.Generator) -> Corrupted:
 
 
 def _confidence_thresholds(
-    model: ort.InferenceSession, val: Pool, temperature: float, seed: int
+    model: ort.InferenceSession, val: Pool, temperature: NDArray[np.float64], bias: NDArray[np.float64], seed: int
 ) -> dict[str, dict[str, float]]:
     """A threshold a structure, below which its mask is not to be relied on: from clean and harshly degraded images."""
     rng = np.random.default_rng(seed)
@@ -94,10 +117,11 @@ def _confidence_thresholds(
     looks += [corrupted(val, int(row), rng) for row in rows]
     origin = np.concatenate((rows, rows))
     logits = answer(model, np.stack([look[0] for look in looks])).logits
+    confidences = [confidence(one, temperature, bias) for one in logits]
     found: dict[str, dict[str, float]] = {}
-    for name, channels in STRUCTURES.items():
+    for name, channels in GROUPS.items():
         pairs = [
-            (confidence(logits[i], channels, temperature), _dice_of(logits[i], looks[i], channels))
+            (confidences[i][name], _dice_of(logits[i], looks[i], channels))
             for i in range(len(looks))
             if val.complete[origin[i], channels[0]]
         ]
@@ -123,11 +147,6 @@ def _threshold(scores: NDArray[np.float64], quality: NDArray[np.float64], clean:
     }
 
 
-def confidence(logits: NDArray[np.float32], channels: tuple[int, ...], temperature: float) -> float:
-    """Soft Dice Confidence of the channels of a structure taken as one map; logits [4, h, w]."""
-    return soft_dice_confidence(sigmoid(logits[list(channels)] / temperature))
-
-
 def _dice_of(logits: NDArray[np.float32], look: Corrupted, channels: tuple[int, ...]) -> float:
     _, target, weight = look
     chosen = list(channels)
@@ -136,9 +155,12 @@ def _dice_of(logits: NDArray[np.float32], look: Corrupted, channels: tuple[int, 
     return dice(ours & known, people & known)
 
 
-def _feature_statistics(reference: NDArray[np.float32], val: NDArray[np.float32]) -> dict[str, Any]:
+def _feature_statistics(
+    reference: NDArray[np.float32], val: NDArray[np.float32], foreign: NDArray[np.float32]
+) -> dict[str, Any]:
     """Principal components of the features of training images; the distance is Mahalanobis' in them plus what they do
-    not explain, over its variance."""
+    not explain, over its variance. The threshold stands half way (as a ratio) between validation images and pictures
+    that are no chests, but turns away at most 1 % of the former."""
     mean = reference.mean(0)
     _, spread, axes = np.linalg.svd(reference - mean, full_matrices=False)
     variances = spread**2 / (len(reference) - 1)
@@ -148,7 +170,9 @@ def _feature_statistics(reference: NDArray[np.float32], val: NDArray[np.float32]
         "variances": [float(f"{v:.5g}") for v in variances[:COMPONENTS]],
         "residual_variance": float(f"{variances[COMPONENTS:].sum():.5g}"),
     }
-    statistics["threshold"] = round(float(np.quantile(distance(val, statistics), 0.99)), 3)
+    near, far = distance(val, statistics), distance(foreign, statistics)
+    between = float(np.sqrt(np.quantile(near, 0.995) * np.quantile(far, 0.01)))
+    statistics["threshold"] = round(max(between, float(np.quantile(near, 0.99))), 3)
     return statistics
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from distillation.data import CHANNELS
 from distillation.gates import Outcome
 
 STRUCTURES = ("lung_fields", "right_lung_field", "left_lung_field", "heart", "lungs_full")
@@ -26,7 +27,8 @@ def model_card(
         flags=_flag_table(served["flags"]),
         foreign=_foreign_table(served["not_a_chest"]),
         selective=_selective_table(served["selective"], calibration),
-        temperature=calibration["mask_temperature"],
+        temperature=_by_channel(calibration["mask_temperature"]),
+        bias=_by_channel(calibration["mask_bias"]),
         speed=_speed(served["speed"]),
         parity=_parity(run),
         lineage=_lineage(run),
@@ -39,6 +41,10 @@ def model_card(
         subgroups=_subgroup_table(served["subgroups"]),
         encoders=_ENCODERS if run.get("teachers") else "",
     )
+
+
+def _by_channel(values: Sequence[float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in zip(CHANNELS, values, strict=True))
 
 
 def data_card() -> str:
@@ -260,8 +266,10 @@ Pictures that are no chests, of families never trained on, and DICOM objects of 
 
 ## Confidence
 
-Mask temperature {temperature}, fitted on validation images in a band about the outlines. Soft Dice Confidence below
-the threshold means: do not rely on this mask. Thresholds were fitted on validation images, clean and degraded: few
+A mask's probability is sigmoid(logit / temperature + bias), fitted on validation images in a band about the outlines.
+Temperatures: {temperature}. Biases: {bias}. They take back that the loss counts a cell in doubt for more inside a mask
+than outside; the masks themselves are where the logit is over 0. Soft Dice Confidence below the threshold means: do not
+rely on this mask. Thresholds were fitted on validation images, clean and degraded: few
 silent failures were wished for, but 95 % of the clean images had to be kept, and where both cannot be had the second
 rules (calibration.json says what was reached).
 
@@ -279,7 +287,7 @@ Expected calibration error; whole images flatter, for their background is easy.
 
 - Only 130 training images carry heart and field masks, from one hospital and one vendor.
 - Most training images are of children; `full` labels of adults are few (covid) and most of them ill.
-- Some of the validation images chose thresholds and temperature, so figures on `val` flatter.
+- Some of the validation images chose thresholds and temperatures, so figures on `val` flatter.
 - The mirror flag reads anatomy: a true dextrocardia looks mirrored.
 - The wish of at most 1 % silent failures is not met for fields and heart (section Confidence); of the masks that count
   as failures many are the labels that break the convention.

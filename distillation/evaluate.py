@@ -18,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from distillation import not_a_chest
-from distillation.calibrate import STRUCTURES, confidence, distance
+from distillation.calibrate import distance
 from distillation.corruptions import FAMILIES, OCCLUSION, SEVERITIES, corrupted
 from distillation.data import (
     CHANNELS,
@@ -47,7 +47,9 @@ from distillation.measures import (
 )
 from distillation.runtime import Answer, answer, session, upsampled
 from distillation.runtime import sigmoid as probability
+from services.inference.masks import GROUPS, calibrated, confidence
 from services.inference.preprocessing import GRID, Letterbox, preprocess
+from services.inference.registry import by_channel
 
 POOR = 0.90
 """Dice under which a mask that was not abstained from is a silent failure."""
@@ -244,8 +246,12 @@ def _keeps_the_convention(truth: People) -> bool:
 def _confidences(
     logits: NDArray[np.float32], values: dict[str, float], calibration: dict[str, Any]
 ) -> dict[str, float]:
-    heat = calibration["mask_temperature"]
-    return {f"confidence_{name}": confidence(logits, c, heat) for name, c in STRUCTURES.items() if name in values}
+    found = confidence(logits, *_platt(calibration))
+    return {f"confidence_{name}": score for name, score in found.items() if name in values}
+
+
+def _platt(calibration: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return by_channel(calibration["mask_temperature"]), by_channel(calibration.get("mask_bias", 0.0))
 
 
 def against_people(item: Radiograph, truth: People, masks: NDArray[np.bool_]) -> dict[str, float]:
@@ -300,7 +306,7 @@ def _subgroups(rows: list[dict[str, Any]], least: int = 8) -> dict[str, Any]:
     report: dict[str, Any] = {}
     for kind, name_of in SUBGROUPS.items():
         for (source, name), mine in _grouped(rows, name_of).items():
-            for structure in STRUCTURES:
+            for structure in GROUPS:
                 values = np.array([row[structure] for row in mine if structure in row], float)
                 if len(values) >= least:
                     report.setdefault(kind, {}).setdefault(f"{source}: {name}", {})[structure] = interval(values)
@@ -319,23 +325,24 @@ def _calibration(
     answers: Answer, items: list[Radiograph], people: list[People], calibration: dict[str, Any]
 ) -> dict[str, Any]:
     """Expected calibration error by source: of whole images (which the easy background flatters) and of the band of
-    `BAND` cells about the human outlines, before and after the temperature; reliability curve of the band, after."""
-    heat, report = calibration["mask_temperature"], {}
+    `BAND` cells about the human outlines, before and after calibration; reliability curve of the band, after.
+    A cell's truth is the share of it that lies inside the outline (0.5 counted as outside would shift the curve)."""
+    report: dict[str, Any] = {}
     for group in sorted({_group(item) for item in items}):
-        pairs: dict[str, list[NDArray[Any]]] = {"z": [], "y": [], "band": []}
+        pairs: dict[str, list[NDArray[Any]]] = {"z": [], "p": [], "y": [], "band": []}
         for i, (item, truth) in enumerate(zip(items, people, strict=True)):
             if _group(item) == group:
+                said = calibrated(answers.logits[i], *_platt(calibration))
                 for c, mask in truth.masks.items():
-                    small = cv2.resize(mask.astype(np.float32), (MAP, MAP), interpolation=cv2.INTER_AREA) > 0.5
+                    small = cv2.resize(mask.astype(np.float32), (MAP, MAP), interpolation=cv2.INTER_AREA)
                     known = cv2.resize(truth.inside.astype(np.uint8), (MAP, MAP), interpolation=cv2.INTER_NEAREST) > 0
                     pairs["z"].append(answers.logits[i, c][known])
+                    pairs["p"].append(said[c][known])
                     pairs["y"].append(small[known])
-                    pairs["band"].append(outline_band(small, BAND)[known])
+                    pairs["band"].append(outline_band(small > 0.5, BAND)[known])
         if pairs["z"]:
-            z, y, band = (np.concatenate(pairs[name]) for name in ("z", "y", "band"))
-            p = probability(z / heat)
+            z, p, y, band = (np.concatenate(pairs[name]) for name in ("z", "p", "y", "band"))
             report[group] = {
-                "temperature": heat,
                 "ece_whole": reliability(p, y)["ece"],
                 "ece_band_before": reliability(probability(z[band]), y[band])["ece"],
                 "band": reliability(p[band], y[band]),
@@ -347,7 +354,7 @@ def _selective(rows: list[dict[str, Any]], calibration: dict[str, Any]) -> dict[
     """How often a mask with Dice under 0.90 passes its confidence threshold, how many masks pass, and how well the
     confidence orders the masks."""
     report: dict[str, Any] = {}
-    for name in STRUCTURES:
+    for name in GROUPS:
         pairs = np.array([(row[f"confidence_{name}"], row[name]) for row in rows if name in row])
         if len(pairs):
             passed, poor = pairs[:, 0] >= calibration["soft_dice_confidence"][name]["threshold"], pairs[:, 1] < POOR
@@ -416,10 +423,10 @@ def _dice_and_confidence(
     found, answers = [], answer(model, grids)
     for (_, _, truth), logits in zip(images, answers.logits, strict=True):
         name = "lungs_full" if 3 in truth.masks else "lung_fields"
-        channels = list(STRUCTURES[name])
+        channels = list(GROUPS[name])
         ours = (upsampled(logits[channels]) > 0).any(0) & truth.inside
         people = np.any([truth.masks[c] for c in channels], axis=0)
-        score = confidence(logits, STRUCTURES[name], calibration["mask_temperature"])
+        score = confidence(logits, *_platt(calibration))[name]
         found.append((dice(ours, people), score >= calibration["soft_dice_confidence"][name]["threshold"]))
     return found
 

@@ -47,14 +47,6 @@ def cardiothoracic_ratio(right: Mask, left: Mask, heart: Mask) -> float:
     return float((inner[-1] - inner[0] + 1) / (lungs[-1] - lungs[0] + 1))
 
 
-def soft_dice_confidence(p: NDArray[np.float32]) -> float:
-    """2 sum(p y) / (sum p + sum y) with y = p > 0.5: the Dice that the probabilities themselves expect
-    (arXiv 2402.10665); 0 where nothing is found."""
-    found = p > 0.5
-    total = float(p.sum()) + float(found.sum())
-    return 2 * float(p[found].sum()) / total if found.any() else 0.0
-
-
 def interval(values: NDArray[np.float64], seed: int = 1, draws: int = 2000) -> dict[str, float | int]:
     """Mean with a 95 % bootstrap interval over images, median, 5th percentile, n."""
     values = values[np.isfinite(values)]
@@ -97,7 +89,7 @@ def outline_band(truth: Mask, radius: int) -> Mask:
     return np.asarray(cv2.dilate(hard, kernel) != cv2.erode(hard, kernel))
 
 
-def reliability(p: NDArray[np.floating[Any]], truth: NDArray[np.bool_], bins: int = 15) -> dict[str, Any]:
+def reliability(p: NDArray[np.floating[Any]], truth: NDArray[np.floating[Any]], bins: int = 15) -> dict[str, Any]:
     """Expected calibration error over equally wide bins, and the curve: mean probability, share true, count a bin."""
     place = np.minimum((p * bins).astype(int), bins - 1)
     count = np.bincount(place, minlength=bins)

@@ -165,7 +165,7 @@ def look(
         frame,
         dict(zip(FLAGS, flags.tolist(), strict=True)),
         model.calibration.distance(answer.features),
-        masks.confidence(answer.logits, model.calibration.temperature),
+        masks.confidence(answer.logits, model.calibration.temperature, model.calibration.bias),
         masks.nested(answer.logits, where),
     )
 

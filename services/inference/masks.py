@@ -66,14 +66,24 @@ def full_size(logits: NDArray[np.float32], where: Letterbox) -> dict[str, NDArra
     return found
 
 
-def confidence(logits: NDArray[np.float32], temperature: float) -> dict[str, float]:
-    """Soft Dice Confidence of every group: 2 sum(p y) / (sum p + sum y) with y = p > 0.5 (arXiv 2402.10665), of
-    calibrated probabilities over the whole grid; 0 where nothing is found."""
+def calibrated(
+    logits: NDArray[np.float32], temperature: NDArray[np.float64], bias: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Probabilities of logits [..., 4, h, w]: sigmoid(logit / temperature + bias), channel by channel (Platt)."""
+    scaled = logits.astype(np.float64) / temperature[:, None, None] + bias[:, None, None]
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * scaled)))
+
+
+def confidence(
+    logits: NDArray[np.float32], temperature: NDArray[np.float64], bias: NDArray[np.float64]
+) -> dict[str, float]:
+    """Soft Dice Confidence of every group: 2 sum(p y) / (sum p + sum y) (arXiv 2402.10665), y being the mask (logits
+    [4, h, w] over 0) and p calibrated probabilities, over the whole grid; 0 where nothing is found."""
     scores: dict[str, float] = {}
+    probabilities, masks = calibrated(logits, temperature, bias), logits > 0
     for group, channels in GROUPS.items():
-        p = 0.5 * (1 + np.tanh(0.5 * logits[list(channels)].astype(np.float64) / temperature))
-        sure = p > 0.5
-        scores[group] = float(2 * p[sure].sum() / (p.sum() + sure.sum())) if sure.any() else 0.0
+        p, mask = probabilities[list(channels)], masks[list(channels)]
+        scores[group] = float(2 * p[mask].sum() / (p.sum() + mask.sum())) if mask.any() else 0.0
     return scores
 
 

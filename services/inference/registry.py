@@ -77,12 +77,13 @@ class Subgroup:
 class Calibration:
     """What was fitted on validation images.
 
-    temperature: divides the mask logits for a calibrated probability. mean, components, variances, residual_variance:
-    of the features of training images.
+    temperature, bias [4]: by channel, sigmoid(logit / temperature + bias) is a calibrated probability. mean,
+    components, variances, residual_variance: of the features of training images.
     """
 
     sha256: str
-    temperature: float
+    temperature: NDArray[np.float64]
+    bias: NDArray[np.float64]
     mean: NDArray[np.float64]
     components: NDArray[np.float64]
     variances: NDArray[np.float64]
@@ -326,20 +327,31 @@ def _subgroups(evaluation: bytes) -> tuple[Subgroup, ...]:
         raise _mismatch("the evaluation of the model does not read") from None
 
 
+def by_channel(said: Any) -> NDArray[np.float64]:
+    """One number for all channels, as releases up to 0.2.0 have it, or one for each."""
+    found = np.array(np.broadcast_to(np.asarray(said, np.float64), (len(CHANNELS),)))
+    if not np.isfinite(found).all():
+        raise ValueError("not a number")
+    return found
+
+
 def _calibration(data: bytes, sha256: str) -> Calibration:
     try:
         content = json.loads(data)
         features = content["features"]
         found = Calibration(
             sha256,
-            float(content["mask_temperature"]),
+            by_channel(content["mask_temperature"]),
+            by_channel(content.get("mask_bias", 0.0)),
             np.asarray(features["mean"], np.float64),
             np.asarray(features["components"], np.float64),
             np.asarray(features["variances"], np.float64),
             float(features["residual_variance"]),
         )
         size, count = len(found.mean), len(found.variances)
-        whole = found.components.shape == (count, size) and found.temperature > 0 and found.residual_variance > 0
+        whole = (
+            found.components.shape == (count, size) and (found.temperature > 0).all() and found.residual_variance > 0
+        )
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:

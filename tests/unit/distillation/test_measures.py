@@ -35,13 +35,6 @@ def test_the_cardiothoracic_ratio_ignores_stray_cells():
     assert np.isnan(measures.cardiothoracic_ratio(right, left, _square(0, 0, 0)))
 
 
-def test_confidence_is_the_expected_dice():
-    sure = _square(8, 8, 30).astype(np.float32)
-    assert measures.soft_dice_confidence(sure) == pytest.approx(1.0)
-    assert measures.soft_dice_confidence(sure * np.float32(0.6)) == pytest.approx(2 * 0.6 / 1.6)
-    assert measures.soft_dice_confidence(sure * 0) == 0.0
-
-
 def test_the_interval_holds_the_mean_and_is_the_same_each_time():
     values = np.random.default_rng(1).normal(0.9, 0.05, 200)
     found = measures.interval(values)

@@ -327,6 +327,19 @@ def test_a_calibration_that_does_not_read_is_refused(release: Release) -> None:
         assert release.refused() == MISMATCH
 
 
+def test_a_calibration_may_name_each_channel_and_must_name_all_of_them_with_numbers(release: Release) -> None:
+    path = release.folder / "calibration.json"
+    content = json.loads(path.read_text())
+    assert release.load().calibration.temperature.tolist() == [1.5] * 4
+    path.write_text(json.dumps({**content, "mask_temperature": [1, 2, 3, 4], "mask_bias": [0, 0, -0.5, 0]}))
+    release.seal()
+    assert release.load().calibration.bias.tolist() == [0, 0, -0.5, 0]
+    for wrong in ([1, 2], [1, 2, 3, float("nan")], [1, 2, 3, 0], "warm"):
+        path.write_text(json.dumps({**content, "mask_temperature": wrong}))
+        release.seal()
+        assert release.refused() == MISMATCH
+
+
 def test_a_model_of_another_face_is_refused(release: Release) -> None:
     model = onnx.load_from_string(_tiny())
     model.graph.input[0].name = model.graph.node[0].input[0] = model.graph.node[2].input[0] = "other"
