@@ -13,7 +13,7 @@ import random
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -37,6 +37,9 @@ _MAX_BYTES = 3_900_000  # below the longest message of the transport, with room 
 _ATTEMPT_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
+
+MOST_SHOWN = 100
+"""Studies that the record of one list or search names (audit.proto); of more it says how many."""
 
 # After these the log has certainly not taken the batch, so its numbers are free again.
 _REFUSED = frozenset(
@@ -276,6 +279,15 @@ class Recorder:
         else:
             self._waiting.extendleft(reversed(batch))
             self._alone = len(batch)
+
+
+def view(person: str, role: str, what: str, studies: Iterable[str] = ()) -> audit_pb2.ViewedEvent:
+    """The event that a person, or a system, looked at something; `studies`: pseudonyms of those that it showed."""
+    shown = list(dict.fromkeys(one for one in studies if one))
+    event = audit_pb2.ViewedEvent(person=person, role=role, what=what, studies=shown[:MOST_SHOWN])
+    if len(shown) > MOST_SHOWN:
+        event.more_studies = len(shown) - MOST_SHOWN
+    return event
 
 
 def _away(message: str) -> StepwedgeError:

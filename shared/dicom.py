@@ -246,9 +246,16 @@ class Belonging:
     """Number of Study Related Instances (0020,1208)."""
     series_instances: int = 0
     """Number of Series Related Instances (0020,1209)."""
+    laterality: str = ""
+    """Image Laterality (0020,0062), else Laterality (0020,0060)."""
 
 
-_WORDS: Final[Mapping[int, str]] = {0x00185101: "view", 0x00180015: "body_part"}
+_WORDS: Final[Mapping[int, str]] = {
+    0x00185101: "view",
+    0x00180015: "body_part",
+    0x00200060: "laterality",
+    0x00200062: "laterality",  # of the image, before that of its series
+}
 _COUNTS: Final[Mapping[int, str]] = {
     0x00201206: "study_series",
     0x00201208: "study_instances",

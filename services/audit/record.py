@@ -116,6 +116,7 @@ SHAPES: Mapping[str, str] = {
     "DeliveredEvent.routes": _NAME,
     "FailedEvent.step": r"[a-z][a-z_]{0,31}",
     "RequeuedEvent.requested_by": r"[a-z][a-z0-9_-]{0,31}",
+    "RequeuedEvent.person": _PERSON,
     "ReviewedEvent.reason": r"[a-z][a-z_]{0,63}",
     "ReviewedEvent.reviewer": _PERSON,
     "ReviewedEvent.role": _ROLE,
@@ -123,6 +124,7 @@ SHAPES: Mapping[str, str] = {
     "ViewedEvent.person": _PERSON,
     "ViewedEvent.role": _CALLING_ROLE,
     "ViewedEvent.what": r"[a-z][a-z_]{0,31}",
+    "ViewedEvent.studies": _UID,
     "AuthenticatedEvent.person": _PERSON,
     "AuthenticatedEvent.role": _CALLING_ROLE,
     "AuthenticatedEvent.act": r"[a-z][a-z_]{0,31}",
@@ -167,6 +169,7 @@ LONGEST: Mapping[str, int] = {
     "RedactedEvent.blanked": 300,
     "ActionTags.tags": 1000,
     "PrunedEvent.ranges": 500_000,
+    "ViewedEvent.studies": 100,
     "CommittedEvent.received_indexes": 20_000,
 }
 """Most items of a repeated field, where it is not `_MANY`."""

@@ -222,7 +222,7 @@ def _study_steps(snapshot: Snapshot) -> _Steps:
         if one.made_at is not None
     ]
     found += [
-        _step(one.requested_at, f"Put back in the queue by {one.requested_by}.", one.record_index)
+        _step(one.requested_at, f"Put back in the queue by {one.person or one.requested_by}.", one.record_index)
         for one in snapshot.requeues
         if one.record_index is not None
     ]

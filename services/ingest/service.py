@@ -7,12 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from services.ingest import constancy, metrics, reviews
+from services.ingest.activity import LONGEST_HOURS, Activity
 from services.ingest.announcements import Announcements, by_count
 from services.ingest.completion import Missing
 from services.ingest.devices import Wanted
 from services.ingest.door import Door, Incoming
 from services.ingest.drift import Drift
 from services.ingest.explain import explain, steps, timestamp
+from services.ingest.repeats import WITHIN, Repeats
 from services.ingest.states import (
     INSTANCE_STATE_TO_PROTO,
     STUDY_STATE_FROM_PROTO,
@@ -68,6 +70,8 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self._door = door
         self._reviews = said
         self._drift = measured
+        self._repeats = Repeats(studies.engine)
+        self._activity = Activity(studies.engine)
         self._uploads = asyncio.Semaphore(max_uploads)
         self._studies = studies
         self._recorder = recorder
@@ -177,14 +181,17 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self, request: ingest_pb2.RequeueStudyRequest, context: Any
     ) -> ingest_pb2.RequeueStudyResponse:
         """Put a study of the dead letter back in the queue, once the log has that it was asked for."""
+        caller = peer(context)
+        requested_by, person = caller.value, _person(request.requested_by, caller)
         study_id = await self._find(request.study)
-        requested_by = peer(context).value
-        requeue = await asyncio.to_thread(self._studies.ask_requeue, study_id, requested_by, datetime.now(UTC))
+        requeue = await asyncio.to_thread(
+            self._studies.ask_requeue, study_id, requested_by, datetime.now(UTC), person=person
+        )
         snapshot = await asyncio.to_thread(self._studies.snapshot, study_id)
         index = await self._recorder.record(
             key=f"requeued/{snapshot.study.pseudonym}/{requeue.id % 1_000_000}",
             outcome=audit_pb2.EVENT_OUTCOME_SUCCESS,
-            event=audit_pb2.RequeuedEvent(requested_by=requested_by),
+            event=audit_pb2.RequeuedEvent(requested_by=requested_by, person=person),
             subject=snapshot.instances[0].subject,
             study=snapshot.study.pseudonym,
             pins=audit_pb2.Pins(software_build=software_build()),
@@ -213,9 +220,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.CompleteStudyResponse:
         """Make a study due for its decision, whatever it lacks; the record of the decision names who asked."""
         caller = peer(context)
-        if caller == Identity.CONSOLE and not re.fullmatch(PERSON_NAME, request.requested_by):
-            raise _invalid("the console names who asks")
-        by = request.requested_by if caller == Identity.CONSOLE else caller.value
+        by = _person(request.requested_by, caller) or caller.value
         study_id = await self._find(request.study)
         await asyncio.to_thread(self._studies.force, study_id, by, datetime.now(UTC))
         self._ring()
@@ -292,6 +297,43 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
                 for one in days
             ]
         )
+
+    async def SummarizeRepeats(  # noqa: N802
+        self, request: ingest_pb2.SummarizeRepeatsRequest, context: Any
+    ) -> ingest_pb2.SummarizeRepeatsResponse:
+        """Images that were taken, rejected and repeated."""
+        start, before, only = await self._asked(request)
+        by = {name: getattr(request, name) for name in ("by_day", "by_device", "by_reason")}
+        counts = await asyncio.to_thread(self._repeats.counts, start, before, only, **by)
+        devices = await self._devices({one.device_id for one in counts if one.device_id})
+        message = ingest_pb2.SummarizeRepeatsResponse(
+            devices=[devices[row] for row in sorted(devices)], within_minutes=int(WITHIN.total_seconds()) // 60
+        )
+        for one in counts:
+            message.counts.add(
+                day=one.day,
+                device_id=one.device_id,
+                reason=one.reason,
+                images=one.images,
+                rejected=one.rejected,
+                repeated=one.repeated,
+                unsaid=one.unsaid,
+            )
+        return message
+
+    async def SummarizeActivity(  # noqa: N802
+        self, request: ingest_pb2.SummarizeActivityRequest, context: Any
+    ) -> ingest_pb2.SummarizeActivityResponse:
+        """What was done hour by hour, and what failed."""
+        if request.hours > LONGEST_HOURS:
+            raise _invalid(f"hours is 1 to {LONGEST_HOURS}")
+        hours, errors = await asyncio.to_thread(self._activity.of_the_last, request.hours or 24, datetime.now(UTC))
+        message = ingest_pb2.SummarizeActivityResponse()
+        for hour in hours:
+            message.hours.add(hour=timestamp(hour.began), studies=hour.studies, images=hour.images)
+        for one in errors:
+            message.errors.add(error=one.error, step=one.step, count=one.count, newest=timestamp(one.newest))
+        return message
 
     async def CheckConstancy(  # noqa: N802
         self, request: ingest_pb2.CheckConstancyRequest, context: Any
@@ -436,6 +478,15 @@ async def _fill(
         if request.chunk:
             await asyncio.to_thread(incoming.write, request.chunk)
         request = await anext(others, None)
+
+
+def _person(said: str, caller: Identity) -> str:
+    """Account of the person behind a call, which only the console has; empty for every other caller."""
+    if caller != Identity.CONSOLE:
+        return ""
+    if not re.fullmatch(PERSON_NAME, said):  # as the record will take it
+        raise _invalid("the console names who asks")
+    return said
 
 
 def _reviewer(request: ingest_pb2.ReviewStudyRequest, caller: Identity) -> tuple[str, str]:
@@ -585,6 +636,9 @@ def _instance(instance: Instance, decided: Mapping[str, Any], devices: _Devices)
         columns=assessment.columns,
         view=assessment.facts.view,
         site=instance.site,
+        body_part=instance.body_part,
+        laterality=instance.laterality,
+        procedure_code=instance.procedure_code,
         device=devices.get(instance.device_id or 0),
     )
     if assessment.HasField("confidence"):

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, Table, bindparam, case, func, or_, select, text, 
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
-from services.ingest import drift
+from services.ingest import drift, repeats
 from services.ingest.arrival import Arrival as Arrival
 from services.ingest.arrival import Said
 from services.ingest.completion import Announced, Held, Missing, missing
@@ -544,6 +544,7 @@ class StudyStore:
             instance.redacted_at = now
             if settled is not None:
                 _settle(instance, InstanceEvent.NOT_ASSESSABLE, settled, now)
+                repeats.count(session, instance)
             _succeeded(study, instance)
 
     def assessed(self, claim: Claim, instance_id: int, *, settled: Settled, record_index: int, now: datetime) -> None:
@@ -552,6 +553,7 @@ class StudyStore:
             instance = session.get_one(Instance, instance_id)
             _settle(instance, InstanceEvent.ASSESSED, settled, now)
             instance.assessed_index = record_index
+            repeats.count(session, instance)
             drift.count(session, instance, settled.assessment, now)
             _succeeded(study, instance)
 
@@ -560,6 +562,7 @@ class StudyStore:
         with self._held(claim) as (session, _):
             instance = session.get_one(Instance, instance_id)
             _settle(instance, InstanceEvent.NOT_ASSESSABLE, settled, now)
+            repeats.count(session, instance)
             instance.last_error = error
             instance.next_attempt_at = None
 
@@ -854,13 +857,13 @@ class StudyStore:
 
     # -- people ---------------------------------------------------------------------------------------------------
 
-    def ask_requeue(self, study_id: int, requested_by: str, now: datetime) -> Requeue:
+    def ask_requeue(self, study_id: int, requested_by: str, now: datetime, *, person: str = "") -> Requeue:
         """Write down that a person wants a study back in the queue. Raises WRONG_STATE unless it is a dead letter."""
         with self._sessions.begin() as session:
             study = self._locked(session, study_id)
             if study.state != StudyState.DEAD_LETTER:
                 raise StepwedgeError(ErrorCode.ERROR_CODE_WRONG_STATE, f"the study is {study.state}, not DEAD_LETTER")
-            requeue = Requeue(study_id=study_id, requested_by=requested_by, requested_at=now)
+            requeue = Requeue(study_id=study_id, requested_by=requested_by, person=person, requested_at=now)
             session.add(requeue)
             session.flush()
             return requeue
@@ -1007,6 +1010,8 @@ def _new_instance(study: Study, arrival: Arrival, *, conflict: bool, now: dateti
         study_series=arrival.belonging.study_series,
         study_instances=arrival.belonging.study_instances,
         series_instances=arrival.belonging.series_instances,
+        laterality=arrival.belonging.laterality,
+        exposure=repeats.exposure(arrival),
         subject=arrival.subject,
         sop_class_uid=arrival.sop_class_uid,
         transfer_syntax_uid=arrival.transfer_syntax_uid,

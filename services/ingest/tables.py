@@ -21,6 +21,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -53,6 +54,11 @@ class Utc(TypeDecorator[datetime]):
 
 class Base(DeclarativeBase):
     """The tables of ingest."""
+
+
+_WITH_EXPOSURE: Any = {
+    f"{dialect}_where": text("exposure IS NOT NULL") for dialect in ("sqlite", "postgresql")
+}  # the slices of a CT have none
 
 
 class Study(Base):
@@ -169,7 +175,12 @@ class Instance(Base):
     study_series: Mapped[int] = mapped_column(Integer, default=0)
     study_instances: Mapped[int] = mapped_column(Integer, default=0)
     series_instances: Mapped[int] = mapped_column(Integer, default=0)
-    """These six: see `shared.dicom.Belonging`."""
+    laterality: Mapped[str] = mapped_column(String(16), default="")
+    """These seven: see `shared.dicom.Belonging`."""
+    exposure: Mapped[str | None] = mapped_column(String(32))
+    """What was to be taken of whom, see `services.ingest.repeats`; null where that is not said."""
+    repeated: Mapped[bool] = mapped_column(Boolean, default=False)
+    """Whether it was rejected and then taken again."""
     site: Mapped[str] = mapped_column(String(64), default="")
     """Where it came from, as the settings and the policy call it."""
     person: Mapped[str] = mapped_column(String(32), default="")
@@ -179,6 +190,7 @@ class Instance(Base):
     __table_args__ = (
         UniqueConstraint("sop_instance_uid", "content_sha256", name="uq_instances_identity"),
         Index("ix_instances_state", "state"),
+        Index("ix_instances_exposure", "exposure", "received_at", **_WITH_EXPOSURE),
     )
 
 
@@ -226,6 +238,24 @@ class MeasuredDay(Base):
     count: Mapped[int] = mapped_column(BigInteger)
     total: Mapped[float] = mapped_column(Double)
     squares: Mapped[float] = mapped_column(Double)
+
+
+class RepeatDay(Base):
+    """Images of one device on one day: how many there were, were rejected, and were repeated, see `repeats`."""
+
+    __tablename__ = "repeat_days"
+
+    day: Mapped[str] = mapped_column(String(10), primary_key=True)
+    """UTC, "2026-11-22"; of the receipt."""
+    device_id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
+    """`Device`; 0 where nothing is said of one."""
+    reason: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    """`Reason`; 0 for all images, with and without one."""
+    images: Mapped[int] = mapped_column(BigInteger)
+    rejected: Mapped[int] = mapped_column(BigInteger)
+    repeated: Mapped[int] = mapped_column(BigInteger)
+    unsaid: Mapped[int] = mapped_column(BigInteger)
+    """Rejected ones of which nobody can tell whether they were repeated."""
 
 
 class Decision(Base):
@@ -409,6 +439,8 @@ class Failure(Base):
     failed_at: Mapped[datetime] = mapped_column(Utc)
     record_index: Mapped[int | None] = mapped_column(BigInteger)
 
+    __table_args__ = (Index("ix_failures_time", "failed_at"),)
+
 
 class Requeue(Base):
     """A person put a study back in the queue."""
@@ -418,6 +450,8 @@ class Requeue(Base):
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), index=True)
     requested_by: Mapped[str] = mapped_column(String(32))
+    person: Mapped[str] = mapped_column(String(64), default="")
+    """Account of the person behind it; empty where the caller has none."""
     requested_at: Mapped[datetime] = mapped_column(Utc)
     record_index: Mapped[int | None] = mapped_column(BigInteger)
 

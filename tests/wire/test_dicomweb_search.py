@@ -200,8 +200,11 @@ def test_nothing_of_a_person_lies_open_in_the_database_or_in_a_log(web: Web, stu
 def test_a_search_is_a_record(web: Web, studies: dict[str, list[Dataset]]):
     before = len(web.house.entries())
     found(web, "PatientName=SUCHWORT*", studies)
-    (record,) = web.house.entries()[before:]
+    (record,) = [one for one in web.house.entries()[before:] if one.HasField("viewed")]
     assert (record.viewed.person, record.viewed.what) == ("pacs-1", "search")
+    assert len(record.viewed.studies) == 2, "the studies that it showed, by their pseudonyms"
+    assert all(one.startswith("2.25.") for one in record.viewed.studies)
+    assert not record.viewed.HasField("more_studies")
     assert "SUCHWORT" not in str(record)
 
 

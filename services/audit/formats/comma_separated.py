@@ -58,6 +58,8 @@ _LATER_EVENTS = {
     "assessed": ("rungs",),
     "redacted": ("attributes",),
     "committed": ("request_commitment", "held", "missing", "received_indexes"),
+    "requeued": ("person",),
+    "viewed": ("studies", "more_studies"),
 }
 _LATER = ("retention", "identity_sha256", "clock.source", "clock.offset_us", "clock.max_error_us")
 COLUMNS: tuple[str, ...] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +12,7 @@ from services.ingest.dicomweb.catalogue import Catalogue
 from services.ingest.dicomweb.holdings import Holdings
 from services.ingest.dicomweb.tokens import Client, Tokens
 from services.ingest.door import Door
-from shared.audit import Recorder
+from shared.audit import Recorder, view
 from shared.errors import ErrorCode
 from shared.objects import ObjectStore
 from shared.refusals import Refusals
@@ -58,9 +58,14 @@ class House:
         """Run on ingest's loop, wait on this one."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.main))
 
-    async def viewed(self, client: Client, what: str, *, study: str = "", subject: str = "") -> None:
-        """Record that a client reads something; nothing is sent before this returns. Raises AUDIT_UNAVAILABLE."""
-        event = audit_pb2.ViewedEvent(person=client.name, role="client", what=what)
+    async def viewed(
+        self, client: Client, what: str, *, study: str = "", subject: str = "", studies: Iterable[str] = ()
+    ) -> None:
+        """Record that a client reads something; nothing is sent before this returns. Raises AUDIT_UNAVAILABLE.
+
+        `studies`: de-identified UIDs of those that a search shows.
+        """
+        event = view(client.name, "client", what, studies)
         await self.on_main(
             self.recorder.record(
                 key=f"viewed/{uuid.uuid4()}",

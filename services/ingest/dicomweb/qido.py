@@ -351,7 +351,7 @@ async def search(call: Call, level: Level) -> Response:
         raise NotAcceptableError
     await asyncio.to_thread(call.house.door.settle)
     matches, more = await asyncio.to_thread(call.house.search.run, asked)
-    await call.house.viewed(call.client, "search")
+    await call.house.viewed(call.client, "search", studies=(match.first.study_pseudonym for match in matches))
     headers = _warnings(asked, more=more)
     if not matches:
         return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)

@@ -78,7 +78,7 @@ def every_kind() -> Iterator[tuple[Identity, audit_pb2.Record]]:
     failed.failed.attempts = 2
     yield ingest.identity, failed
     requeued = ingest.record(f"requeued/{uid(1)}/{uuid.uuid4()}", study=uid(1))
-    requeued.requeued.requested_by = "operator"
+    requeued.requeued.requested_by, requeued.requeued.person = "console", "anna.b"
     yield ingest.identity, requeued
     reviewed = ingest.record(f"reviewed/{uid(1)}/1/{uuid.uuid4()}", study=uid(1))
     reviewed.reviewed.verdict = common_pb2.VERDICT_ACCEPT
@@ -102,6 +102,8 @@ def every_kind() -> Iterator[tuple[Identity, audit_pb2.Record]]:
     console = Producer(Identity.CONSOLE)
     viewed = console.record(f"viewed/{uuid.uuid4()}", study=uid(1))
     viewed.viewed.person, viewed.viewed.role, viewed.viewed.what = "anna.b", "radiographer", "image"
+    viewed.viewed.studies.extend([uid(1), uid(2)])
+    viewed.viewed.more_studies = 3
     yield console.identity, viewed
     signed = console.record(f"authenticated/{uuid.uuid4()}")
     signed.authenticated.person, signed.authenticated.act, signed.authenticated.method = "anna.b", "sign_in", "local"

@@ -85,7 +85,8 @@ def test_an_object_tells_its_view_part_procedure_and_numbers_as_codes_and_nothin
     code = Dataset()
     code.CodeValue = "RPID1"
     ds.ProcedureCodeSequence = Sequence([code])
-    assert dicom.belonging(dicom_encoding.parse(part10(ds))) == Belonging("PA", "CHEST", "RPID1", 2, 4, 3)
+    ds.Laterality, ds.ImageLaterality = "R", "L"
+    assert dicom.belonging(dicom_encoding.parse(part10(ds))) == Belonging("PA", "CHEST", "RPID1", 2, 4, 3, "L")
     ds.ViewPosition, ds.BodyPartExamined = "Mr. O'Neill;", "x" * 16
     code.CodeValue = "Ms. Smith!"
     ds.NumberOfStudyRelatedInstances = 0

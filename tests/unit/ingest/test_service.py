@@ -39,3 +39,12 @@ def test_only_the_console_names_a_reviewer() -> None:
     request = ingest_pb2.ReviewStudyRequest(reviewer="anna.b", role="radiographer")
     assert service._reviewer(request, Identity.CONSOLE) == ("anna.b", "radiographer")
     assert service._reviewer(request, Identity.OPERATOR) == ("operator", "operator")
+
+
+def test_only_the_console_names_a_person_and_it_must() -> None:
+    assert service._person("anna.b", Identity.CONSOLE) == "anna.b"
+    assert service._person("anna.b", Identity.OPERATOR) == ""
+    for name in ("", "Anna Berg, 4711"):
+        with pytest.raises(StepwedgeError) as refused:
+            service._person(name, Identity.CONSOLE)
+        assert refused.value.code == ErrorCode.ERROR_CODE_INVALID_REQUEST
