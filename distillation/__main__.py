@@ -23,7 +23,7 @@ app = typer.Typer(
 
 1. `teachers`: three U-Nets over ImageNet encoders learn from people's masks.
 2. `distil`: the student learns from people and from the teachers' ensemble, on every image, labelled or not
-   (`--alone`: from people only, for comparison, with the same steps).
+   (`--alone`: from people only; `gain` compares both with the same steps, seed by seed).
 3. `compress`: ONNX, 8-bit integers, parity, calibration, and a table of smaller forms.
 4. `evaluate`: masks, faults, calibration, foreign pictures, speed: JSON and one HTML page.
 5. `release`: refuses unless every gate of gates.toml holds; signed by who trained.
@@ -111,6 +111,57 @@ def distil(
         "left_out": [pool.radiographs[row].id for row in odd],
     }
     _merge(work / run / "run.json", lineage)
+
+
+@app.command()
+def gain(
+    data: Data = DATA,
+    work: Work = WORK,
+    steps: int = 1000,
+    seeds: int = 3,
+    threads: int = 2,
+    most: Annotated[int, typer.Option(help="Images of one source, at most, that get soft labels.")] = 1200,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Weights (average.pt) of an earlier student that teaches too.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the JSON.")] = None,
+) -> None:
+    """What distillation gains: students with and without soft labels, same batches, same steps, several seeds, on the
+    validation images. Runs are taken up again where they were stopped."""
+    import torch
+
+    from distillation import gain as comparison
+    from distillation.batches import STUDENT_MIX, Mixture
+    from distillation.compress import export
+    from distillation.models import Student
+    from distillation.runtime import session
+    from distillation.train import Plan, fit, student_loss
+
+    pool = _pool(data, work, ("train", "unlabelled"))
+    teachers = _teach(work, pool, most, teacher)
+    rows = pool.taught
+    found: dict[bool, list[comparison.Measured]] = {True: [], False: []}
+    for seed in range(1, seeds + 1):
+        for taught, measured in found.items():
+            pool.taught = rows if taught else None
+            mixture = Mixture(pool, STUDENT_MIX, seed, gentle=0.3)
+            mixture.leave_out(pool.against_the_convention())
+            torch.manual_seed(seed)
+            folder = work / "gain" / f"{'taught' if taught else 'alone'}{seed}-{steps}"
+            student = fit(Student(), student_loss, mixture, Plan(folder.name, steps, seed, threads=threads), folder)
+            export(student, folder / "student.fp32.onnx")
+            measured.append(comparison.measure(session(folder / "student.fp32.onnx"), data))
+    table = comparison.table(found[True], found[False])
+    report: dict[str, Any] = {"steps": steps, "seeds": seeds, "teachers": teachers, "rows": table}
+    shown = Table("measure", "taught", "alone", "difference", "95 % over images", "by seed")
+    for row in table:
+        spread = f"{row['low']:+.4f} to {row['high']:+.4f}" if "low" in row else ""
+        by_seed = " ".join(f"{value:+.4f}" for value in row["by_seed"])
+        means = [f"{row[name]:.4f}" for name in ("taught", "alone")]
+        shown.add_row(f"{row['source']} {row['measure']}", *means, f"{row['difference']:+.4f}", spread, by_seed)
+    console.print(shown)
+    if out is not None:
+        _write(out, report)
 
 
 @app.command()
@@ -288,7 +339,7 @@ def _teach(work: Path, pool: Any, most: int, student: Path | None) -> dict[str, 
     from distillation.models import Student, Teacher, channels_last
 
     names = [name for name in TEACHERS if (work / name / "average.pt").exists()]
-    if not names:
+    if not names and student is None:
         raise typer.BadParameter("no teacher is trained here: run `teachers` first, or say --alone")
     ensemble: list[torch.nn.Module] = []
     for name in names:
