@@ -26,7 +26,7 @@ from services.redaction.native import Layout, Planes, black, grey_for_detection
 from services.redaction.receipt import Box, Counts
 from services.redaction.regions import Rectangle
 from shared import dicom
-from shared.dicom_encoding import EXPLICIT_LITTLE, PIXEL_TAGS, Element, Elements, Encoded
+from shared.dicom_encoding import EXPLICIT_LITTLE, PIXEL_TAGS, TEXT_VRS, Bytes, Element, Elements, Encoded, encode
 from shared.errors import ErrorCode, StepwedgeError
 from shared.text_detector import Detector, Found, Seen
 
@@ -42,7 +42,9 @@ _WHOLE: Final = {"YBR_FULL_422": "YBR_FULL"}
 _NATIVE: Final = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL"})
 _ULTRASOUND: Final = frozenset({"US", "IVUS", "BDUS"})
 _ULTRASOUND_CLASSES: Final = frozenset({"1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1"})
-_SOP_CLASS: Final = 0x00080016
+_SOP_CLASS, _MODALITY = 0x00080016, 0x00080060
+_STATEMENT: Final = frozenset({0x00280301, 0x00280302, 0x00280303})
+"""What is said of text in the pixels, faces and dates: of no weight for how the pixels decode."""
 _BURNED_IN, _LOSSY, _PHOTOMETRIC, _PLANAR = 0x00280301, 0x00282110, 0x00280004, 0x00280006
 _ALLOCATED, _STORED, _HIGH, _SIGNED, _SAMPLES = 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280002
 _EXTENDED_OFFSETS: Final = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003})
@@ -118,11 +120,14 @@ class Cleaned:
     looked: frozenset[bytes] = frozenset()
 
 
-def clean(elements: Elements, original: Encoded, counts: Counts, policy: Policy) -> Cleaned:
+def clean(
+    elements: Elements, original: Encoded, counts: Counts, policy: Policy, looked: frozenset[bytes] = frozenset()
+) -> Cleaned:
     """Clean the pixel data of an object whose other attributes have been seen to.
 
-    elements: the redacted data set, in the original's encoding. Raises PIXELS_UNDECODABLE, NOT_REDACTABLE, and
-    MODEL_NOT_FOUND or MODEL_DIGEST_MISMATCH where there is no detector.
+    elements: the redacted data set, in the original's encoding; the picture is what it says, not what the original
+    said. looked: see `Cleaned`, of a pass before this one: what has such a digest is not looked at again.
+    Raises PIXELS_UNDECODABLE, NOT_REDACTABLE, and MODEL_NOT_FOUND or MODEL_DIGEST_MISMATCH where there is no detector.
     """
     elements = pixels.cleaned(elements, original, counts)
     pixel = next((element for element in elements if element.tag in PIXEL_TAGS), None)
@@ -131,44 +136,31 @@ def clean(elements: Elements, original: Encoded, counts: Counts, policy: Policy)
     if original.transfer_syntax in objects()["suspect"]["transfer_syntaxes"]:
         raise _not_redactable("its pixels are a video, in which text cannot be blanked")
     detector = policy.detector()
-    if pixel.fragments is not None:
-        done = _compressed(elements, pixel, original, detector, policy)
-    else:
-        done = _native(elements, pixel, original, detector, policy)
-    done = _as_written(done, original, detector, policy)
-    counts.add("BLANKED", len(done.boxes))
+    work = _Work(original, _instead(original, elements), detector, policy, looked)
+    done = (_native if pixel.fragments is None else _compressed)(elements, pixel, work)
     kept = {element.tag: element for element in done.elements}
     kept[_BURNED_IN] = Element(_BURNED_IN, "CS", b"NO")
     elements = [kept[tag] for tag in sorted(kept)]
-    return replace(done, elements=elements, detector=detector.sha256)
+    return replace(done, elements=elements, detector=detector.sha256, looked=done.looked | looked)
 
 
-def _as_written(done: Cleaned, original: Encoded, detector: Detector, policy: Policy) -> Cleaned:
-    """Looks again at frames that are written otherwise than they were looked at, until nothing more is found in them.
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """original: as it came; header: as it will be written, in the original's encoding."""
 
-    So are colours that became RGB, frames of a loop in which only others showed what lasts, and an object of which the
-    header tells the equipment only once it is mended.
-    """
-    decoded = done.transfer_syntax != original.transfer_syntax
-    for _ in range(_LOOKS):
-        pixel = next(element for element in done.elements if element.tag in PIXEL_TAGS)
-        if pixel.fragments is not None:
-            break
-        written = Encoded(
-            [],
-            done.elements,
-            done.transfer_syntax,
-            implicit=original.implicit and not decoded,
-            little=original.little or decoded,
-            preamble=False,
-        )
-        again = _native(done.elements, pixel, written, detector, policy, done.looked)
-        more = tuple(box for box in again.boxes if box not in done.boxes)
-        done = replace(done, looked=done.looked | again.looked)
-        if not more:
-            break
-        done = replace(done, elements=again.elements, boxes=done.boxes + more)
-    return done
+    original: Encoded
+    header: Encoded
+    detector: Detector
+    policy: Policy
+    looked: frozenset[bytes]
+
+
+def _instead(original: Encoded, elements: Elements) -> Encoded:
+    """Another data set in the original's encoding."""
+    found = Encoded.__new__(Encoded)
+    found.preamble, found.meta, found.data_set = False, [], elements
+    found.transfer_syntax, found.implicit, found.little = original.transfer_syntax, original.implicit, original.little
+    return found
 
 
 @lru_cache(maxsize=4)
@@ -176,32 +168,31 @@ def _detector(folder: Path | None, signers: tuple[tuple[str, tuple[str, ...]], .
     return Detector.load(folder) if signers is None else Detector.load(folder, dict(signers))
 
 
-def _native(
-    elements: Elements,
-    pixel: Element,
-    original: Encoded,
-    detector: Detector,
-    policy: Policy,
-    looked: frozenset[bytes] = frozenset(),
-) -> Cleaned:
-    layout = Layout.of(original, pixel)
-    planes = Planes.of(layout, pixel, little=original.little)
-    palette = _Palette.of(original)
+def _native(elements: Elements, pixel: Element, work: _Work) -> Cleaned:
+    header = work.header
+    layout = Layout.of(header, pixel)
+    planes = Planes.of(layout, pixel, little=header.little)
+    palette = _Palette.of(header)
     seen = (palette.shown(planes.frame(index), layout.photometric) for index in range(layout.frames))
-    boxes, looked = _judged(seen, layout, original, detector, policy, looked)
+    boxes, looked = _judged(seen, layout, work)
     if boxes:
         for index in range(layout.frames):
             mine = [(box.left, box.top, box.width, box.height) for box in boxes if box.frame == index + 1]
             planes.blank(index, mine, palette.darkest)
         pixel = Element(pixel.tag, pixel.vr, planes.bytes())
     changed = [pixel if element.tag in PIXEL_TAGS else element for element in elements]
-    return Cleaned(changed, original.transfer_syntax, tuple(boxes), frames=layout.frames, looked=looked)
+    return Cleaned(changed, header.transfer_syntax, tuple(boxes), frames=layout.frames, looked=looked)
 
 
-def _compressed(elements: Elements, pixel: Element, original: Encoded, detector: Detector, policy: Policy) -> Cleaned:
-    layout = Layout.of(original, pixel)
-    dataset = _described(original)
-    palette = _Palette.of(original)
+def _compressed(elements: Elements, pixel: Element, work: _Work) -> Cleaned:
+    header = work.header
+    layout = Layout.of(header, pixel)
+    markers = _spares(header, work.policy)
+    whole = _digest_of_fragments(elements, markers=markers)
+    if whole in work.looked and not _fixed(layout, work):
+        return Cleaned(elements, header.transfer_syntax, frames=layout.frames)
+    dataset = _described(header)
+    palette = _Palette.of(header)
 
     few: list[tuple[NDArray[Any], str]] = []  # where there are few of them, they are decoded once
 
@@ -219,12 +210,11 @@ def _compressed(elements: Elements, pixel: Element, original: Encoded, detector:
         if number != layout.frames:
             raise _undecodable("there are fewer frames than the header says")
 
-    overlaid = pixels.beside_bits(original)
+    overlaid = pixels.beside_bits(work.original)
     seen = (palette.shown(frame & frame.dtype.type(overlaid) if overlaid else frame, kind) for frame, kind in decoded())
-    boxes, looked = _judged(seen, layout, original, detector, policy)
+    boxes, looked = _judged(seen, layout, work)
     if not boxes and not overlaid:
-        looked = frozenset({_digest_of_fragments(elements)})
-        return Cleaned(elements, original.transfer_syntax, frames=layout.frames, looked=looked)
+        return Cleaned(elements, header.transfer_syntax, frames=layout.frames, looked=frozenset({whole}))
     data, first, photometric = bytearray(), None, layout.photometric
     by_frame: dict[int, list[Rectangle]] = {}
     for box in boxes:
@@ -238,7 +228,7 @@ def _compressed(elements: Elements, pixel: Element, original: Encoded, detector:
             raise _not_redactable("its pixels take too much room once they are decoded")
         if overlaid:
             frame &= frame.dtype.type(overlaid)
-        if photometric == "YBR_FULL" and values.first(original.data_set, _SOP_CLASS) in _ULTRASOUND_CLASSES:
+        if photometric == "YBR_FULL" and values.first(work.original.data_set, _SOP_CLASS) in _ULTRASOUND_CLASSES:
             # Native ultrasound may not be YBR_FULL (PS3.3 C.8.5.6.1.2): as every viewer would show it.
             frame, photometric = np.asarray(convert_color_space(frame, photometric, "RGB")), "RGB"
         fill = black(frame, photometric, palette.darkest)
@@ -249,7 +239,7 @@ def _compressed(elements: Elements, pixel: Element, original: Encoded, detector:
     if layout.bits == 1:  # cells of one bit follow each other, across frames too (PS3.5 8.1.1)
         data = bytearray(np.packbits(np.frombuffer(data, np.uint8), bitorder="little").tobytes())
     bits = 1 if layout.bits == 1 else 8 * first.dtype.itemsize
-    lossy = original.transfer_syntax in LOSSY
+    lossy = header.transfer_syntax in LOSSY
     return Cleaned(
         _redescribed(elements, first, photometric, bytes(data), bits=bits, lossy=lossy),
         EXPLICIT_LITTLE,
@@ -261,11 +251,20 @@ def _compressed(elements: Elements, pixel: Element, original: Encoded, detector:
 
 def _described(original: Encoded) -> Any:
     """The description of the pixels and the pixels alone, for the decoders."""
-    kept = [e for e in original.data_set if e.tag >> 16 in (0x0028, 0x7FE0)]
-    part = Encoded.__new__(Encoded)
-    part.preamble, part.meta, part.data_set = False, [], kept
-    part.transfer_syntax, part.implicit, part.little = original.transfer_syntax, original.implicit, original.little
-    return dicom.dataset_of(part, pixels=True)
+    kept = [
+        e if e.fragments is None else Element(e.tag, e.vr, _encapsulated(e), None, e.fragments)
+        for e in original.data_set
+        if e.tag >> 16 in (0x0028, 0x7FE0)
+    ]
+    return dicom.dataset_of(_instead(original, kept), pixels=True)
+
+
+def _encapsulated(pixel: Element) -> Bytes:
+    """The fragments as items, as they will be written."""
+    if pixel.value:
+        return pixel.value
+    pieces = encode([pixel], implicit=True, little=True)
+    return b"".join(pieces[1:-1])  # less the element's own header, and the delimiter
 
 
 def _redescribed(
@@ -303,28 +302,22 @@ def _fits(cells: NDArray[Any], stored: int) -> bool:
     return high < 1 << most and low >= (-(1 << most) if cells.dtype.kind == "i" else 0)
 
 
-def _judged(
-    frames: Iterable[NDArray[Any]],
-    layout: Layout,
-    original: Encoded,
-    detector: Detector,
-    policy: Policy,
-    before: frozenset[bytes] = frozenset(),
-) -> tuple[list[Box], frozenset[bytes]]:
+def _judged(frames: Iterable[NDArray[Any]], layout: Layout, work: _Work) -> tuple[list[Box], frozenset[bytes]]:
     """What is to be blanked, by frame, and digests of the frames without it. Refuses what cannot be told apart from
-    text. before: digests of frames that were looked at."""
-    fixed = _fixed(layout, original, policy)
+    text."""
+    policy = work.policy
+    fixed = _fixed(layout, work)
     hidden = np.zeros((layout.rows, layout.columns), bool)
     for (left, top, width, height), _ in fixed:
         hidden[top : top + height, left : left + width] = True
     found: list[list[Rectangle]] = []
     looked: set[bytes] = set()
-    spared = _spares(original, policy)
+    spared = _spares(work.header, policy)
     for frame in frames:
-        if before and _digest(frame) in before:
+        if work.looked and _digest(frame, markers=spared) in work.looked:
             found.append([])
             continue
-        mine, digest = _text(frame, hidden, layout.photometric, detector, markers=spared)
+        mine, digest = _text(frame, hidden, layout.photometric, work.detector, markers=spared)
         looked.add(digest)
         if mine and policy.text == "refuse":
             raise _not_redactable("text was found in its pixels, and the profile asks to refuse that")
@@ -358,27 +351,33 @@ def _text(
         spared = marked(left, found) if markers and left.ndim == 2 else []
         found = [one for one in found if one not in spared]
         if not found:
-            return mine, _digest(left)
+            return mine, _digest(left, markers=markers)
         mine += found
         for one in found:
             left[_slices(one)] = dark
     return mine, b""
 
 
-def _digest(frame: NDArray[Any]) -> bytes:
-    """Of what the detector is shown."""
-    head = f"{frame.dtype.str} {frame.shape} ".encode()
+def _digest(frame: NDArray[Any], *, markers: bool) -> bytes:
+    """Of what the detector is shown, and whether markers stay in it."""
+    head = f"{frame.dtype.str} {frame.shape} {markers} ".encode()
     return hashlib.sha256(head + np.ascontiguousarray(frame).tobytes()).digest()
 
 
-def _digest_of_fragments(elements: Elements) -> bytes:
+def _digest_of_fragments(elements: Elements, *, markers: bool) -> bytes:
+    """Of compressed pixel data and what describes it."""
+    head = f"{markers} ".encode()
     pixel = next(element for element in elements if element.tag in PIXEL_TAGS)
-    return hashlib.sha256(b"\0".join(map(bytes, pixel.fragments or []))).digest()
+    said = [
+        b"%08x" % e.tag + (bytes(e.value).rstrip(b"\0 ") if e.vr in TEXT_VRS else bytes(e.value))
+        for e in elements
+        if e.tag >> 16 == 0x0028 and e.tag not in _STATEMENT
+    ]
+    return hashlib.sha256(head + b"\0".join([*said, *map(bytes, pixel.fragments or [])])).digest()
 
 
-def _spares(original: Encoded, policy: Policy) -> bool:
-    modality = values.first(original.data_set, 0x00080060).upper()
-    return policy.keep_markers and modality in MODALITIES
+def _spares(header: Encoded, policy: Policy) -> bool:
+    return policy.keep_markers and values.first(header.data_set, _MODALITY) in MODALITIES
 
 
 def text_left(result: Encoded, policy: Policy, looked: frozenset[bytes] = frozenset()) -> int:
@@ -396,14 +395,14 @@ def text_left(result: Encoded, policy: Policy, looked: frozenset[bytes] = frozen
         frames: Iterable[tuple[NDArray[Any], str]] = (
             (planes.frame(index), layout.photometric) for index in range(layout.frames)
         )
-    elif _digest_of_fragments(result.data_set) in looked:
+    elif _digest_of_fragments(result.data_set, markers=_spares(result, policy)) in looked:
         return 0
     else:
         frames = dicom.compressed_frames(_described(result), max_bytes=MAX_FRAME_BYTES)
     spared, count = _spares(result, policy), 0
     for frame, photometric in frames:
         shown = palette.shown(frame, photometric)
-        if _digest(shown) in looked:
+        if _digest(shown, markers=spared) in looked:
             continue
         found = detector.find(shown)
         kept = marked(shown, found) if spared and shown.ndim == 2 else []
@@ -411,15 +410,16 @@ def text_left(result: Encoded, policy: Policy, looked: frozenset[bytes] = frozen
     return count
 
 
-def _fixed(layout: Layout, original: Encoded, policy: Policy) -> list[tuple[Rectangle, str]]:
-    """What is blanked in every frame, whatever it shows."""
+def _fixed(layout: Layout, work: _Work) -> list[tuple[Rectangle, str]]:
+    """What is blanked in every frame, whatever it shows: as the object was told apart, and as it will be."""
     fixed: list[tuple[Rectangle, str]] = []
-    modality = values.first(original.data_set, 0x00080060).upper()
-    if policy.outside_regions and modality in _ULTRASOUND:
-        inside = regions.declared(original)
+    modalities = {values.first(one.data_set, _MODALITY).upper() for one in (work.original, work.header)}
+    if work.policy.outside_regions and modalities & _ULTRASOUND:
+        inside = regions.declared(work.header)
         if inside:
             fixed += [(place, "region") for place in regions.outside(inside, layout.rows, layout.columns)]
-    for left, top, width, height in devices.regions(original, policy.devices):
+    known = [place for one in (work.original, work.header) for place in devices.regions(one, work.policy.devices)]
+    for left, top, width, height in dict.fromkeys(known):
         width, height = min(width, layout.columns - left), min(height, layout.rows - top)
         if width > 0 and height > 0:
             fixed.append(((left, top, width, height), "device"))
@@ -472,11 +472,8 @@ class _Palette:
         from pydicom.pixels.processing import apply_color_lut
 
         kept = [e for e in original.data_set if e.tag >> 16 == 0x0028]
-        part = Encoded.__new__(Encoded)
-        part.preamble, part.meta, part.data_set = False, [], kept
-        part.transfer_syntax, part.implicit, part.little = original.transfer_syntax, original.implicit, original.little
         try:
-            dataset = dicom.dataset_of(part, pixels=False)
+            dataset = dicom.dataset_of(_instead(original, kept), pixels=False)
             count, first, _ = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor)
             indices = np.arange(first, min(first + (count or 1 << 16), 1 << 16))
             kind = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,6 +21,7 @@ from shared.dicom_encoding import (
     DEFLATED,
     IMPLICIT_LITTLE,
     PIXEL_TAGS,
+    Bytes,
     Element,
     Elements,
     Encoded,
@@ -39,6 +40,8 @@ _SOP_INSTANCE: Final = 0x00080018
 _STUDY: Final = 0x0020000D
 _SERIES: Final = 0x0020000E
 _ENCAPSULATED_DOCUMENT: Final = 0x00420011
+_MOST_PASSES: Final = 8
+"""Over one object, with the one that finds nothing more to do; two do for all but damaged ones."""
 _TEMPORAL: Final = ((Option.RETAIN_FULL_DATES, b"UNMODIFIED"), (Option.RETAIN_MODIFIED_DATES, b"MODIFIED"))
 
 
@@ -105,13 +108,12 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile, study: str = "
             commitment = pseudonyms.commitment(hashlib.sha256(data).hexdigest())
             receipt = replace(receipt, key_id=pseudonyms.key_id, input_commitment=commitment)
         names = _names(original, pseudonyms)
-        sop_class = _accepted(original, profile)
-        run = _Run(profile, pseudonyms, counts, original, sop_class, names.subject)
-        result = run.result()
+        written, result, run = _settled(_Run(profile, pseudonyms, counts, original), counts)
+        counts.tag = 0
+        counts.add("BLANKED", len(run.boxes))
         receipt = replace(receipt, boxes=run.boxes)
-        written = _written(original, result, run.meta(result), run.transfer_syntax)
         opinion = residual.second_opinion(
-            original, written, pseudonyms, profile.options, profile.retained, pixels=run.text_left
+            original, result, pseudonyms, profile.options, profile.retained, pixels=run.text_left
         )
         receipt = replace(receipt, residual_hits=opinion.total, second_opinion=opinion.hits)
         if opinion.total:
@@ -128,6 +130,36 @@ def redact(data: bytes, pseudonyms: Pseudonyms, profile: Profile, study: str = "
         burned_in_text_detail=risk,
     )
     return Redacted(written, receipt, names.study, names.series, names.instance, names.subject)
+
+
+def _settled(run: _Run, counts: Counts) -> tuple[bytes, Encoded, _Run]:
+    """The file, as what it is read again, and the last pass over it: one that changed not a byte.
+
+    Each pass judges what it reads. Where damage made an object say something else than what the mended one says (its
+    first date, what a content item is, how it is encoded), the next pass judges otherwise; so it is made here, not
+    left to whoever redacts the result again. counts: of the first pass; what another does beside it is added. Raises
+    NOT_REDACTABLE where no pass is the last.
+    """
+    written = b"".join(run.file())
+    for _ in range(_MOST_PASSES - 1):
+        result, more = parse(written), Counts()
+        run = run.again(result, more)
+        pieces = run.file()
+        if _equal(pieces, written):
+            return written, result, run
+        counts.also(more)
+        written = b"".join(pieces)
+    raise _not_redactable("whatever is written of it, redacted again, becomes something else")
+
+
+def _equal(pieces: Iterable[Bytes], data: bytes) -> bool:
+    """Whether the pieces are the data; large ones are not put together for it."""
+    view, at = memoryview(data), 0
+    for piece in pieces:
+        if view[at : at + len(piece)] != piece:
+            return False
+        at += len(piece)
+    return at == len(data)
 
 
 def _accepted(original: Encoded, profile: Profile) -> str:
@@ -173,7 +205,7 @@ def _names(original: Encoded, pseudonyms: Pseudonyms) -> Names:
 
 
 class _Run:
-    """One object: its data set, its statement and its file meta information."""
+    """One pass over one object: its data set, its statement and its file meta information."""
 
     def __init__(
         self,
@@ -181,23 +213,39 @@ class _Run:
         pseudonyms: Pseudonyms,
         counts: Counts,
         original: Encoded,
-        sop_class: str,
-        subject: str,
+        boxes: tuple[Box, ...] = (),
+        looked: frozenset[bytes] = frozenset(),
     ) -> None:
         self._profile = profile
         self._pseudonyms = pseudonyms
         self._counts = counts
         self._original = original
-        self._sop_class = sop_class
-        self.transfer_syntax = original.transfer_syntax
-        """Of the result: another only where pixel data had to be decoded to be cleaned."""
+        self._looked = looked
+        self.boxes = boxes
+        """What was blanked, in the passes before too."""
         self.text_left: Callable[[Encoded], int] | None = None
         """How much text the detector finds in a result; None where pixels are not cleaned."""
-        self.boxes: tuple[Box, ...] = ()
-        """What was blanked."""
-        self._cleaner = Cleaner(profile, pseudonyms, counts, original, sop_class, subject)
+        self._transfer_syntax = original.transfer_syntax
+        """Of the result: another only where pixel data had to be decoded to be cleaned."""
+        self._sop_class = _accepted(original, profile)
+        subject = pseudonyms.subject(*patient(original))
+        self._cleaner = Cleaner(profile, pseudonyms, counts, original, self._sop_class, subject)
 
-    def result(self) -> Elements:
+    def again(self, result: Encoded, counts: Counts) -> _Run:
+        """The pass over what this one wrote."""
+        return _Run(self._profile, self._pseudonyms, counts, result, self.boxes, self._looked)
+
+    def file(self) -> list[Bytes]:
+        """The object as a file (PS3.10), in pieces: preamble of zeros, our meta information, the data set."""
+        result = self._result()
+        body = encode(result, implicit=self._transfer_syntax == IMPLICIT_LITTLE, little=self._original.little)
+        if self._transfer_syntax in DEFLATED:
+            packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+            packed = packer.compress(b"".join(body)) + packer.flush()
+            body = [packed + b"\0" * (len(packed) & 1)]
+        return [b"\0" * 128, b"DICM", *encode(self._meta(result), implicit=False, little=True), *body]
+
+    def _result(self) -> Elements:
         """The redacted data set, sorted by tag."""
         elements = self._cleaner.cleaned()
         self._counts.tag = 0
@@ -214,8 +262,9 @@ class _Run:
         from services.redaction import clean_pixels  # brings a network along, which not every profile needs
 
         policy = clean_pixels.Policy.load(self._profile.pixels)
-        done = clean_pixels.clean(elements, self._original, self._counts, policy)
-        self.transfer_syntax, self.boxes = done.transfer_syntax, done.boxes
+        done = clean_pixels.clean(elements, self._original, self._counts, policy, self._looked)
+        self._transfer_syntax, self._looked = done.transfer_syntax, done.looked
+        self.boxes = tuple(dict.fromkeys((*self.boxes, *done.boxes)))
         self.text_left = lambda encoded: clean_pixels.text_left(encoded, policy, done.looked)
         return done.elements
 
@@ -244,7 +293,7 @@ class _Run:
         described = private.characteristics(self._cleaner.blocks, little=self._original.little)
         return [*statement, described] if described else statement
 
-    def meta(self, result: Elements) -> Elements:
+    def _meta(self, result: Elements) -> Elements:
         """File meta information of our own (PS3.10 7.1); nothing of the original's is taken over."""
         self._counts.add("META", sum(element.tag & 0xFFFF > 0x0010 for element in self._original.meta))
         self._counts.add("PREAMBLE", int(self._original.preamble))
@@ -253,20 +302,9 @@ class _Run:
             Element(0x00020001, "OB", b"\0\1"),
             Element(0x00020002, "UI", self._sop_class.encode()),
             Element(0x00020003, "UI", instance.encode()),
-            Element(0x00020010, "UI", self.transfer_syntax.encode()),
+            Element(0x00020010, "UI", self._transfer_syntax.encode()),
             Element(0x00020012, "UI", IMPLEMENTATION_CLASS_UID.encode()),
             Element(0x00020013, "SH", IMPLEMENTATION_VERSION.encode()),
         ]
         length = sum(map(len, encode(rest, implicit=False, little=True)))
         return [Element(0x00020000, "UL", length.to_bytes(4, "little")), *rest]
-
-
-def _written(original: Encoded, result: Elements, meta: Elements, transfer_syntax: str) -> bytes:
-    """The object as a file (PS3.10): preamble of zeros, our meta information, the data set in its transfer syntax."""
-    implicit = transfer_syntax == IMPLICIT_LITTLE
-    body = encode(result, implicit=implicit, little=original.little)
-    if transfer_syntax in DEFLATED:
-        packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
-        packed = packer.compress(b"".join(body)) + packer.flush()
-        body = [packed + b"\0" * (len(packed) & 1)]
-    return b"".join([b"\0" * 128, b"DICM", *encode(meta, implicit=False, little=True), *body])

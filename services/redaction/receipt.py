@@ -112,3 +112,10 @@ class Counts:
             touched = self.tags.setdefault(action, set())
             if self.tag and len(touched) < _MOST_TAGS:
                 touched.add(self.tag)
+
+    def also(self, later: Counts) -> None:
+        """Add the attributes that a later pass touched and none before it."""
+        known = set().union(*self.tags.values())
+        for action, tags in later.tags.items():
+            for self.tag in sorted(tags - known):
+                self.add(action)

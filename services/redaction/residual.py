@@ -84,19 +84,19 @@ class _Sought:
 
 def second_opinion(
     original: Encoded,
-    written: bytes,
+    written: bytes | Encoded,
     pseudonyms: Pseudonyms,
     options: Collection[str] = (),
     retained: Collection[int] = (),
     pixels: Callable[[Encoded], int] | None = None,
 ) -> Opinion:
-    """What of the original is left in the file that was written.
+    """What of the original is left in the file that was written: in its bytes, or in them as they were read again.
 
     options: names of the options of the profile (`services.redaction.profile.Option`): what they keep is not looked
     for. retained: tags that the profile lets stand as they were. pixels: counts the texts that are still in the pixels
     of a parsed object. Raises as `parse` where the file cannot be read.
     """
-    result = parse(written)
+    result = written if isinstance(written, Encoded) else parse(written)
     looking = _Looking(original.data_set, pseudonyms, frozenset(map(str, options)), frozenset(retained))
     looking.at_meta(result)
     if pixels is not None and (left := pixels(result)):
