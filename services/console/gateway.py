@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
 import grpc
@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.console.accounts import Attempt, Person
 from shared import keys
-from shared.audit import Recorder
+from shared.audit import Recorder, view
 from shared.errors import ErrorCode, StepwedgeError, from_rpc
 from shared.identification import BlindIndex, Identities, Number
 from shared.identity import PERSON, PERSON_KEY, SERVICES, Identity
@@ -51,10 +51,12 @@ class Gateway:
         for one in self._channels.values():
             await one.close(None)
 
-    async def viewed(self, person: Person, what: str, *, study: str = "") -> int:
-        """Record that a person looks at something; nothing is shown before this returns."""
-        event = audit_pb2.ViewedEvent(person=person.name, role=person.role, what=what)
-        return await self._record("viewed", event, study=study)
+    async def viewed(self, person: Person, what: str, *, study: str = "", studies: Iterable[str] = ()) -> int:
+        """Record that a person looks at something; nothing is shown before this returns.
+
+        `studies`: pseudonyms of those that a list or a search shows.
+        """
+        return await self._record("viewed", view(person.name, person.role, what, studies), study=study)
 
     async def attempted(self, attempt: Attempt, method: str) -> int:
         """Record a sign-in, or its refusal."""

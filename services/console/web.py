@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -38,7 +38,7 @@ COOKIE: Final = "__Host-stepwedge"
 LANGUAGE_COOKIE: Final = "stepwedge-language"
 LONGEST_BODY: Final = 65_536
 _VIEW_SECONDS: Final = 900.0
-_VIEWS: Final = 10_000
+_VIEWS: Final = 100_000
 
 RADIOGRAPHER, OPERATOR, AUDITOR, ADMINISTRATOR = "radiographer", "operator", "auditor", "administrator"
 EVERYBODY: Final = frozenset({RADIOGRAPHER, OPERATOR, AUDITOR, ADMINISTRATOR})
@@ -137,9 +137,28 @@ class Call:
         if study and now - self.house.views.get(known, -_VIEW_SECONDS) < _VIEW_SECONDS:
             return
         await self.house.gateway.viewed(self.signed_in, what, study=study)
+        self._remember(known)
+
+    async def listed(self, what: str, studies: Iterable[str], *, always: bool = True) -> None:
+        """Record that a list or a search shows these studies (pseudonyms), before it does.
+
+        Not `always`: a list that renews itself is recorded with what it has not shown in the last quarter of an hour.
+        """
+        now = time.monotonic()
+        shown = [
+            study
+            for study in studies
+            if always or now - self.house.views.get((self.token, f"{what}/{study}"), -_VIEW_SECONDS) >= _VIEW_SECONDS
+        ]
+        if always or shown:
+            await self.house.gateway.viewed(self.signed_in, what, studies=shown)
+            for study in shown:
+                self._remember((self.token, f"{what}/{study}"))
+
+    def _remember(self, known: tuple[str, str]) -> None:
         if len(self.house.views) >= _VIEWS:
             self.house.views.clear()
-        self.house.views[known] = now
+        self.house.views[known] = time.monotonic()
 
     def page(self, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
         """Render a template."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from services.console.gateway import stream
 from services.console.pages.guarding import PURPOSES, REFERENCE
 from services.console.web import AUDITOR, Call, form, invalid, route, text_of
 from shared.identification import TOKEN_BYTES, Number
+from shared.transparency.tlog_proof import TlogProof
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1.common_pb2 import Verdict
 
@@ -49,9 +51,8 @@ async def search(call: Call) -> Response:
     given = {name: call.query(name) for name in _FIELDS}
     found, head = None, await dossier.head_of(call.house.gateway)
     if any(given.values()):
-        request = _request(given)
-        await call.viewed("search")
-        found = await ask(call.house.gateway.audit.QueryEntries, request)
+        found = await ask(call.house.gateway.audit.QueryEntries, _request(given))
+        await call.listed("search", (entry.record.study for entry in found.entries))
     following = {name: value for name, value in given.items() if value and name != "page"}
     return call.page(
         "audit.html",
@@ -121,8 +122,8 @@ async def entry(call: Call) -> Response:
     """One entry with its proof, step by step."""
     index = _index(call.path("index"))
     gateway = call.house.gateway
-    await call.viewed("entry")
     found = await ask(gateway.audit.GetEntry, audit_pb2.GetEntryRequest(index=index))
+    await gateway.viewed(call.signed_in, "entry", study=found.entry.record.study)
     head = await dossier.head_of(gateway)
     line = await dossier.line_of(gateway, found.entry, head)
     return call.page("entry.html", line=line, head=head, study=found.entry.record.study)
@@ -131,8 +132,9 @@ async def entry(call: Call) -> Response:
 async def proof(call: Call) -> Response:
     """The stand-alone proof of one entry (C2SP tlog-proof), as a file."""
     index = _index(call.path("index"))
-    await call.viewed("entry")
     found = await ask(call.house.gateway.audit.GetProof, audit_pb2.GetProofRequest(index=index))
+    told = json.loads(TlogProof.parse(found.proof.encode()).extra or b"{}")  # the entry
+    await call.house.gateway.viewed(call.signed_in, "entry", study=str(told.get("study", "")))
     return _file(found.proof.encode(), f"entry-{index}.tlog-proof", "text/plain; charset=utf-8")
 
 

@@ -35,9 +35,10 @@ async def page(call: Call) -> Response:
 
 
 async def _page(call: Call, *, words: str = "", status: int = 200) -> Response:
-    await call.viewed("holds")
     found = await ask(call.house.gateway.audit.ListHolds, audit_pb2.ListHoldsRequest())
     requests = await asyncio.to_thread(call.house.requests.newest)
+    named = (*(one.study for one in found.holds), *(one.target for one in requests))
+    await call.listed("holds", (one for one in named if _STUDY.fullmatch(one)))
     return call.page(
         "guarding.html",
         holds=found.holds,

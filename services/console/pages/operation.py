@@ -10,13 +10,17 @@ from typing import Final
 from cryptography import x509
 from starlette.responses import Response
 
+from services.console import pictures
 from services.console.gateway import Gateway, call_or_none
 from services.console.web import ADMINISTRATOR, OPERATOR, Call, route
+from shared.errors import StepwedgeError
 from shared.identity import Identity
 from shared.settings import host_and_port
 from stepwedge.inference.v1 import inference_pb2
 from stepwedge.ingest.v1 import ingest_pb2
 
+HOURS: Final = 24
+"""Of throughput and errors that are shown."""
 SOON_DAYS: Final = 30
 """Left of a certificate's life from here on, the page warns."""
 _SECONDS: Final = 2.0
@@ -25,7 +29,7 @@ _SECONDS: Final = 2.0
 async def operation(call: Call) -> Response:
     """The state of the cluster, part by part; what does not answer says so, and the rest is shown."""
     gateway = call.house.gateway
-    health, summary, dead, models, storage, policy, certificates = await asyncio.gather(
+    health, summary, dead, models, storage, policy, activity, certificates = await asyncio.gather(
         gateway.health(),
         call_or_none(gateway.ingest.SummarizeDecisions, ingest_pb2.SummarizeDecisionsRequest()),
         call_or_none(
@@ -35,13 +39,26 @@ async def operation(call: Call) -> Response:
         call_or_none(gateway.inference.ListModels, inference_pb2.ListModelsRequest()),
         call_or_none(gateway.ingest.GetStorage, ingest_pb2.GetStorageRequest()),
         call_or_none(gateway.ingest.GetPolicy, ingest_pb2.GetPolicyRequest()),
+        call_or_none(gateway.ingest.SummarizeActivity, ingest_pb2.SummarizeActivityRequest(hours=HOURS)),
         asyncio.to_thread(_certificates, gateway),
     )
+    shown = [] if dead is None else [one.pseudonym for one in dead.studies]
+    if shown and not await _recorded(call, shown):
+        dead = None
+    hours = [] if activity is None else activity.hours
+    series = [
+        (call.wording(name), kind, [int(getattr(one, kind_of)) for one in hours])
+        for name, kind, kind_of in (("Studies", "accept", "studies"), ("Images", "review", "images"))
+    ]
     return call.page(
         "operation.html",
         health=health,
+        hours=[one.hour.ToDatetime().strftime("%d. %H:00") for one in hours],
+        series=series,
+        charts=[pictures.bars(one[0], [f"{hour.hour.ToDatetime():%H}" for hour in hours], [one]) for one in series],
+        errors=None if activity is None else activity.errors,
         states=[] if summary is None else summary.states,
-        dead=[] if dead is None else dead.studies,
+        dead=None if dead is None else dead.studies,
         models=[] if models is None else models.models,
         storage=storage,
         policy=policy,
@@ -50,6 +67,15 @@ async def operation(call: Call) -> Response:
         now=datetime.now(UTC),
         addresses=gateway.addresses,
     )
+
+
+async def _recorded(call: Call, studies: list[str]) -> bool:
+    """Whether the log took it that these are shown: this page must be there above all while the log is away."""
+    try:
+        await call.listed("dead_letter", studies, always=False)
+    except StepwedgeError:
+        return False
+    return True
 
 
 def _certificates(gateway: Gateway) -> list[tuple[str, datetime | None, int]]:

@@ -42,7 +42,9 @@ ENOUGH: Final = 20
 async def quality(call: Call) -> Response:
     """Charts, each with its figures."""
     asked = _asked(call)
-    found, measured, models = await asyncio.gather(_summary(call, asked), _measured(call, asked), _models(call))
+    found, measured, models, rates = await asyncio.gather(
+        _summary(call, asked), _measured(call, asked), _models(call), _rates(call, asked)
+    )
     weekly = asked.days > 30
     columns = _columns(asked.days, weekly=weekly)
     verdicts: Counter[tuple[str, int]] = Counter()
@@ -90,6 +92,8 @@ async def quality(call: Call) -> Response:
         verdict_numbers=SERIES,
         drift=drifts(measured, asked.days),
         models=models,
+        rates=rates,
+        rates_chart=pictures.bars(call.wording("Rejected and repeated images, by week"), *_drawn(call, rates.by_week)),
         line=lambda one: pictures.line(one.name, one.means),
         drifted=DRIFTED,
         enough=ENOUGH,
@@ -123,6 +127,33 @@ async def as_csv(call: Call) -> Response:
         values = [day.name, day.unit, f"{day.mean:.6g}", f"{day.deviation:.6g}"]
         rows.writerow([day.day, "measured", "", "", "", "", "", day.count, *values])
     headers = {"Content-Disposition": 'attachment; filename="quality.csv"'}
+    return Response(text.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+async def rates_as_csv(call: Call) -> Response:
+    """Images, rejected and repeated ones by week, room, device and reason; the shares are of all images of the row.
+
+    A row without a reason is of all images; one with a reason, of those that were rejected for it.
+    """
+    asked = _asked(call)
+    found = await _repeats(call, asked, "by_day", "by_device", "by_reason")
+    names = {one.id: _name_of(one) for one in found.devices}
+    sums: dict[tuple[str, str, str, int], Rate] = defaultdict(Rate)
+    for one in found.counts:
+        sums[_column(one.day, weekly=True), *names.get(one.device_id, ("", "")), one.reason].add(one)
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\r\n")
+    rows.writerow(
+        ["week", "room", "device", "reason", "images", "rejected", "reject_rate", "repeated", "repeat_rate", "unsaid"]
+    )
+    for (week, room, device, reason), rate in sorted(sums.items()):
+        images = sums[week, room, device, 0].images
+        shares = [f"{count / images:.4f}" if images else "" for count in (rate.rejected, rate.repeated)]
+        why = _reason(reason) if reason else ""  # type: ignore[arg-type]
+        rows.writerow(
+            [week, room, device, why, images, rate.rejected, shares[0], rate.repeated, shares[1], rate.unsaid]
+        )
+    headers = {"Content-Disposition": 'attachment; filename="rates.csv"'}
     return Response(text.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
 
@@ -163,6 +194,92 @@ async def _measured(call: Call, asked: Asked) -> Sequence[ingest_pb2.Measurement
         call.house.gateway.ingest.SummarizeMeasurements, request
     )
     return answer.days
+
+
+async def _repeats(call: Call, asked: Asked, *by: str) -> ingest_pb2.SummarizeRepeatsResponse:
+    request = ingest_pb2.SummarizeRepeatsRequest(device=ingest_pb2.DeviceFilter(id=asked.device))
+    for field in by:
+        setattr(request, field, True)
+    getattr(request, "from").FromDatetime(asked.since)
+    answer: ingest_pb2.SummarizeRepeatsResponse = await ask(call.house.gateway.ingest.SummarizeRepeats, request)
+    return answer
+
+
+@dataclass
+class Rate:
+    """Radiographs of a week, room, device or reason."""
+
+    images: int = 0
+    rejected: int = 0
+    repeated: int = 0
+    unsaid: int = 0
+    """Rejected ones of which nobody can tell whether they were repeated."""
+
+    def add(self, one: ingest_pb2.RepeatCount) -> None:
+        """Count these too."""
+        self.images += one.images
+        self.rejected += one.rejected
+        self.repeated += one.repeated
+        self.unsaid += one.unsaid
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Reject and repeat rates, each breakdown in the order in which it is shown."""
+
+    total: Rate
+    by_week: list[tuple[str, Rate]]
+    by_room: list[tuple[str, Rate]]
+    by_device: list[tuple[str, Rate]]
+    by_reason: list[tuple[int, Rate]]
+    within_minutes: int
+
+
+async def _rates(call: Call, asked: Asked) -> Rates:
+    """What ingest counts, see `services.ingest.repeats` for what a repeat is."""
+    of_days, of_devices, of_reasons = await asyncio.gather(
+        *(_repeats(call, asked, by) for by in ("by_day", "by_device", "by_reason"))
+    )
+    weeks = {week: Rate() for week in _columns(asked.days, weekly=True)}
+    for one in of_days.counts:
+        weeks.setdefault(_column(one.day, weekly=True), Rate()).add(one)
+    names = {one.id: _name_of(one) for one in of_devices.devices}
+    rooms: dict[str, Rate] = defaultdict(Rate)
+    devices: dict[str, Rate] = defaultdict(Rate)
+    total = Rate()
+    for one in of_devices.counts:
+        room, device = names.get(one.device_id, ("", ""))
+        rooms[room].add(one)
+        devices[device].add(one)
+        total.add(one)
+    reasons: dict[int, Rate] = defaultdict(Rate)
+    for one in of_reasons.counts:
+        if one.reason:
+            reasons[one.reason].add(one)
+            reasons[one.reason].images = total.images
+    return Rates(
+        total,
+        list(weeks.items()),
+        _most_repeated(rooms),
+        _most_repeated(devices),
+        sorted(reasons.items(), key=lambda it: (-it[1].rejected, it[0])),
+        of_days.within_minutes,
+    )
+
+
+def _most_repeated(rates: dict[str, Rate]) -> list[tuple[str, Rate]]:
+    def order(item: tuple[str, Rate]) -> tuple[float, float, str]:
+        name, one = item
+        return -one.repeated / max(1, one.images), -one.rejected / max(1, one.images), name
+
+    return sorted(rates.items(), key=order)
+
+
+def _drawn(call: Call, weeks: Sequence[tuple[str, Rate]]) -> tuple[list[str], list[tuple[str, str, list[int]]]]:
+    return [week for week, _ in weeks], [
+        (call.wording("repeated"), "reject", [one.repeated for _, one in weeks]),
+        (call.wording("rejected, not repeated"), "review", [one.rejected - one.repeated for _, one in weeks]),
+    ]
 
 
 async def _models(call: Call) -> list[inference_pb2.Model]:
@@ -289,4 +406,8 @@ def _reason(reason: Reason.ValueType) -> str:
     return Reason.Name(reason).removeprefix("REASON_")
 
 
-ROUTES: Final = [route("/quality", quality, WHO), route("/quality.csv", as_csv, WHO)]
+ROUTES: Final = [
+    route("/quality", quality, WHO),
+    route("/quality.csv", as_csv, WHO),
+    route("/quality/rates.csv", rates_as_csv, WHO),
+]

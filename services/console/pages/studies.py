@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from pydicom.uid import UID
 from starlette.responses import RedirectResponse, Response
 
 from services.console import pictures
@@ -40,7 +44,7 @@ _WINDOW: Final = ("center", "width")
 
 async def work_list(call: Call) -> Response:
     """Studies as they arrive, newest first; `rows` alone when the page asks for news."""
-    state, verdict, token = call.query("state"), call.query("verdict"), call.query("page")
+    state, verdict, room, token = (call.query(name) for name in ("state", "verdict", "room", "page"))
     if (state and state not in STATES) or (verdict and verdict not in VERDICTS):
         raise invalid("there is no such filter")
     request = ingest_pb2.ListStudiesRequest(page_size=PAGE, page_token=token)
@@ -48,7 +52,11 @@ async def work_list(call: Call) -> Response:
         request.state = ingest_pb2.StudyState.Value(f"STUDY_STATE_{state}")
     if verdict:
         request.verdict = Verdict.Value(f"VERDICT_{verdict}")
+    if room:
+        request.device.room = room
     found = await ask(call.house.gateway.ingest.ListStudies, request)
+    await call.listed("work_list", (one.pseudonym for one in found.studies), always=False)
+    now = datetime.now(UTC)
     template = "study_rows.html" if call.query("rows") else "studies.html"
     return call.page(
         template,
@@ -56,7 +64,11 @@ async def work_list(call: Call) -> Response:
         more=found.next_page_token,
         state=state,
         verdict=verdict,
+        room=room,
+        rooms=sorted({one.device.room for one in found.studies} - {""}),
+        kept=urlencode({"state": state, "verdict": verdict, "room": room}),
         token=token,
+        age=lambda stamp: _age(stamp, now),
         states=STATES,
         verdicts=VERDICTS,
         words=reasons.WORDS,
@@ -85,6 +97,7 @@ async def study(call: Call) -> Response:
         verdicts=("ACCEPT", "REVIEW", "REJECT"),
         review_reasons=REVIEW_REASONS,
         may_requeue=call.signed_in.role == OPERATOR,
+        header=[] if shown is None else list(_header(shown)),
         whole=[Outcome.OUTCOME_FAIL, Outcome.OUTCOME_WARN, Outcome.OUTCOME_NOT_ASSESSABLE, Outcome.OUTCOME_PASS],
     )
 
@@ -94,6 +107,40 @@ def _pseudonym(call: Call) -> str:
     if not _UID.fullmatch(text):
         raise not_found("there is no such study")
     return text
+
+
+_SIDES: Final[Mapping[str, str]] = {"L": "left", "R": "right", "B": "both", "U": "unpaired"}
+
+
+def _header(instance: ingest_pb2.Instance) -> Iterator[tuple[str, str]]:
+    """What the header said of the image and of what made it: (name, value), nothing that names a patient."""
+    device = instance.device
+    said = (
+        ("Modality", instance.modality),
+        ("Body part", instance.body_part),
+        ("View", instance.view),
+        ("Side", _SIDES.get(instance.laterality, "")),
+        ("Procedure", instance.procedure_code),
+        ("Size", f"{instance.columns} × {instance.rows}" if instance.columns else ""),
+        ("Kind of object", UID(instance.sop_class_uid).name),
+        ("Room", device.room),
+        ("Station", device.station),
+        ("Department", device.department),
+        ("Device", " ".join(filter(None, (device.manufacturer, device.model)))),
+        ("Serial number", device.serial_number),
+        ("Sent by", device.calling_ae_title),
+        ("Site", instance.site),
+    )
+    return ((name, value) for name, value in said if value)
+
+
+def _age(stamp: Timestamp, now: datetime) -> tuple[int, str]:
+    """How long ago, as a number and its unit; no unit for less than a minute."""
+    seconds = (now - stamp.ToDatetime(UTC)).total_seconds()
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return int(seconds // length), unit
+    return 0, ""
 
 
 def _boxes(instance: ingest_pb2.Instance) -> Any:
@@ -147,7 +194,7 @@ async def _picture(call: Call, request: Message, *, colour: tuple[int, int, int]
 async def review(call: Call) -> Response:
     """A person confirms or overrules the newest decision."""
     fields, person = await form(call), call.signed_in
-    pseudonym = call.path("study")
+    pseudonym = _pseudonym(call)
     verdict, reason = text_of(fields, "verdict", 16), text_of(fields, "reason", 64)
     if verdict not in VERDICTS or reason not in REVIEW_REASONS:
         raise invalid("choose a verdict and a reason")
@@ -167,9 +214,22 @@ async def review(call: Call) -> Response:
 async def requeue(call: Call) -> Response:
     """Put a study of the dead letter back in the queue."""
     await form(call)
-    pseudonym = call.path("study")
-    request = ingest_pb2.RequeueStudyRequest(study=ingest_pb2.StudyKey(pseudonym=pseudonym))
+    pseudonym = _pseudonym(call)
+    request = ingest_pb2.RequeueStudyRequest(
+        study=ingest_pb2.StudyKey(pseudonym=pseudonym), requested_by=call.signed_in.name
+    )
     await ask(call.house.gateway.ingest.RequeueStudy, request)
+    return RedirectResponse(f"/studies/{pseudonym}", 303)
+
+
+async def complete(call: Call) -> Response:
+    """Decide a study now, with what has come; the record of the decision names the person."""
+    await form(call)
+    pseudonym = _pseudonym(call)
+    request = ingest_pb2.CompleteStudyRequest(
+        study=ingest_pb2.StudyKey(pseudonym=pseudonym), requested_by=call.signed_in.name
+    )
+    await ask(call.house.gateway.ingest.CompleteStudy, request)
     return RedirectResponse(f"/studies/{pseudonym}", 303)
 
 
@@ -193,6 +253,7 @@ ROUTES: Final = [
     route("/studies", work_list, WHO),
     route("/studies/{study:str}", study, WHO),
     route("/studies/{study:str}/review", review, WHO, methods=["POST"]),
+    route("/studies/{study:str}/complete", complete, WHO, methods=["POST"]),
     route("/studies/{study:str}/requeue", requeue, frozenset({OPERATOR}), methods=["POST"]),
     route("/studies/{study:str}/images/{place:str}.png", image, WHO),
     route("/studies/{study:str}/images/{place:str}/{structure:str}.png", mask, WHO),

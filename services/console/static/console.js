@@ -4,7 +4,12 @@
 const live = document.querySelector("[data-live]");
 if (live) {
   const news = document.getElementById("news");
-  const tidy = (text) => text.replace(/\s+/g, " ").trim();
+  const tidy = (rows) => rows.textContent.replace(/\s+/g, " ").trim();
+  const timeless = (rows) => {  // an age grows by itself, which is no news
+    const copy = rows.cloneNode(true);
+    for (const time of copy.querySelectorAll("time")) time.remove();
+    return tidy(copy);
+  };
   const refresh = async () => {
     if (document.hidden || live.contains(document.activeElement)) return;
     try {
@@ -12,10 +17,10 @@ if (live) {
       if (!answer.ok) return;
       const rows = document.createElement("tbody");
       rows.innerHTML = await answer.text();
-      if (tidy(rows.textContent) !== tidy(live.textContent)) {
-        live.replaceChildren(...rows.children);
-        news.textContent = news.dataset.words;
-      }
+      if (tidy(rows) === tidy(live)) return;
+      const news_came = timeless(rows) !== timeless(live);
+      live.replaceChildren(...rows.children);
+      if (news_came) news.textContent = news.dataset.words;
     } catch (error) { /* the next one may succeed */ }
   };
   setInterval(refresh, 3000);

@@ -19,6 +19,14 @@ CONSOLE = Path(wording.__file__).parent
 TEXT = re.compile(r"""_\(\s*"([^"]+)"|_\(\s*'([^']+)'|wording\(\s*"([^"]+)"\s*[,)]""")
 
 
+MESSAGE = re.compile(r'(?:invalid|not_found|StepwedgeError)\((?:ErrorCode\.[A-Z_]+, )?"([^"{]+)"')
+
+
+def messages() -> set[str]:
+    """Every sentence that the console itself says on an error page."""
+    return {text for file in CONSOLE.rglob("*.py") for text in MESSAGE.findall(file.read_text("utf-8"))}
+
+
 def texts() -> set[str]:
     """Every text that a page or the paper shows."""
     files = [*CONSOLE.glob("templates/*.html"), *CONSOLE.rglob("*.py")]
@@ -67,6 +75,8 @@ def test_every_code_has_its_words(language: str):
 def test_every_text_and_every_reason_is_translated(language: str):
     known = set(wording.languages()[language]._words)
     assert not texts() - known
+    assert len(messages()) > 30
+    assert not messages() - known
     assert not set(reasons.WORDS.values()) - known
 
 
