@@ -31,7 +31,12 @@ from shared.transparency.tlog_proof import TlogProof
 from stepwedge.audit.v1 import audit_pb2
 
 MOST: Final = 500
-"""Entries in one dossier; a study has a handful."""
+"""Entries on the study as a whole in one dossier; a study has a handful."""
+PART: Final = 200
+"""Entries on single images, and looks and reads of people, in one part of a dossier: a CT has a thousand of them."""
+_MANY: Final = frozenset({"received", "redacted", "assessed", "shadowed", "viewed", "read"})
+_PAGE: Final = 100
+_LONGEST: Final = 100_000
 _TOGETHER: Final = 16
 
 
@@ -48,8 +53,10 @@ class Head:
     """Whether the key is the one that the site gave to the console; else it is what the log itself says."""
     signed: bool
     """Whether the signature holds under the key."""
+    cosigned: str
+    """The newest checkpoint that enough witnesses cosigned, with their signatures; empty where there is none."""
     cosignatures: int
-    """Signatures on the newest cosigned checkpoint besides the log's own."""
+    """Signatures on that besides the log's own."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,9 @@ class Dossier:
     lines: tuple[Line, ...]
     made_at: datetime
     made_for: str
+    part: int = 1
+    parts: int = 1
+    """In each part: what concerns the study as a whole, and some of what concerns its images."""
     identity: tuple[tuple[str, str], ...] = ()
     """Name and value of what identifies the study; empty where it was not asked for."""
 
@@ -183,6 +193,7 @@ async def head_of(gateway: Gateway) -> Head:
         key,
         bool(ours),
         signed,
+        answer.cosigned_checkpoint,
         _cosignatures(answer.cosigned_checkpoint),
     )
 
@@ -236,12 +247,35 @@ async def line_of(gateway: Gateway, entry: audit_pb2.Entry, head: Head) -> Line:
     )
 
 
-async def dossier(gateway: Gateway, study: str, *, made_for: str) -> Dossier:
-    """Everything that the log holds on a study. Raises ENTRY_NOT_FOUND where that is nothing."""
+async def _entries(gateway: Gateway, study: str, size: int, part: int) -> tuple[list[audit_pb2.Entry], int]:
+    """What a part of a dossier shows, in the order of the log, and the number of parts."""
+    request = audit_pb2.QueryEntriesRequest(study=study, page_size=_PAGE)
+    whole: list[audit_pb2.Entry] = []
+    some: list[audit_pb2.Entry] = []
+    seen = many = 0
+    while seen < _LONGEST:
+        found = await ask(gateway.audit.QueryEntries, request)
+        for entry in found.entries:
+            if entry.index >= size:
+                continue
+            if entry.record.WhichOneof("event") not in _MANY and len(whole) < MOST:
+                whole.append(entry)
+                continue
+            if (part - 1) * PART <= many < part * PART:
+                some.append(entry)
+            many += 1
+        seen += len(found.entries)
+        request.page_token = found.next_page_token
+        if not found.next_page_token:
+            break
+    return sorted([*whole, *some], key=lambda entry: entry.index), max(1, -(-many // PART))
+
+
+async def dossier(gateway: Gateway, study: str, *, made_for: str, part: int = 1) -> Dossier:
+    """What the log holds on a study. Raises ENTRY_NOT_FOUND where that is nothing, or there is no such part."""
     head = await head_of(gateway)
-    found = await ask(gateway.audit.QueryEntries, audit_pb2.QueryEntriesRequest(study=study, page_size=MOST))
-    entries = [entry for entry in found.entries if entry.index < head.size]
-    if not entries:
+    entries, parts = await _entries(gateway, study, head.size, part)
+    if not entries or not 0 < part <= parts:
         raise not_found("the log holds nothing on this study")
     places = asyncio.Semaphore(_TOGETHER)
 
@@ -250,7 +284,7 @@ async def dossier(gateway: Gateway, study: str, *, made_for: str) -> Dossier:
             return await line_of(gateway, entry, head)
 
     lines = await asyncio.gather(*(one(entry) for entry in entries))
-    return Dossier(study, head, tuple(lines), datetime.now(UTC), made_for)
+    return Dossier(study, head, tuple(lines), datetime.now(UTC), made_for, part, parts)
 
 
 async def identity(gateway: Gateway, of: Dossier, cause: audit_pb2.Cause) -> list[tuple[str, str]]:
@@ -323,6 +357,7 @@ def as_pdf(of: Dossier, wording: Wording, *, site: str) -> bytes:
         cell(site, body),
         cell(f"{wording('Study (pseudonym)')}: {of.study}", body),
         *(cell(f"{wording(name)}: {value}", body) for name, value in of.identity),
+        *([cell(wording("Part {part} of {parts}", part=of.part, parts=of.parts), body)] if of.parts > 1 else []),
         cell(f"{wording('Made at')} {of.made_at:%Y-%m-%d %H:%M:%S} UTC {wording('for')} {of.made_for}", body),
         cell(
             wording("Every line below is proved against the signed checkpoint.")
@@ -362,6 +397,13 @@ def as_pdf(of: Dossier, wording: Wording, *, site: str) -> bytes:
     flow += [
         Paragraph(escape(wording("The checkpoint")), heading),
         *(cell(text) for text in of.head.text.splitlines()),
+        cell(
+            wording("Cosigned by {count} witnesses:", count=of.head.cosignatures)
+            if of.head.cosigned
+            else wording("No witness has cosigned."),
+            body,
+        ),
+        *(cell(text) for text in of.head.cosigned.splitlines()),
         cell(f"{wording('Key of the log')}: {of.head.key}"),
         cell(
             wording(

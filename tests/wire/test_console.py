@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import csv
+import io
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from urllib.parse import urljoin
 
+import grpc
 import httpx
 import pytest
 
 from cli.configuration import free_ports
+from services.console import dossier
+from services.console.gateway import Gateway
 from services.console.web import COOKIE, HEADERS
+from services.console.wording import languages
 from shared import phantom
+from shared.errors import StepwedgeError
+from shared.identity import PERSON
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
+from stepwedge.ingest.v1 import ingest_pb2
 from tests.wire.cluster import eventually
 from tests.wire.console_house import ACCESSION, PASSWORD, PATIENT, Browser, ConsoleHouse, console_house
 
+DECIDED, REQUEUED = audit_pb2.RECORD_KIND_DECIDED, audit_pb2.RECORD_KIND_REQUEUED
 ROLES = ("radiographer", "operator", "auditor", "administrator")
 PAGES = {
     "/studies": {"radiographer", "operator"},
@@ -29,6 +42,7 @@ PAGES = {
     "/operator": {"operator", "administrator"},
     "/quality": {"radiographer", "operator", "auditor"},
     "/quality.csv": {"radiographer", "operator", "auditor"},
+    "/quality/rates.csv": {"radiographer", "operator", "auditor"},
     "/audit": {"auditor"},
     "/audit/entries/1": {"auditor"},
     "/audit/entries/1/proof": {"auditor"},
@@ -167,6 +181,143 @@ def test_every_view_of_a_study_is_a_record(house: ConsoleHouse):
     assert found[-1].study == house.studies[0]
 
 
+def test_a_list_and_a_search_are_records_that_name_the_studies_they_showed(house: ConsoleHouse):
+    person, auditor = house.browser("radiographer"), house.browser("auditor")
+    person.get("/studies")
+    (listed,) = records(house, "viewed", person="radiographer", what="work_list")[-1:]
+    assert set(house.studies) <= set(listed.viewed.studies)
+    before = len(records(house, "viewed", what="work_list"))
+    person.get("/studies?rows=1")
+    assert len(records(house, "viewed", what="work_list")) == before, "nothing that it had not shown"
+    auditor.get(f"/audit?study={house.studies[1]}")
+    auditor.get("/audit?study=2.25.1")
+    found, nothing = records(house, "viewed", person="auditor", what="search")[-2:]
+    assert list(found.viewed.studies) == [house.studies[1]]
+    assert list(nothing.viewed.studies) == []
+    index = house.cluster.entries(study=house.studies[0])[0].index
+    for page in (f"/audit/entries/{index}", f"/audit/entries/{index}/proof"):
+        auditor.get(page)
+        assert records(house, "viewed", person="auditor", what="entry")[-1].study == house.studies[0]
+
+
+def test_a_person_ends_the_wait_and_page_and_record_name_them(house: ConsoleHouse):
+    uid = "1.2.826.0.1.11"
+    announced = ingest_pb2.AnnounceStudyRequest(study_instance_uid=uid, instances=3)
+    house.cluster.ingest.AnnounceStudy(announced, timeout=10)
+    house.send(11)
+    waiting = eventually(
+        lambda: study if (study := house.cluster.study(uid)) and study.HasField("incomplete") else None, what="the wait"
+    )
+    person, page = house.browser("radiographer"), f"/studies/{waiting.pseudonym}"
+    assert "images that did not come: 2" in person.get(page).text
+    assert person.http.post(f"{page}/complete", data={"csrf": "x" * 43}).status_code == 403
+    assert person.post(f"{page}/complete", page=page).status_code == 200
+    house.cluster.decided(uid)
+    text = person.get(page).text
+    assert "decided at once, as radiographer asked" in text
+    assert "images that did not come: 2" in text
+    assert "Decide now" not in text
+    (decided,) = [entry.record.decided for entry in house.cluster.entries(study=waiting.pseudonym, kind=DECIDED)]
+    assert (decided.forced_by, decided.missing_instances) == ("radiographer", 2)
+    assert person.post(f"{page}/complete", page=page).status_code == 409
+    assert house.browser("auditor").post(f"{page}/complete", page="/audit").status_code == 403
+
+
+def test_who_puts_a_dead_letter_back_stands_in_the_record(house: ConsoleHouse):
+    study = house.studies[0]
+    with sqlite3.connect(house.cluster.data / "ingest.db", timeout=30) as link:
+        link.execute("UPDATE studies SET state = 'DEAD_LETTER' WHERE pseudonym = ?", (study,))
+    operator, page = house.browser("operator"), f"/studies/{study}"
+    assert "Put back in the queue" in operator.get("/operator").text
+    assert operator.post(f"{page}/requeue", page=page).status_code == 200
+    (back,) = [entry.record.requeued for entry in house.cluster.entries(study=study, kind=REQUEUED)]
+    assert (back.requested_by, back.person) == ("console", "operator")
+    eventually(lambda: "Put back in the queue by operator." in operator.get(page).text, what="the story")
+    assert house.browser("auditor").get("/audit?actor=operator&kind=REQUEUED").text.count("/audit/dossiers/") == 1
+
+
+def test_rejected_and_repeated_radiographs_are_rates_on_the_page_and_in_the_table(house: ConsoleHouse):
+    house.send(12, margins_mm={"top": -25})
+    house.cluster.decided("1.2.826.0.1.12")
+    house.send(13)
+    house.cluster.decided("1.2.826.0.1.13")
+    auditor = house.browser("auditor")
+    page = auditor.get("/quality?days=7").text
+    assert "Repeat rate" in page
+    assert "within 60 minutes" in page
+    answer = auditor.get("/quality/rates.csv?days=7")
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    everything = [row for row in rows if not row["reason"]]
+    assert sum(int(row["repeated"]) for row in everything) == sum(int(row["rejected"]) for row in everything) >= 2
+    (top,) = [row for row in rows if row["reason"] == "LUNG_MARGIN_TOP"]
+    assert int(top["repeated"]) >= 2
+    assert top["reject_rate"] == f"{int(top['rejected']) / int(top['images']):.4f}"
+    assert top["week"] == f"{date.today():%gW%V}"
+    for secret in (PATIENT, ACCESSION, "Canary", "1.2.826"):
+        assert secret not in answer.text
+
+
+def test_a_hundred_thousand_studies_are_paged_and_every_filter_has_its_index(house: ConsoleHouse):
+    """What the lists read does not grow with what there is: the plan says so, and a page holds fifty rows."""
+    many = """WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
+        INSERT INTO studies (id, study_instance_uid, pseudonym, state, first_received_at, last_received_at, verdict,
+          reasons, decided_at, generation, revision, waiting_for, attempts, last_error, modalities, instances,
+          forced_by, forced_generation, constancy)
+        SELECT i + 1000000, '9.' || i, '2.25.1' || printf('%030d', i), 'DONE', at, at, 1 + i % 3, '[]', at,
+          1, 1, '', 0, 0, 'DX', 1, '', 0, 0 FROM n, (SELECT '2020-01-01 00:00:00.000000' AS at)"""
+    plans = ("", "WHERE state = 'DONE'", "WHERE verdict = 3", "WHERE device_id = 1", "WHERE id < 1050000")
+    with sqlite3.connect(house.cluster.data / "ingest.db", timeout=60) as link:
+        link.execute(many)
+        link.commit()
+        for where in plans:
+            query = f"EXPLAIN QUERY PLAN SELECT * FROM studies {where} ORDER BY id DESC LIMIT 51"
+            plan = " ".join(str(row) for row in link.execute(query))
+            assert "TEMP B-TREE" not in plan, where
+    try:
+        person = house.browser("radiographer")
+        for page in ("/studies", "/studies?state=DONE", "/studies?verdict=REJECT", "/studies?page=1050000"):
+            answer = person.get(page)
+            assert answer.text.count("<tr>") == 51, page
+            assert len(answer.content) < 100_000, page
+            assert answer.elapsed.total_seconds() < 2, page
+        stub = house.cluster.ingest
+        with pytest.raises(grpc.RpcError):
+            stub.ListStudies(ingest_pb2.ListStudiesRequest(page_size=1_000_000), timeout=10)
+        assert house.browser("auditor").get("/quality?days=365").status_code == 200
+    finally:
+        with sqlite3.connect(house.cluster.data / "ingest.db", timeout=60) as link:
+            link.execute("DELETE FROM studies WHERE id > 1000000")
+
+
+def test_a_dossier_of_a_thousand_images_comes_in_parts_and_each_has_the_decision(
+    house: ConsoleHouse, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dossier, "PART", 2)
+    monkeypatch.setattr(dossier, "_PAGE", 3)
+
+    async def of(part: int) -> dossier.Dossier:
+        gateway = Gateway(house.cluster.settings)
+        PERSON.set("auditor")
+        try:
+            return await dossier.dossier(gateway, house.studies[1], made_for="auditor", part=part)
+        finally:
+            await gateway.close()
+
+    first = asyncio.run(of(1))
+    assert first.parts >= 2
+    seen: list[int] = []
+    for part in range(1, first.parts + 1):
+        made = asyncio.run(of(part))
+        assert made.proved
+        assert "DECIDED" in [line.kind for line in made.lines]
+        seen += [line.index for line in made.lines if line.kind != "DECIDED"]
+    told = [entry for entry in house.cluster.entries(study=house.studies[1]) if entry.index < first.head.size]
+    assert {entry.index for entry in told if entry.record.WhichOneof("event") != "decided"} <= set(seen)
+    assert b"/JavaScript" not in dossier.as_pdf(made, languages()["de"], site="<b>Haus & Hof</b>")
+    with pytest.raises(StepwedgeError):
+        asyncio.run(of(1000))
+
+
 def test_wrong_passwords_lock_an_account_and_say_nothing_of_it(house: ConsoleHouse):
     admin = house.browser("administrator")
     made = admin.post("/people", page="/people", action="create", name="lock.me", role="auditor")
@@ -210,6 +361,8 @@ def test_operation_tells_of_disk_policy_and_models_and_quality_of_groups(house: 
     assert "in force since" in page
     assert "LUNG_MARGIN_TOP" in page  # the file of the policy
     quality = house.browser("auditor").get("/quality?days=7").text
+    for said in ("Throughput of the last 24 hours", "Errors of the last 24 hours"):
+        assert said in page
     for said in ("By room", "By device", "chest-student", "covid: F", "confidence", "too few images"):
         assert said in quality
 

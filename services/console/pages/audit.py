@@ -180,7 +180,8 @@ async def _dossier(call: Call, what: str) -> dossier.Dossier:
         raise invalid("the study is named by its pseudonym, which begins with 2.25.")
     # The view itself belongs into the dossier of whoever looks next: recorded first, and every time.
     await call.house.gateway.viewed(call.signed_in, what, study=study)
-    return await dossier.dossier(call.house.gateway, study, made_for=call.signed_in.name)
+    part = _index(call.query("part") or "1")
+    return await dossier.dossier(call.house.gateway, study, made_for=call.signed_in.name, part=part)
 
 
 async def export(call: Call) -> Response:
