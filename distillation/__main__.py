@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -165,14 +166,26 @@ def gain(
 
 
 @app.command()
-def compress(data: Data = DATA, work: Work = WORK, run: str = "student", images: int = 200, seed: int = 1) -> None:
-    """Export to ONNX, quantise, check parity, fit calibration.json on validation images."""
+def compress(
+    data: Data = DATA,
+    work: Work = WORK,
+    run: str = "student",
+    images: int = 200,
+    seed: int = 1,
+    narrower: Annotated[str, typer.Option(help="Shares of the channels to prune, for the table.")] = "0.125,0.25,0.5",
+    steps: Annotated[int, typer.Option(help="Training steps of each pruned student.")] = 300,
+    threads: int = 2,
+) -> None:
+    """Export to ONNX, quantise, check parity, fit calibration.json on validation images, compare smaller forms."""
     import torch
 
     from distillation import calibrate
+    from distillation.batches import STUDENT_MIX, Mixture
     from distillation.compress import calibration_grids, choose_exclusions, compare_forms, export, parity, quantise
     from distillation.models import Student
+    from distillation.prune import pruned, settle
     from distillation.runtime import session
+    from distillation.train import Plan, fit, student_loss
 
     train, val = _pool(data, work, ("train", "unlabelled")), _pool(data, work, ("val",))
     built = work / run / "built"
@@ -186,7 +199,18 @@ def compress(data: Data = DATA, work: Work = WORK, run: str = "student", images:
     left_out, trials = choose_exclusions(whole, built, grids, judged)
     quantise(whole, small, grids, left_out)
     quantise(whole, built / "student.int7.onnx", grids, left_out, narrow=True)
-    forms = compare_forms(whole, built, grids, judged)
+    slim: dict[str, torch.nn.Module] = {}
+    for share in map(float, filter(None, narrower.split(","))):
+        few = settle(pruned(student, share), calibrate.balanced(train, 600, seed))
+        slim[f"{share:.1%} of the channels pruned"] = copy.deepcopy(few)
+        if steps:
+            mixture = Mixture(train, STUDENT_MIX, seed, gentle=0.3)
+            mixture.leave_out(train.against_the_convention())
+            plan = Plan(f"pruned-{share}", steps, seed, rate=1e-3, threads=threads)
+            slim[f"{share:.1%} pruned, {steps} steps on"] = fit(
+                few, student_loss, mixture, plan, work / run / plan.name
+            )
+    forms = compare_forms(whole, built, grids, val, slim)
     fitted = calibrate.calibrate(session(small), val, train, seed)
     _write(built / "calibration.json", fitted, indent=None)
     found = parity(whole, small, val.grids)

@@ -37,14 +37,15 @@ def calibrate(model: ort.InferenceSession, val: Pool, train: Pool, seed: int) ->
         "flags": _flag_thresholds(clean, val),
         "soft_dice_confidence": _confidence_thresholds(model, val, temperature, bias, seed),
         "features": _feature_statistics(
-            answer(model, _balanced(train, 600, seed)).features,
+            answer(model, balanced(train, 600, seed)).features,
             clean.features,
             answer(model, _no_chests(val, 400, seed)).features,
         ),
     }
 
 
-def _balanced(pool: Pool, count: int, seed: int) -> NDArray[np.uint8]:
+def balanced(pool: Pool, count: int, seed: int) -> NDArray[np.uint8]:
+    """Grids of the pool, as many of each source."""
     rng = np.random.default_rng(seed)
     sources = sorted({item.source for item in pool.radiographs})
     rows = np.concatenate([rng.choice(pool.rows_of(source), count // len(sources)) for source in sources])

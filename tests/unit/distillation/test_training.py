@@ -98,3 +98,23 @@ def test_torchvision_imports_beside_a_cpu_build_of_torch():
     from distillation.torchvision_guard import torchvision
 
     assert torchvision().models.resnet18(weights=None) is not None
+
+
+def test_a_pruned_student_is_narrower_keeps_its_outputs_shapes_and_without_pruning_is_the_same_function():
+    torch = pytest.importorskip("torch")
+    from distillation.models import Student
+    from distillation.prune import pruned, settle
+
+    torch.manual_seed(1)
+    student = Student().eval()
+    image = torch.rand(2, 1, 256, 256)
+    with torch.no_grad():
+        whole, same, half = (one(image) for one in (student, pruned(student, 0.0).eval(), pruned(student, 0.5).eval()))
+    assert all(torch.equal(a, b) for a, b in zip(whole, same, strict=True))
+    assert [a.shape for a in half] == [a.shape for a in whole]
+    weights = [sum(p.numel() for p in one.parameters()) for one in (student, pruned(student, 0.5))]
+    assert weights[1] < 0.5 * weights[0]
+    grids = np.random.default_rng(1).integers(0, 255, (32, 256, 256)).astype(np.uint8)
+    settled = settle(pruned(student, 0.5), grids)
+    assert not settled.training
+    assert not torch.equal(settled.stem[0][1].running_mean, student.stem[0][1].running_mean[:4])
