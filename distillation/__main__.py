@@ -172,7 +172,7 @@ def compress(
     run: str = "student",
     images: int = 200,
     seed: int = 1,
-    narrower: Annotated[str, typer.Option(help="Shares of the channels to prune, for the table.")] = "0.125,0.25,0.5",
+    narrower: Annotated[str, typer.Option(help="Shares of the channels to prune, for the table.")] = "0.25,0.5",
     steps: Annotated[int, typer.Option(help="Training steps of each pruned student.")] = 300,
     threads: int = 2,
 ) -> None:

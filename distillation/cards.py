@@ -32,6 +32,7 @@ def model_card(
         speed=_speed(served["speed"]),
         parity=_parity(run),
         lineage=_lineage(run),
+        forms=_forms_table(run.get("smaller_forms", [])),
         notes="\n".join(f"- {note}" for note in run.get("notes", [])),
         gates=_gate_table(outcomes),
         missed=_missed(outcomes),
@@ -100,6 +101,22 @@ def _gate_table(outcomes: Sequence[Outcome]) -> str:
 def _missed(outcomes: Sequence[Outcome]) -> str:
     names = [one.name for one in outcomes if not one.on_target]
     return f"**Targets missed ({len(names)} of {len(outcomes)}):** {'; '.join(names) or 'none'}."
+
+
+def _forms_table(forms: Sequence[dict[str, Any]]) -> str:
+    names = ("lung_fields", "heart", "lungs_full")
+    rows = [
+        (
+            row["form"],
+            f"{row['bytes']:,}",
+            f"{row['time']:.2f}",
+            f"{row['agreement']:.4f}",
+            *(f"{row[n]:.4f}" for n in names),
+        )
+        for row in forms
+        if "time" in row
+    ]
+    return _table(("form", "bytes", "time", "agreement with fp32", *(f"Dice {name}" for name in names)), rows)
 
 
 def _calibration_table(calibration: dict[str, Any]) -> str:
@@ -216,6 +233,11 @@ Served file: static 8-bit QDQ, unsigned activations, signed weights a channel.
 Trained: {lineage}.{encoders}
 
 **int8 against fp32** on validation images: {parity}.
+
+Smaller forms, on validation images (Dice with people's masks, every source counting the same; time of an image on one
+thread over that of the first 8-bit form; pruned students are narrower networks, settled or trained on for a while):
+
+{forms}
 
 {notes}
 

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from distillation.models import ConvBlock, Student
 
+LANES = 8
+"""Widths are multiples of this: between two of them the kernels of processors are no faster."""
+
 
 def pruned(student: Student, share: float) -> Student:
-    """A copy without `share` of the channels of every block, those whose batch norm scales them least (Liu et al. 2017,
-    arXiv 1708.06519). The two outputs that the features are taken from keep their width: the contract names it."""
+    """A copy without about `share` of the channels of every block: those whose batch norm scales them least (Liu et
+    al. 2017, arXiv 1708.06519). The two outputs of which the features are keep their width: the contract names it."""
     made = copy.deepcopy(student)
     kept, width = torch.arange(1), 1  # of the block before: which of its outputs are left, of how many
 
@@ -45,7 +48,7 @@ def _narrowed(block: ConvBlock, inputs: Tensor, share: float) -> tuple[ConvBlock
     conv, norm = block[0], block[1]
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
-    most = max(1, round(conv.out_channels * (1 - share)))
+    most = LANES * max(1, round(conv.out_channels * (1 - share) / LANES))
     left = norm.weight.detach().abs().argsort(descending=True)[:most].sort().values
     made = ConvBlock(len(inputs), most, conv.stride[0])
     new_conv, new_norm = made[0], made[1]
