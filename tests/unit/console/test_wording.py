@@ -1,6 +1,8 @@
 """Every text of every page has its words in every language, and the reader's wish decides which."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,27 @@ from services.console.pages.guide import FIRST_STEPS, WHAT_TO_DO
 from services.console.pages.studies import REVIEW_REASONS
 from services.console.web import NAVIGATION
 from shared import reasons
+from shared.errors import MEANING
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1 import common_pb2
 from stepwedge.ingest.v1 import ingest_pb2
 
+SAYING = (
+    *(
+        f"services/inference/{name}.py"
+        for name in ("assess", "chest", "collimation", "header", "in_the_way", "coverage")
+    ),
+    "services/ingest/collation.py",
+    "services/ingest/explain.py",
+)
+NEVER_SHOWN = {
+    "the file is larger than 2 GiB",
+    "the file cannot be read",
+    "brightness above the lungs",
+    "the image has one value only",
+    "settled without an assessment",
+}
+"""Of the command line and of measures, not of findings, or a part of a sentence."""
 CONSOLE = Path(wording.__file__).parent
 TEXT = re.compile(r"""_\(\s*"([^"]+)"|_\(\s*'([^']+)'|wording\(\s*"([^"]+)"\s*[,)]""")
 
@@ -85,6 +104,55 @@ def test_a_translation_fills_the_same_fields(language: str):
     fields = re.compile(r"\{(\w+)\}")
     for text, words in wording.languages()[language]._words.items():
         assert sorted(fields.findall(text)) == sorted(fields.findall(words)), text
+
+
+GERMAN = wording.languages()["de"]
+
+
+@pytest.mark.parametrize(
+    ("said", "own"),
+    [
+        (
+            "Done: revision 1 is REJECT (LUNG_MARGIN_TOP, BLANK_IMAGE).",
+            "Fertig: Fassung 1 lautet Verwerfen (LUNG_MARGIN_TOP, BLANK_IMAGE).",
+        ),
+        (
+            "The last step failed with OBJECT_CORRUPT, after 3 attempts while it waits for audit: the object store is "
+            "full or nearly so.",
+            "Der letzte Schritt schlug fehl mit OBJECT_CORRUPT, nach 3 Versuchen und während sie auf audit wartet: "
+            "der Objektspeicher ist voll oder fast voll.",
+        ),
+        (
+            "It waits for what has not come: 2 announced instances, what the rule chest asks for.",
+            "Sie wartet auf das, was noch nicht kam: 2 angekündigte Bilder, was die Regel chest verlangt.",
+        ),
+        ("Put back in the queue by operator.", "Wieder eingereiht von operator."),
+        ("Nobody said this before {x}.", "Nobody said this before {x}."),
+    ],
+)
+def test_what_a_service_says_is_said_in_german_with_its_names_as_they_are(said: str, own: str):
+    assert GERMAN.said(said) == own
+    assert wording.languages()["en"].said(said) == said
+
+
+def test_every_meaning_of_an_error_and_every_step_of_a_story_is_said_in_german():
+    """The sentences stand in `explain.py` and in the checks; their fixed parts must fit a sentence of the file."""
+    said = set(MEANING.values()) | {text for file in SAYING for text in sentences(file)}
+    assert len(said) > 130
+    unknown = sorted(text for text in said if GERMAN.said(text) == text)
+    assert not unknown
+
+
+def sentences(file: str) -> Iterator[str]:
+    """What a module says as a whole sentence in a constant: a finding's words."""
+    tree = ast.parse((CONSOLE.parent.parent / file).read_text("utf-8"))
+    described = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in described | parts:
+            text = node.value
+            if text.count(" ") >= 2 and text[0].islower() and text not in NEVER_SHOWN and not text.startswith("log "):
+                yield text
 
 
 @pytest.mark.parametrize(
