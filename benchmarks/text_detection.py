@@ -263,9 +263,11 @@ def measure(detector: Any, data: Path | None, count: int, seed: int) -> dict[str
 
 OTHERS = (
     *"BCDEFGHIJKMNOQSTUVWXYZ0123456789", "LI", "RO", "AB", "PK", "42", "JD", "RL", "LE", "AR", "PO", "KARL", "EVA",
-    "R2", "PAUL", "APEL",
+    "R2", "PAUL", "APEL", "L B", "R. SMITH", "PA KARL", "L. BRANDT", "RA", "PAT", "APE", "LR", "RB", "BL", "KR", "AL",
+    "PL", "LP", "RP", "PAR", "AAP", "PA2", "L5", "R1", "1R", "7L", "LL", "RR", "PAPA", "R-P", "L/R", "BRANDT L",
+    "SMITH, R", "LIN", "ROL", "IR", "IL", "PAL", "RAP", "TAP", "OPA", "EL", "ER", "GR", "FL", "BR", "DR", "MR",
 )  # fmt: skip
-"""What stands alone too, and is no marker."""
+"""What stands alone too, and is no marker: other letters and numbers, initials, names that begin or end like one."""
 
 
 def markers(data: Path | None, count: int, seed: int) -> dict[str, Any]:

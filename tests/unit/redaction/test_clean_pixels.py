@@ -423,6 +423,38 @@ def test_other_letters_and_letters_elsewhere_do_not_stay(text: str, modality: st
     assert _marked(text, modality).boxes
 
 
+def _lettered(parts: list[tuple[str, int]], box: tuple[int, int], *, ramp: int = 0) -> list[Found]:
+    """What stays of one box, from column to column, over letters at their columns, on a ground that grows brighter."""
+    image = np.tile(60 + np.linspace(0, ramp, 300), (200, 1)).astype(np.uint8)
+    for text, left in parts:
+        cv2.putText(image, text, (left, 120), cv2.FONT_HERSHEY_SIMPLEX, 1.6, 170, 4, cv2.LINE_AA)
+    return kept(image, [Found(box[0], 80, box[1] - box[0], 48)])
+
+
+@pytest.mark.parametrize(
+    ("parts", "box", "ramp"),
+    [
+        ([("A", 90), ("R", 126)], (120, 172), 0),
+        ([("L", 110), ("I", 138)], (100, 160), 0),
+        ([("R", 110), ("L", 146)], (100, 190), 105),
+        ([("P", 90), ("A", 170)], (80, 215), 0),
+    ],
+    ids=["another letter beside the box", "a letter of one stroke", "a letter that drowns in the ground", "a gap"],
+)
+def test_letters_beside_others_do_not_stay(parts: list[tuple[str, int]], box: tuple[int, int], ramp: int) -> None:
+    assert not _lettered(parts, box, ramp=ramp)
+    assert _lettered([("R", 126)], (120, 166)), "one that stands alone does"
+
+
+def test_a_marker_may_have_other_text_far_beside_it_and_below_it() -> None:
+    image = np.full((400, 400), 60, np.uint8)
+    cv2.putText(image, "R", (126, 120), cv2.FONT_HERSHEY_SIMPLEX, 1.6, 170, 4, cv2.LINE_AA)
+    marker = Found(120, 80, 46, 48)
+    assert kept(image, [marker, Found(280, 80, 90, 48), Found(100, 180, 90, 48)]) == [marker]
+    assert not kept(image, [marker, Found(240, 80, 90, 48)])
+    assert not kept(image, [marker, Found(100, 140, 90, 48)])
+
+
 def test_only_the_allowed_letters_are_read_as_markers() -> None:
     wrong = []
     for letter in "ABCDEFGHIJKMNOPQSTUVWXYZ0123456789abdefghijklmnqtyr":
