@@ -60,8 +60,8 @@ HEADERS: Final[Mapping[str, str]] = {
 NAVIGATION: Final[Sequence[tuple[str, str, frozenset[str]]]] = (
     ("/studies", "Work list", frozenset({RADIOGRAPHER, OPERATOR})),
     ("/operator", "Operation", frozenset({OPERATOR, ADMINISTRATOR})),
-    ("/quality", "Quality", frozenset({RADIOGRAPHER, OPERATOR, AUDITOR})),
     ("/audit", "Audit log", frozenset({AUDITOR})),
+    ("/quality", "Quality", frozenset({RADIOGRAPHER, OPERATOR, AUDITOR})),
     ("/people", "Accounts", frozenset({ADMINISTRATOR})),
     ("/help", "Help", EVERYBODY),
 )

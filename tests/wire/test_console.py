@@ -37,6 +37,7 @@ ROLES = ("radiographer", "operator", "auditor", "administrator")
 PAGES = {
     "/studies": {"radiographer", "operator"},
     "/studies/{study}": {"radiographer", "operator"},
+    "/studies/{study}/proof": {"radiographer", "operator"},
     "/studies/{study}/images/1.png": {"radiographer", "operator"},
     "/studies/{study}/images/1/STRUCTURE_HEART.png": {"radiographer", "operator"},
     "/operator": {"operator", "administrator"},

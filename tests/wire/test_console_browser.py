@@ -5,14 +5,20 @@ Screenshots for the documents: `STEPWEDGE_PICTURES=docs/pictures python -m pytes
 
 from __future__ import annotations
 
+import csv
+import io
 import os
+import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.datadict import dictionary_VR
 
+from shared import phantom
 from tests.wire.cluster import eventually
 from tests.wire.console_house import PASSWORD, ConsoleHouse, console_house
 
@@ -54,6 +60,7 @@ class Reader:
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.page.on("console", lambda said: self._hear(said.type, said.text))
+        self.page.on("dialog", lambda dialog: self.complaints.append("a dialog"))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self._watch(request.url))
         self.page.goto(f"{self.base}/sign-in")
@@ -178,3 +185,122 @@ def test_a_page_is_used_by_keyboard_alone_and_in_german(house: ConsoleHouse, bro
     assert page.eval_on_selector(".stage", "stage => stage.clientWidth") > width
     reader.look("study-german")
     reader.close()
+
+
+SHORT = '"><i data-owned>'
+LONG = "\"'></td></script><img data-owned src=x onerror=document.title='owned'>"[:64]
+HOSTILE = {
+    "StationName": SHORT,
+    "PerformedLocation": "<b data-owned>X",
+    "InstitutionalDepartmentName": LONG,
+    "Manufacturer": LONG,
+    "ManufacturerModelName": '=cmd|"/c x"!A1',
+    "DeviceSerialNumber": LONG,
+    "StudyDescription": LONG,
+    "SeriesDescription": LONG,
+    "ProtocolName": LONG,
+    "InstitutionName": LONG,
+    "PatientComments": LONG,
+    "ImageComments": LONG,
+    "BodyPartExamined": "<I DATA-OWNED>",
+    "ViewPosition": "<I DATA-OWNED>",
+    "PatientName": f"{SHORT}^{SHORT}",
+    "PatientID": LONG,
+    "AccessionNumber": SHORT,
+}
+"""What nobody may run, and no element may come of: in every string that a page or a file could show."""
+
+
+@pytest.fixture(scope="module")
+def hostile(house: ConsoleHouse) -> str:
+    """The pseudonym of a study whose every string is hostile."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that such values fit no VR
+        dataset: Any = phantom.to_dicom(
+            phantom.chest(31, margins_mm={"top": -25}),
+            patient_name="x",
+            patient_id="x",
+            study_uid="1.2.826.0.1.31",
+            series_uid="1.2.826.0.2.31",
+            sop_instance_uid="1.2.826.0.3.31",
+        )
+        for name, value in HOSTILE.items():
+            dataset.add_new(name, dictionary_VR(name), value)
+        file = house.folder / "hostile.dcm"
+        dataset.save_as(file, enforce_file_format=True)
+    assert all(sent.ok for sent in house.cluster.store([file]))
+    return house.cluster.decided("1.2.826.0.1.31").pseudonym
+
+
+def test_script_in_any_dicom_string_stays_text_on_every_page_and_in_every_file(
+    house: ConsoleHouse, browser: Any, hostile: str
+):
+    pages = {
+        "radiographer": (f"/studies/{hostile}", "/studies", "/studies?room=%3Cb%20data-owned%3EX", "/quality?days=7"),
+        "operator": ("/operator", "/studies", f"/studies/{hostile}/proof"),
+        "auditor": ("/audit?kind=DECIDED", f"/audit?study={hostile}", f"/audit/dossiers/{hostile}", "/audit/guarding"),
+    }
+    shown = ""
+    for role, addresses in pages.items():
+        reader = Reader(house, browser, role, "desktop")
+        for address in addresses:
+            reader.page.goto(f"{reader.base}{address}")
+            reader.page.wait_for_load_state("networkidle")
+            assert reader.page.locator("[data-owned], main script, main iframe").count() == 0, address
+            assert "owned" not in reader.page.title(), address
+            shown += reader.page.inner_text("body")
+        reader.close()
+    for value in (SHORT, "<b data-owned>X"):
+        assert value in shown, "it is shown as the text that it is"
+    auditor = house.browser("auditor")
+    path = f"/audit/dossiers/{hostile}"
+    named = auditor.post(f"{path}/identity", page=path, purpose="HCOMPL", format="page")
+    assert "&#34;&gt;&lt;i data-owned&gt;" in named.text
+    assert "<i data-owned" not in named.text
+    for paper in (
+        auditor.get(f"{path}.pdf"),
+        auditor.post(f"{path}/identity", page=path, purpose="HCOMPL", format="pdf"),
+    ):
+        assert paper.content.startswith(b"%PDF-")
+        assert not re.search(rb"/(JavaScript|JS|OpenAction|AA|Launch|EmbeddedFile|URI)\b", paper.content)
+    for table in ("/quality.csv?days=7", "/quality/rates.csv?days=7"):
+        answer = auditor.get(table)
+        assert answer.headers["content-type"].startswith("text/csv")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        cells = [cell for row in csv.reader(io.StringIO(answer.text)) for cell in row]
+        assert any("data-owned" in cell for cell in cells)
+        assert not [cell for cell in cells if cell[:1] in ("=", "+", "@", "\t", "\r") or cell.startswith("-cmd")]
+
+
+def test_a_newcomer_finds_a_failed_image_its_reason_and_its_proof_within_three_clicks(
+    house: ConsoleHouse, browser: Any
+):
+    radiographer = Reader(house, browser, "radiographer", "desktop")
+    radiographer.page.click("tr:has(.badge.reject) a")  # one
+    assert "cut off at the upper edge" in radiographer.page.inner_text("#why ~ ul")
+    radiographer.page.click("text=its proof")  # two
+    assert "they do" in radiographer.page.inner_text("main")
+    assert radiographer.page.inner_text("h1 .badge").upper() == "PROVED"
+    radiographer.close()
+    auditor = Reader(house, browser, "auditor", "desktop")
+    auditor.page.click("text=Rejected studies")  # one
+    auditor.page.click("tbody a:has-text('Dossier')")  # two
+    assert auditor.page.inner_text("h1 .badge").upper() == "PROVED"
+    assert "LUNG_MARGIN_TOP" in auditor.page.inner_text("main")
+    auditor.page.click("tbody a >> nth=0")  # three: one record, its proof step by step
+    assert "they do" in auditor.page.inner_text("main")
+    auditor.close()
+
+
+def test_a_study_and_a_dossier_print_without_what_only_a_screen_needs(house: ConsoleHouse, browser: Any):
+    for role, address, kept in (
+        ("radiographer", f"/studies/{house.studies[1]}", "#found"),
+        ("auditor", f"/audit/dossiers/{house.studies[1]}", "#checkpoint"),
+    ):
+        reader = Reader(house, browser, role, "desktop")
+        reader.page.goto(f"{reader.base}{address}")
+        reader.page.emulate_media(media="print")
+        assert reader.page.locator("header:visible, form:visible, .noprint:visible").count() == 0
+        assert reader.page.is_visible(kept)
+        assert len(reader.page.pdf()) > 10_000
+        reader.close()

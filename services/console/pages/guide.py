@@ -7,6 +7,7 @@ from typing import Final
 
 from starlette.responses import Response
 
+from services.console import diagrams
 from services.console.web import ADMINISTRATOR, AUDITOR, EVERYBODY, OPERATOR, RADIOGRAPHER, Call, route
 from shared import reasons
 
@@ -48,6 +49,9 @@ WHAT_TO_DO: Final = {
     "MIXED_PATIENTS": "Stop: find out whose images these are before anybody reads them; correct them at the source.",
     "NOISE": "Compare with earlier images of the device; have dose, detector and processing checked where it stays so.",
     "SHARPNESS": "Look for motion; have focus, grid, detector and processing checked where it stays so.",
+    "OBJECT_IN_THE_WAY": (
+        "Look at the marked place: take off what can be taken off, and repeat if it hides what matters."
+    ),
     "INCOMPLETE": "Send what is missing; it is judged with the rest, and the decision is made anew.",
     "NO_PIXELS": "Nothing: the object is not an image.",
 }
@@ -108,7 +112,14 @@ async def guide(call: Call) -> Response:
     entries = [
         (reasons.name(code), words, WHAT_TO_DO.get(reasons.name(code), "")) for code, words in reasons.WORDS.items()
     ]
-    return call.page("help.html", entries=entries, pictured=PICTURED, first=FIRST_STEPS[call.signed_in.role])
+    return call.page(
+        "help.html",
+        entries=entries,
+        pictured=PICTURED,
+        drawn=diagrams.DRAWN,
+        drawing=diagrams.drawing,
+        first=FIRST_STEPS[call.signed_in.role],
+    )
 
 
 ROUTES: Final = [route("/help", guide, EVERYBODY)]

@@ -14,11 +14,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pydicom.uid import UID
 from starlette.responses import RedirectResponse, Response
 
-from services.console import pictures
+from services.console import dossier, pictures
 from services.console.gateway import call as ask
 from services.console.gateway import not_found
 from services.console.web import OPERATOR, RADIOGRAPHER, Call, form, invalid, route, text_of
 from shared import reasons
+from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1.common_pb2 import Outcome, Structure, Verdict
 from stepwedge.inference.v1 import inference_pb2
 from stepwedge.ingest.v1 import ingest_pb2
@@ -222,6 +223,21 @@ async def requeue(call: Call) -> Response:
     return RedirectResponse(f"/studies/{pseudonym}", 303)
 
 
+async def proof(call: Call) -> Response:
+    """The record of the newest decision with its proof, step by step: it holds pseudonyms only."""
+    pseudonym, gateway = _pseudonym(call), call.house.gateway
+    key = ingest_pb2.StudyKey(pseudonym=pseudonym)
+    found = await ask(gateway.ingest.GetStudy, ingest_pb2.GetStudyRequest(study=key))
+    if not found.study.decisions:
+        raise not_found("the study is not decided yet")
+    index = found.study.decisions[-1].record_index
+    await gateway.viewed(call.signed_in, "entry", study=pseudonym)
+    told = await ask(gateway.audit.GetEntry, audit_pb2.GetEntryRequest(index=index))
+    head = await dossier.head_of(gateway)
+    line = await dossier.line_of(gateway, told.entry, head)
+    return call.page("entry.html", line=line, head=head, study=pseudonym)
+
+
 async def complete(call: Call) -> Response:
     """Decide a study now, with what has come; the record of the decision names the person."""
     await form(call)
@@ -253,6 +269,7 @@ ROUTES: Final = [
     route("/studies", work_list, WHO),
     route("/studies/{study:str}", study, WHO),
     route("/studies/{study:str}/review", review, WHO, methods=["POST"]),
+    route("/studies/{study:str}/proof", proof, WHO),
     route("/studies/{study:str}/complete", complete, WHO, methods=["POST"]),
     route("/studies/{study:str}/requeue", requeue, frozenset({OPERATOR}), methods=["POST"]),
     route("/studies/{study:str}/images/{place:str}.png", image, WHO),

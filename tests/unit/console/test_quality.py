@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from services.console import pictures
-from services.console.pages import quality
+from services.console import diagrams, pictures
+from services.console.pages import guide, quality
+from shared import reasons
 from stepwedge.common.v1.common_pb2 import Verdict
 from stepwedge.ingest.v1 import ingest_pb2
 
@@ -65,3 +66,12 @@ def test_a_line_has_a_gap_where_there_is_no_value():
     root = ElementTree.fromstring(pictures.line("<&>", [1.0, 2.0, None, 3.0, None, 1.0, 1.5]))
     assert [child.tag.rpartition("}")[2] for child in root] == ["title", "polyline", "circle", "polyline"]
     assert pictures.line("nothing", [None, None]) == ""
+
+
+def test_every_finding_has_a_picture_or_a_drawing_and_every_drawing_reads():
+    codes = {reasons.name(code) for code in reasons.WORDS}
+    assert not codes - guide.PICTURED - diagrams.DRAWN
+    for code in diagrams.DRAWN:
+        root = ElementTree.fromstring(diagrams.drawing(code, '<a title="x">'))
+        assert root.get("aria-label") == '<a title="x">'
+        assert len(root) > 1
