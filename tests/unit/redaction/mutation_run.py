@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -35,7 +36,9 @@ MEMORY_BYTES = 2 << 30
 """Address space that a child may have; an object here has at most 300 kB."""
 BLOCK = 1000
 FAILURES = ("crash", "died", "hang", "unsaveable", "second pass differs", "memory")
-SLACK = 60.0  # a machine that others use too
+SLACK = 5.0
+LONGEST = 900.0
+"""Wall-clock seconds without a word after which a child that computes nothing hangs, too: others use the machine."""
 
 
 def sources() -> list[bytes]:
@@ -117,7 +120,7 @@ def _child(block: range, profile: str) -> tuple[list[tuple[int, str]], int | Non
     under_way: int | None = block.start
     memory = 0
     with contextlib.suppress(EOFError):
-        while ours.poll(SECONDS + SLACK):
+        while _says_something(ours, process.pid or 0):
             seed, what = ours.recv()
             if seed < 0:
                 under_way, memory = None, int(what) * 1024
@@ -128,6 +131,24 @@ def _child(block: range, profile: str) -> tuple[list[tuple[int, str]], int | Non
     process.kill()
     process.join()
     return done, under_way, memory
+
+
+def _says_something(child: Connection, pid: int) -> bool:
+    """Wait for a child's next word, as long as it has not computed too long for it."""
+    begun, spent = time.monotonic(), _processor_seconds(pid)
+    while not child.poll(1.0):
+        if _processor_seconds(pid) - spent > SECONDS + SLACK or time.monotonic() - begun > LONGEST:
+            return False
+    return True
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has computed; 0 where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
