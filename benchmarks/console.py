@@ -22,14 +22,20 @@ from pathlib import Path
 from tests.wire.console_house import Browser, console_house
 
 LIMIT_MS = 300.0
+DEVICES = 12
 PAGES = (
     ("radiographer", "/studies"),
     ("radiographer", "/studies?rows=1"),
     ("radiographer", "/studies?verdict=REJECT"),
     ("radiographer", "/studies?state=DEAD_LETTER"),
     ("radiographer", "/studies?page={middle}"),
+    ("radiographer", "/studies?room=Room%203"),
     ("radiographer", "/studies/{study}"),
+    ("radiographer", "/studies/{study}/proof"),
     ("radiographer", "/quality?days=365"),
+    ("radiographer", "/quality?days=365&device=103"),
+    ("radiographer", "/quality.csv?days=365"),
+    ("radiographer", "/quality/rates.csv?days=365"),
     ("radiographer", "/quality?days=7"),
     ("operator", "/operator"),
     ("auditor", "/audit"),
@@ -48,7 +54,19 @@ def studies(count: int) -> Iterator[tuple[object, ...]]:
         state = "DEAD_LETTER" if number % 50 == 0 else "DONE"
         verdict = (1, 1, 2, 1, 1, 3)[number % 6]
         reasons = json.dumps([] if verdict == 1 else [7 + number % 4])
-        yield number + 1_000, f"1.2.3.{number}", f"2.25.{10**30 + number}", state, at, at, verdict, reasons
+        device = 100 + number % DEVICES
+        yield number + 1_000, f"1.2.3.{number}", f"2.25.{10**30 + number}", state, at, at, verdict, reasons, device
+
+
+def days() -> Iterator[tuple[object, ...]]:
+    """Counts of radiographs for every day, device and reason of a year."""
+    today = datetime.now(UTC).date()
+    for back in range(366):
+        for device in range(100, 100 + DEVICES):
+            for reason in range(6):
+                rejected = 3 if reason else 12
+                day = str(today - timedelta(days=back))
+                yield day, device, 6 + reason if reason else 0, 0 if reason else 90, rejected, rejected // 2, 0
 
 
 def fill(database: Path, count: int) -> None:
@@ -57,8 +75,8 @@ def fill(database: Path, count: int) -> None:
         rows = list(studies(count))
         link.executemany(
             "INSERT INTO studies (id, study_instance_uid, pseudonym, state, first_received_at, last_received_at,"
-            " verdict, reasons, decided_at, generation, revision, waiting_for, attempts, last_error, modalities,"
-            " instances) VALUES (?,?,?,?,?,?,?,?,?,1,1,'',0,0,'DX',1)",
+            " verdict, reasons, device_id, decided_at, generation, revision, waiting_for, attempts, last_error,"
+            " modalities, instances) VALUES (?,?,?,?,?,?,?,?,?,?,1,1,'',0,0,'DX',1)",
             [(*row, row[5]) for row in rows],
         )
         link.executemany(
@@ -66,6 +84,12 @@ def fill(database: Path, count: int) -> None:
             " software_build, instances, decided_at, record_index, cursor) VALUES (?,1,1,?,?,'[]','','','[]',?,?,?)",
             [(row[0], row[6], row[7], row[5], row[0], row[0]) for row in rows],
         )
+        link.executemany(
+            "INSERT INTO devices (id, station, department, location, manufacturer, model, serial, calling_ae_title)"
+            " VALUES (?,?,'X-ray',?,'Maker','Model',?,'')",
+            [(100 + number, f"DX{number}", f"Room {number}", str(number)) for number in range(DEVICES)],
+        )
+        link.executemany("INSERT OR IGNORE INTO repeat_days VALUES (?,?,?,?,?,?,?)", days())
         link.execute("ANALYZE")
 
 

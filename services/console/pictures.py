@@ -75,6 +75,19 @@ def bars(
     return "".join([*parts, "</svg>"])
 
 
+def shares(repeated: int, rejected: int, of: int, most: float) -> str:
+    """A small bar of two shares as SVG without a style: repeated, and rejected but not repeated, of so many images.
+
+    `most`: the share that fills the bar. The figures stand beside it, so it is hidden from screen readers.
+    """
+    wide = [100 * count / max(1, of) / (most or 1) for count in (repeated, rejected)]
+    return (
+        '<svg class="share" aria-hidden="true" viewBox="0 0 100 10" preserveAspectRatio="none">'
+        f'<rect class="review" width="{min(100.0, wide[1]):.1f}" height="10"/>'
+        f'<rect class="reject" width="{min(100.0, wide[0]):.1f}" height="10"/></svg>'
+    )
+
+
 def line(title: str, values: Sequence[float | None], *, width: int = 160, height: int = 32) -> str:
     """A small line of values over time as SVG without a style, with gaps; its figures stand beside it."""
     known = [value for value in values if value is not None]

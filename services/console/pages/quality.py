@@ -93,6 +93,7 @@ async def quality(call: Call) -> Response:
         drift=drifts(measured, asked.days),
         models=models,
         rates=rates,
+        shares_of=_shares,
         rates_chart=pictures.bars(call.wording("Rejected and repeated images, by week"), *_drawn(call, rates.by_week)),
         line=lambda one: pictures.line(one.name, one.means),
         drifted=DRIFTED,
@@ -273,6 +274,11 @@ def _most_repeated(rates: dict[str, Rate]) -> list[tuple[str, Rate]]:
         return -one.repeated / max(1, one.images), -one.rejected / max(1, one.images), name
 
     return sorted(rates.items(), key=order)
+
+
+def _shares(one: Rate, rows: Sequence[tuple[object, Rate]]) -> str:
+    most = max(rate.rejected / max(1, rate.images) for _, rate in rows)
+    return pictures.shares(one.repeated, one.rejected, one.images, most)
 
 
 def _drawn(call: Call, weeks: Sequence[tuple[str, Rate]]) -> tuple[list[str], list[tuple[str, str, list[int]]]]:
