@@ -1,8 +1,9 @@
 """Redacts damaged objects in a process of their own and counts what became of them.
 
-    python -m tests.unit.redaction.mutation_run [COUNT] [FIRST_SEED]
+    python -m tests.unit.redaction.mutation_run [COUNT] [FIRST_SEED] [PROFILE ...]
 
-Each object is made from one of the sources by its seed alone (`mutations.mutated`), so that a failure can be repeated.
+Each object is made from one of the sources by its seed alone, so that a failure can be repeated: by damage to its bytes
+(`mutations.mutated`), and from seed 1,000,000,000 on by changes to its structure (`mutations.rearranged`).
 What is counted as a failure: a process that dies, an exception that is no refusal, more than 10 s for one object, an
 output that pydicom cannot read and save, an output that a second redaction changes, and memory over the bound.
 """
@@ -29,13 +30,14 @@ from services.redaction.profile import PROFILES, Profile
 from shared.errors import StepwedgeError
 from shared.pseudonyms import Pseudonyms
 from tests.unit.redaction.canaries import everything
-from tests.unit.redaction.mutations import mutated
+from tests.unit.redaction.mutations import mutated, rearranged
 
 SECONDS = 10.0
 MEMORY_BYTES = 2 << 30
 """Address space that a child may have; an object here has at most 300 kB."""
 BLOCK = 1000
 FAILURES = ("crash", "died", "hang", "unsaveable", "second pass differs", "memory")
+STRUCTURAL = 1_000_000_000
 SLACK = 5.0
 LONGEST = 900.0
 """Wall-clock seconds without a word after which a child that computes nothing hangs, too: others use the machine."""
@@ -46,6 +48,11 @@ def sources() -> list[bytes]:
     bundle = Path(pydicom.__file__).parent / "data"
     files = [path for path in sorted(bundle.rglob("*.dcm")) if path.stat().st_size < 300_000]
     return [path.read_bytes() for path in files] + [everything()[0]]
+
+
+def made(objects: list[bytes], seed: int) -> bytes:
+    """The damaged object of a seed."""
+    return (rearranged if seed >= STRUCTURAL else mutated)(objects[seed % len(objects)], seed)
 
 
 def one(data: bytes, pseudonyms: Pseudonyms, profile: Profile) -> str:
@@ -77,7 +84,7 @@ def _block(seeds: range, profile: str, results: Connection) -> None:
     pseudonyms, compiled, objects = Pseudonyms(bytes(range(32))), Profile.load(PROFILES / f"{profile}.toml"), sources()
     for seed in seeds:
         results.send((seed, ""))
-        results.send((seed, one(mutated(objects[seed % len(objects)], seed), pseudonyms, compiled)))
+        results.send((seed, one(made(objects, seed), pseudonyms, compiled)))
     results.send((-1, str(_most_memory())))
 
 

@@ -18,7 +18,7 @@ from shared import dicom
 from shared.errors import StepwedgeError
 from shared.pseudonyms import Pseudonyms
 from tests.unit.redaction.canaries import everything
-from tests.unit.redaction.mutation_run import FAILURES, one, run, sources
+from tests.unit.redaction.mutation_run import FAILURES, STRUCTURAL, one, run, sources
 from tests.unit.redaction.mutations import mutated
 
 PSEUDONYMS = Pseudonyms(bytes(range(32)))
@@ -28,7 +28,13 @@ REFUSALS = {"NOT_DICOM", "MALFORMED_DICOM", "NOT_REDACTABLE", "RESIDUAL_IDENTITY
 
 @pytest.mark.parametrize(
     ("profile", "first", "count"),
-    [("basic", 0, COUNT), ("research", 1_000_000, COUNT), ("basic-pixels", 2_000_000, COUNT // 4)],
+    [
+        ("basic", 0, COUNT // 2),
+        ("research", 1_000_000, COUNT // 2),
+        ("basic-pixels", 2_000_000, COUNT // 4),
+        ("research", STRUCTURAL, COUNT // 4),
+    ],
+    ids=["basic", "research", "basic-pixels", "structure"],
 )
 def test_a_damaged_object_is_cleaned_or_refused_with_a_code(profile: str, first: int, count: int) -> None:
     counts, failed, most_memory = run(range(first, first + count), profile)
