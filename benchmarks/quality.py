@@ -46,13 +46,18 @@ Row = dict[str, str]
 Image = NDArray[Any]
 
 
+def rows_of(data: Path) -> list[Row]:
+    """Every row of the index of the radiographs."""
+    with (data / "index.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def chosen(data: Path, most: int, *, final: bool) -> dict[str, list[Row]]:
     """Source, view and age -> its images, `most` at most."""
     groups: dict[str, list[Row]] = defaultdict(list)
-    with (data / "index.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if (row["split"] in WITHHELD) is final:
-                groups[f"{row['source']} {row['view']} {_age(row['age_years'])}"].append(row)
+    for row in rows_of(data):
+        if (row["split"] in WITHHELD) is final:
+            groups[f"{row['source']} {row['view']} {_age(row['age_years'])}"].append(row)
     choose = random.Random(SEED)
     return {group: choose.sample(rows, min(most, len(rows))) for group, rows in sorted(groups.items())}
 
@@ -186,8 +191,7 @@ def foreign(assessor: Assessor, objects: Sequence[Path]) -> None:
 
 def ratio(assessor: Assessor, data: Path) -> None:
     """Print the error of the cardiothoracic ratio on the references, by split."""
-    with (data / "index.csv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["ctr"]]
+    rows = [row for row in rows_of(data) if row["ctr"]]
     errors: dict[str, list[float]] = defaultdict(list)
     for row, image in zip(rows, pictures(data, rows), strict=True):
         result = assessor.assess_array(image)
@@ -258,12 +262,13 @@ def main() -> None:
     parser.add_argument("what", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--data", type=Path, default=None if SHARED is None else SHARED / "data" / "cxr")
     parser.add_argument("--objects", type=Path, default=None if SHARED is None else SHARED / "data" / "dicom")
+    parser.add_argument("--model", type=Path, default=paths.MODEL, help="folder of a release")
     parser.add_argument("--most", type=int, default=200, help="images of a group at most")
     parser.add_argument("--phantoms", type=int, default=6)
     parser.add_argument("--final", action="store_true", help="the splits kept for the final report, and no others")
     asked = parser.parse_args()
     what = asked.what or list(PARTS)
-    assessor = Assessor(paths.MODEL)
+    assessor = Assessor(asked.model)
     print(f"model {assessor.model.name} {assessor.model.version}, seed {SEED}")
     for part in ("alarms", "faults", "clipping", "ratio"):
         if part in what and (asked.data is None or not (asked.data / "index.csv").exists()):

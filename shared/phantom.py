@@ -66,6 +66,19 @@ class Anatomy:
     """Turn of the body about its long axis; where positive, what lies in front moves to the patient's left."""
 
 
+Kind = Literal["coin", "electrode", "necklace"]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Something that does not belong over the lungs: a coin of 24 mm, an electrode of 10 mm with its lead, a necklace
+    of links of 3 mm that hangs down 50 mm. x_mm, y_mm: its middle on the plane (a necklace's lowest link)."""
+
+    kind: Kind
+    x_mm: float
+    y_mm: float
+
+
 @dataclass(frozen=True)
 class Phantom:
     """A picture and the truth of it."""
@@ -73,7 +86,7 @@ class Phantom:
     image: NDArray[np.uint16]
     """Rows x columns, 12 bits, MONOCHROME2 (unless it was inverted)."""
     masks: Mapping[str, Mask]
-    """Rows x columns, 0 and 1, by the names in `STRUCTURES`."""
+    """Rows x columns, 0 and 1, by the names in `STRUCTURES`, and `foreign` where objects are in the way."""
     spacing_mm: float
     """Distance of pixel centres on the detector, both ways."""
     seed: int
@@ -94,6 +107,7 @@ def chest(
     margins_mm: Mapping[Edge, float] | None = None,
     exposure: float = 1.0,
     collimation_mm: float = 0.0,
+    foreign: Sequence[Foreign] = (),
 ) -> Phantom:
     """Draw a phantom.
 
@@ -113,6 +127,8 @@ def chest(
     collimation_mm
         How far the blades reach into the field from each side; what lies behind them is white. The truth says where
         the structures are, behind the blades too.
+    foreign
+        Objects in the way.
 
     Raises
     ------
@@ -137,10 +153,12 @@ def chest(
     window = (slice(top, top + rows), slice(left, left + columns))
     # Bodies are smooth: they are drawn no finer than that, and seen by the detector at its own spacing.
     coarse = _Canvas(max(spacing, _DRAWN_MM), rows * spacing, chosen.tilt_degrees)
-    water = _water(coarse, _Truth(coarse, outlines), chosen, random)
+    water = _water(coarse, _Truth(coarse, outlines), chosen, random) + _metal(coarse, foreign)
     beam = _sample(_behind(water, coarse.spacing), coarse.spacing, window, spacing)
     exposed = _expose(beam, spacing, blades, _QUANTA * exposure, random)
     masks = {name: np.ascontiguousarray(mask[window]) for name, mask in truth.masks.items()}
+    if foreign:
+        masks["foreign"] = np.ascontiguousarray(_metal(plane, foreign)[window] > 0.0, np.uint8)
     return Phantom(
         image=_display(exposed, spacing, blades),
         masks=MappingProxyType(masks),
@@ -525,6 +543,35 @@ def _largest(mask: Mask) -> Mask:
         return mask
     best = 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
     return np.asarray(labels == best, np.uint8)
+
+
+_LEAD: Final = ((0, 0), (14, 6), (34, 4), (58, -14), (84, -44), (104, -84), (118, -130))
+"""From the middle of an electrode to where its lead leaves the chest, mm."""
+
+
+def _metal(canvas: _Canvas, foreign: Sequence[Foreign]) -> Plane:
+    """Thickness of water equivalent of objects in the way, mm: two millimetres of steel take what a hundred of water
+    do."""
+    plane = np.zeros((canvas.rows, canvas.columns), np.float32)
+    for one in foreign:
+        at = np.array([one.x_mm, one.y_mm])
+        if one.kind == "coin":
+            plane += 100.0 * canvas.fill(_disc(at, 12.0))
+        elif one.kind == "electrode":
+            side = np.array([1.0 if one.x_mm >= 0 else -1.0, 1.0])
+            lead = _smooth(at + side * np.array(_LEAD, np.float64), closed=False)
+            plane = np.maximum(plane, canvas.bands([(lead, 1.6, 30.0)], 0.0))
+            plane = np.maximum(plane, 80.0 * canvas.fill(_disc(at, 5.0)))
+        else:
+            for across in np.linspace(-1.0, 1.0, 33):
+                link = canvas.fill(_disc(at + np.array([55.0 * across, -50.0 * across**2]), 1.5))
+                plane = np.maximum(plane, 60.0 * link)
+    return np.asarray(plane, np.float32)
+
+
+def _disc(centre: Outline, radius: float) -> Outline:
+    angles = np.linspace(0.0, 2.0 * np.pi, 40, endpoint=False)
+    return np.asarray(centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1), np.float64)
 
 
 # --- the picture -------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ WORDS: Mapping[Reason.ValueType, str] = MappingProxyType(
         Reason.REASON_TURNED: "The image stands on its side or upside down.",
         Reason.REASON_MIRRORED: "Right and left look exchanged.",
         Reason.REASON_COLLIMATION: "The collimated field ends at or inside the lungs.",
+        Reason.REASON_OBJECT_IN_THE_WAY: "Something that is no anatomy lies over the lungs.",
         Reason.REASON_UNUSED_DEPTH: "Only a small part of the grey values that the image could hold is used.",
         Reason.REASON_FRAMES: "The number of frames contradicts the pixel data, or frames are repeated.",
         Reason.REASON_SPACING: "The distance of the pixels is absent or impossible.",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from services.inference import chest, collimation, facts, general, header, masks, registry, thresholds
+from services.inference import chest, collimation, facts, general, header, in_the_way, masks, registry, thresholds
 from services.inference.backends import REMOTE, Execution
 from services.inference.chest import Look
 from services.inference.coverage import DERIVED, RADIOGRAPHY, VOLUMES, Coverage, coverage, modality_of
@@ -283,9 +283,10 @@ class Assessor:
         prepared = preprocess(frame.values, frame.inverted)
         looks = [self._look_at(prepared, frame)]
         found = [chest.polarity(looks[0])]
-        righted = prepared
+        righted, inverted = prepared, frame.inverted
         if found[0].outcome == FAIL:
-            righted = preprocess(frame.values, not frame.inverted)
+            inverted = not frame.inverted
+            righted = preprocess(frame.values, inverted)
             looks.append(self._look_at(righted, frame))
         if chest.quarter_turns(looks[-1]):
             looks.append(chest.upright(self.model, righted.grid, looks[-1]))
@@ -307,6 +308,7 @@ class Assessor:
         found += [chest.cardiothoracic(seen), chest.rotation(seen), chest.inspiration(seen)]
         found += [chest.turned(seen, stated.directions), chest.mirrored(seen, stated.directions)]
         found.append(collimation.finding_of(seen, collimation.blades(righted, stated.field)))
+        found.append(in_the_way.finding_of(seen, frame.values, inverted=inverted, low=righted.low, high=righted.high))
         return seen, self._pin(prepared, answers, higher or self.model), found, rungs
 
     def _look_at(self, prepared: Preprocessed, frame: Frame, model: Model | None = None) -> Look:

@@ -158,6 +158,16 @@ TABLE: Final = (
         "PS3.3 C.8.7.3, C.7.6.11; services/inference/collimation.py",
     ),
     Definition(
+        Reason.REASON_OBJECT_IN_THE_WAY,
+        "Object in the way",
+        "1",
+        "Score of the likeliest object over the lungs: a weighted sum of how large a bright piece is, how bright, and "
+        "how steep its rim, fitted to objects drawn into radiographs. WARN from the threshold on, FAIL where what is "
+        "told hides a large part of the lungs. What hardly stands out from the lungs, and what lies beside them, is "
+        "not seen",
+        "own measurement, services/inference/in_the_way.py",
+    ),
+    Definition(
         Reason.REASON_EXPOSURE,
         "Deviation index",
         "dB",
@@ -313,6 +323,7 @@ MEASUREMENTS: Final[Mapping[str, str]] = {
     "rotation_index": "Left less right lung field over both, by their mean widths between apices and heart",
     "inspiration_index": "Height of the lung fields over their width",
     "collimated_share": "Share of the picture behind the blades",
+    "object_score": "Score of the likeliest object over the lungs; from 1.5 on it is told",
     "deviation_index": "10 log10 of the exposure index over its target",
     "exposure_index": "Exposure Index (0018,1411) as the object has it",
     "target_exposure_index": "Target Exposure Index (0018,1412) as the object has it",

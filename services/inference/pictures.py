@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from services.inference.assess import AssessmentResult, Assessor
 from services.inference.findings import name
 from shared import dicom, paths, phantom
-from shared.phantom import Phantom
+from shared.phantom import Foreign, Phantom
 from stepwedge.common.v1.common_pb2 import Outcome
 
 Picture = NDArray[np.uint8]
@@ -54,6 +54,8 @@ def _changed(**anatomy: float) -> Phantom:
     return phantom.chest(21, columns=_COLUMNS, rows=_ROWS, anatomy=replace(usual, **anatomy))
 
 
+_OBJECTS: Final = (Foreign("necklace", 0.0, 150.0), Foreign("electrode", 74.0, 190.0))
+
 SCENES: Final = (
     Scene("LUNG_MARGIN_TOP", "FAIL", _chest(22, margins_mm={"top": -15.0}), "top"),
     Scene("LUNG_MARGIN_BOTTOM", "FAIL", _chest(22, margins_mm={"bottom": -15.0}), "bottom"),
@@ -67,6 +69,7 @@ SCENES: Final = (
     Scene("BLANK_IMAGE", "FAIL", lambda: phantom.blank(_chest(21)())),
     Scene("EXPOSURE", "FAIL", _chest(26, exposure=0.1)),
     Scene("COLLIMATION", "WARN", lambda: phantom.constancy(7), "field"),
+    Scene("OBJECT_IN_THE_WAY", "WARN", _chest(21, foreign=_OBJECTS)),
     Scene("ROTATION", "PASS", lambda: _changed(rotation_degrees=12.0), "fields"),
     Scene("INSPIRATION", "PASS", lambda: _changed(height=0.65), "heights"),
 )

@@ -103,6 +103,14 @@ def preprocess(pixels: NDArray[Any], inverted: bool = False) -> Preprocessed:
     return Preprocessed(grid, geometry, low, high)
 
 
+def shrink(pixels: NDArray[Any], longest: int) -> NDArray[np.float32]:
+    """Pixels [rows, columns] as `preprocess` takes them, shrunk by area to `longest` at the longer side, or as they are
+    where they are no larger."""
+    share = min(1.0, longest / max(pixels.shape))
+    size = (max(1, round(pixels.shape[1] * share)), max(1, round(pixels.shape[0] * share)))
+    return cv2.resize(_finite(_widened(pixels)), size, interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
 def to_image(maps: NDArray[np.floating], geometry: Letterbox) -> NDArray[np.float32]:
     """Maps over the whole grid, brought back to the image's own pixels, bilinear.
 

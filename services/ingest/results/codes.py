@@ -120,6 +120,7 @@ _TITLES: Final[Mapping[str, str]] = {
     "TURNED": "Turned by quarters",
     "MIRRORED": "Right and left exchanged",
     "COLLIMATION": "Collimation",
+    "OBJECT_IN_THE_WAY": "Object over the lungs",
     "UNUSED_DEPTH": "Unused depth",
     "FRAMES": "Frames",
     "SPACING": "Distance of the pixels",
@@ -166,6 +167,7 @@ _MEASUREMENTS: Final[Mapping[str, tuple[str, str]]] = {
     "pixel_aspect": ("M-034", "Distance of the rows over that of the columns"),
     "attributes_absent": ("M-035", "Required attributes that are absent"),
     "feature_distance": ("M-036", "Distance from the features of the training images"),
+    "object_score": ("M-037", "Score of the likeliest object over the lungs"),
 }
 
 

@@ -298,7 +298,7 @@ def test_the_same_object_gives_the_same_bits(assessor: Assessor) -> None:
 
 def test_a_file_becomes_one_object_of_json(assessor: Assessor, tmp_path: Path) -> None:
     file = tmp_path / "a.dcm"
-    file.write_bytes(as_object(chest(1, top=-30.0)))
+    file.write_bytes(as_object(chest(2, top=-30.0)))
     found = assessor.assess_file(file)
     shown = json.loads(json.dumps(found.as_json()))
     assert list(shown) == ["file", "verdict", "reasons", "findings", "measurements"]
