@@ -109,7 +109,8 @@ class Line:
         """The two or three facts that a reader looks for first."""
         wanted = _FIRST.get(self.kind, ())
         known = dict(self.facts)
-        return ", ".join(f"{name.rsplit('.', 1)[-1]} {known[name]}" for name in wanted if known.get(name))
+        named = {name: name.removesuffix(".0").rpartition(".")[2] for name in wanted}
+        return ", ".join(f"{named[name]} {known[name]}" for name in wanted if known.get(name))
 
 
 _ATTRIBUTE: Final = re.compile(r"event\.attributes\.(?P<place>[0-9]+)\.(?:action|tags\.(?P<tag>[0-9]+))")
