@@ -76,11 +76,13 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one look at a frame gave. windows: the ranges of values that were shown; scores: of each view's cells."""
+    """What one look at a frame gave. windows: the ranges of values that were shown; scores: of each view's cells.
+    exact: whether another look at the same frame, with nothing seen before, shows it just so."""
 
     found: list[Found]
     windows: list[Window | None]
     scores: list[NDArray[np.float32]]
+    exact: bool = True
 
 
 class Detector:
@@ -172,6 +174,7 @@ class Detector:
         places = list(changed)
         if before is not None and not _alike(windows, before.windows):
             before = None
+        exact = before is None or windows == before.windows
         windows = windows if before is None else before.windows
         found: list[Found] = []
         scores: list[NDArray[np.float32]] = []
@@ -181,7 +184,7 @@ class Detector:
                 known = None if before is None else before.scores[len(scores)]
                 scores.append(self._view(view, scale, known, places))
                 found += _boxes(scores[-1], self.threshold, scale, view.shape)
-        return Seen(_distinct(found), windows, scores)
+        return Seen(_distinct(found), windows, scores, exact)
 
     def _view(
         self, view: NDArray[np.float32], scale: int, known: NDArray[np.float32] | None, places: list[Found]

@@ -350,8 +350,10 @@ def _text(
         found = [one for one in found if (left[_slices(one)] != left[_slices(one)].flat[0]).any()]
         spared = marked(left, found) if markers and left.ndim == 2 else []
         found = [one for one in found if one not in spared]
-        if not found:
+        if not found and seen.exact:
             return mine, _digest(left, markers=markers)
+        if not found:
+            seen = None  # shown a little otherwise than whoever sees it next will show it: once more, like that
         mine += found
         for one in found:
             left[_slices(one)] = dark
