@@ -1,6 +1,6 @@
 """Objects a second through the DICOM door: ours beside a bare server that only writes and fsyncs, and beside Orthanc.
 
-`python -m benchmarks.ingest [--ct 300] [--cr 20] [--senders 1 4 8] [--rounds 3] [--json FILE]`
+`python -m benchmarks.ingest [--ct 300] [--cr 20] [--senders 1 4 8] [--rounds 3] [--sides ours bare] [--json FILE]`
 
 All sides run in the same run, one after the other, on loopback with TCP_NODELAY, from the same sender processes with
 the same number of objects: CT slices of 512 x 512 and CR images of 2500 x 2048, 16 bits, explicit little endian. What
@@ -14,7 +14,8 @@ success means on each side:
   durable. Left out where Orthanc is not installed.
 
 Numbers go to stdout as a table, and as JSON where asked; "ours to it" is the ratio of objects a second, of each round,
-the median of all rounds.
+the median of all rounds. "CPU ms" is what the processes of a side spent on an object, user and system together, which
+a loaded machine changes less than it changes the time.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
@@ -104,6 +107,28 @@ def send(address: tuple[str, int], ct: int, cr: int, ready: Any, go: Any, result
     results.put((sum(len(data) for _, _, data in objects), taken))
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A side that runs."""
+
+    port: int
+    processes: Mapping[str, psutil.Process]
+    parent: psutil.Process | None = None
+    """Whose descendants are its workers."""
+
+    def seconds(self) -> dict[str, float]:
+        """CPU time of its processes so far, user and system; of all workers together."""
+        spent = {name: _cpu(process) for name, process in self.processes.items()}
+        if self.parent is not None:
+            spent["workers"] = sum(_cpu(one) for one in self.parent.children(recursive=True))
+        return spent
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
 def bare_server(folder: str, port: int) -> None:
     """A server that writes what it gets to a file, fsyncs, and says success."""
 
@@ -135,7 +160,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def bare(folder: Path) -> Iterator[int]:
+def bare(folder: Path) -> Iterator[Server]:
     """The bare server in a process of its own."""
     port = free_port()
     (folder / "objects").mkdir()
@@ -144,14 +169,14 @@ def bare(folder: Path) -> Iterator[int]:
     server.start()
     try:
         answering(port)
-        yield port
+        yield Server(port, {"server": psutil.Process(server.pid)})
     finally:
         server.terminate()
         server.join()
 
 
 @contextmanager
-def orthanc(folder: Path) -> Iterator[int]:
+def orthanc(folder: Path) -> Iterator[Server]:
     """Orthanc, told to make each object durable, with as many threads as senders and the longest PDU that it takes."""
     assert ORTHANC is not None
     port, http = free_port(), free_port()
@@ -179,18 +204,19 @@ def orthanc(folder: Path) -> Iterator[int]:
         )
     try:
         answering(port)
-        yield port
+        yield Server(port, {"server": psutil.Process(process.pid)})
     finally:
         process.terminate()
         process.wait(60)
 
 
 @contextmanager
-def ours(folder: Path) -> Iterator[int]:
+def ours(folder: Path) -> Iterator[Server]:
     """The log and ingest; redaction and inference are left out, so that the front door alone is measured."""
     processes, port = start_ours(folder)
+    audit, ingest = (psutil.Process(process.pid) for process in processes)
     try:
-        yield port
+        yield Server(port, {"log": audit, "ingest": ingest}, ingest)
     finally:
         for process in reversed(processes):
             process.terminate()
@@ -245,21 +271,23 @@ def start_ours(folder: Path) -> tuple[list[subprocess.Popen[str]], int]:
     return processes, dimse
 
 
-def measured(port: int, senders: int, ct: int, cr: int) -> dict[str, float]:
-    """Run so many senders at once against the port."""
+def measured(server: Server, senders: int, ct: int, cr: int) -> dict[str, float]:
+    """Run so many senders at once against a server."""
     context = multiprocessing.get_context("spawn")
     ready, go, results = context.Semaphore(0), context.Event(), context.Queue()
     processes = [
-        context.Process(target=send, args=(("127.0.0.1", port), ct, cr, ready, go, results)) for _ in range(senders)
+        context.Process(target=send, args=(("127.0.0.1", server.port), ct, cr, ready, go, results))
+        for _ in range(senders)
     ]
     for process in processes:
         process.start()
     for _ in processes:
         assert ready.acquire(timeout=120)
-    began = time.perf_counter()
+    before, began = server.seconds(), time.perf_counter()
     go.set()
     gathered = [results.get(timeout=600) for _ in processes]
     seconds = time.perf_counter() - began
+    spent = {name: after - before[name] for name, after in server.seconds().items()}
     for process in processes:
         process.join()
     taken = sorted(one for _, each in gathered for one in each)
@@ -268,13 +296,15 @@ def measured(port: int, senders: int, ct: int, cr: int) -> dict[str, float]:
         "megabytes_per_second": sum(size for size, _ in gathered) / seconds / 1e6,
         "p50_ms": taken[len(taken) // 2] * 1e3,
         "p95_ms": taken[int(len(taken) * 0.95)] * 1e3,
+        "cpu_ms": sum(spent.values()) / len(taken) * 1e3,
+        **{f"cpu_ms_{name}": each / len(taken) * 1e3 for name, each in spent.items()},
     }
 
 
 def once(side: str, senders: int, ct: int, cr: int) -> dict[str, float]:
     """Start a side afresh and measure it."""
-    with tempfile.TemporaryDirectory() as name, SIDES[side](Path(name)) as port:
-        return measured(port, senders, ct, cr)
+    with tempfile.TemporaryDirectory() as name, SIDES[side](Path(name)) as server:
+        return measured(server, senders, ct, cr)
 
 
 def main() -> None:
@@ -284,14 +314,16 @@ def main() -> None:
     parser.add_argument("--cr", type=int, default=20, help="CR images, of all senders together")
     parser.add_argument("--senders", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--rounds", type=int, default=1, help="measure every side so often, in turn; medians are told")
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
-    sides = [side for side in SIDES if side != "orthanc" or ORTHANC is not None]
+    sides = [side for side in arguments.sides if side != "orthanc" or ORTHANC is not None]
     if ORTHANC is None:
         print("without Orthanc, which is not here: apt-get install orthanc")
     figures: dict[str, dict[int, dict[str, float]]] = {side: {} for side in sides}
     print(
-        f"{'senders':>7} {'side':>8} {'objects/s':>10} {'MB/s':>8} {'p50 ms':>8} {'p95 ms':>8} {'ours to it':>11}"
+        f"{'senders':>7} {'side':>8} {'objects/s':>10} {'MB/s':>8} {'p50 ms':>8} {'p95 ms':>8} {'CPU ms':>7}"
+        f" {'ours to it':>11}"
         f"   load average {os.getloadavg()[0]:.1f}"
     )
     for senders in arguments.senders:
@@ -302,18 +334,19 @@ def main() -> None:
             every = [one[side] for one in rounds]
             one = figures[side][senders] = {key: statistics.median(each[key] for each in every) for key in every[0]}
             one["ours_to_it"] = statistics.median(
-                each["ours"]["objects_per_second"] / each[side]["objects_per_second"] for each in rounds
+                each.get("ours", each[side])["objects_per_second"] / each[side]["objects_per_second"] for each in rounds
             )
             print(
                 f"{senders:>7} {side:>8} {one['objects_per_second']:>10.1f} {one['megabytes_per_second']:>8.1f}"
-                f" {one['p50_ms']:>8.1f} {one['p95_ms']:>8.1f} {one['ours_to_it']:>11.2f}",
+                f" {one['p50_ms']:>8.1f} {one['p95_ms']:>8.1f} {one['cpu_ms']:>7.2f} {one['ours_to_it']:>11.2f}"
+                + "".join(f"   {key[7:]} {value:.2f}" for key, value in one.items() if key.startswith("cpu_ms_")),
                 flush=True,
             )
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2))
 
 
-SIDES: dict[str, Callable[[Path], AbstractContextManager[int]]] = {"bare": bare, "orthanc": orthanc, "ours": ours}
+SIDES: dict[str, Callable[[Path], AbstractContextManager[Server]]] = {"bare": bare, "orthanc": orthanc, "ours": ours}
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Malformed STOW-RS requests without number: `python -m tests.faults.stow_fuzz --count 50000`.
+"""Malformed STOW-RS requests without number: `python -m tests.faults.stow_fuzz --count 50000 [--first NUMBER]`.
 
 Each is made from a valid one by a seeded mutation of the HTTP message, of the multipart framing or of the DICOM objects
 inside. Ingest must answer each within `PATIENCE_SECONDS` with a status of the standard (or hang up on what is no HTTP),
@@ -35,6 +35,7 @@ GROWTH_BYTES: Final = 256 << 20
 STATUSES: Final = frozenset({200, 202, 400, 401, 403, 404, 405, 406, 408, 409, 411, 413, 415, 431, 501, 503})
 _HUNG_UP: Final = 0
 _THREADS: Final = 3
+_TELL_EVERY: Final = 1000
 
 
 @dataclass
@@ -216,13 +217,13 @@ class Report:
     seconds: float = 0.0
 
 
-def run(web: Web, count: int, seed: int) -> Report:
-    """Send `count` malformed requests; the report's `wrong` is empty where all went as it must."""
+def run(web: Web, count: int, seed: int, first: int = 0) -> Report:
+    """Send `count` malformed requests from number `first` on; the report's `wrong` is empty where all went well."""
     report, lock = Report(), threading.Lock()
     objects = [part10(dx(seed=number)) for number in range(4)]
     process = psutil.Process(web.house.processes["ingest"].pid)
     warm = min(count // 10, 1000)
-    numbers = iter(range(count))
+    numbers = iter(range(first, first + count))
     after_warming: list[int] = []
     began = time.monotonic()
 
@@ -230,10 +231,12 @@ def run(web: Web, count: int, seed: int) -> Report:
         while True:
             with lock:
                 number = next(numbers, None)
-                if number == warm:
+                if number == first + warm:
                     after_warming.append(process.memory_info().rss)
             if number is None:
                 return
+            if number % _TELL_EVERY == 0:
+                print(f"{number}: {len(report.wrong)} wrong so far", file=sys.stderr, flush=True)
             name, message = malformed(random.Random(f"{seed}/{number}"), objects, web.token)
             start = time.monotonic()
             try:
@@ -274,9 +277,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.stow_fuzz", description=__doc__)
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the first request, to go on where a run ended")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, dicomweb_house(Path(folder), port, tls=False) as web:
-        report = run(web, given.count, given.seed)
+        report = run(web, given.count, given.seed, given.first)
     print(
         json.dumps(
             {**vars(report), "wrong": report.wrong[:50], "statuses": dict(sorted(report.statuses.items()))}, indent=1
