@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -286,6 +287,7 @@ def _environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    made.globals["version"] = _version()
     made.filters.update(
         verdict=lambda number: Verdict.Name(number).removeprefix("VERDICT_"),
         reason=lambda number: Reason.Name(number).removeprefix("REASON_"),
@@ -296,9 +298,21 @@ def _environment() -> jinja2.Environment:
         error=lambda number: ErrorCode.Name(number).removeprefix("ERROR_CODE_"),
         moment=moment,
         number=number,
+        unit=unit,
         short=lambda text: f"…{text[-10:]}" if len(text) > 12 else text,
     )
     return made
+
+
+def _version() -> str:
+    """Changes with our style and script, so that no browser goes on with those of before an upgrade."""
+    files = sorted(Path(__file__).with_name("static").glob("console.*"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def unit(code: str) -> str:
+    """A unit of UCUM as pages show it: nothing for 1, an annotation without its braces."""
+    return "" if code == "1" else code.replace("{", "").replace("}", "")
 
 
 def moment(stamp: Timestamp) -> str:
