@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -218,6 +219,8 @@ class Destination(Section):
     """Name in the peer's certificate; default its host."""
     token_file: File = _UNSET
     """File with the bearer token for a `url`; read anew for every association, so that it can be replaced."""
+    clear_text: bool = False
+    """Whether a `url` with http:// may be of another machine: patients' images then cross the network unprotected."""
     verdicts: list[VerdictName] = ["ACCEPT"]
     """Verdicts with which a study goes there, where no route names the destination."""
     send: Contents = ["original"]
@@ -234,6 +237,8 @@ class Destination(Section):
             raise ValueError("tls is for C-STORE, and needs tls_ca, tls_certificate and tls_key")
         if self.token_file != _UNSET and not self.url.startswith("https://"):
             raise ValueError("a token is sent over https alone")
+        if self.url.startswith("http://") and not self.clear_text and not _is_loopback(_host_of(self.url)):
+            raise ValueError("a url with http:// is a loopback address, unless clear_text says that it may be another")
         return self
 
 
@@ -366,6 +371,13 @@ class DicomWeb(Section):
             raise ValueError("certificate and key belong together")
         self.url = self.url or f"{'https' if self.tls else 'http'}://{self.listen}/dicom-web"
         return self
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_loopback(host: str) -> bool:

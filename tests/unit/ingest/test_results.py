@@ -355,7 +355,7 @@ def test_every_finding_and_measurement_has_a_concept_of_its_own_that_fits_its_at
 
 def test_results_are_asked_for_by_settings_and_need_their_checker(monkeypatch: pytest.MonkeyPatch):
     assert checker(Ingest()) == ""
-    asked = Ingest(destinations=[Destination(name="a", url="http://a/b", send=["sr"])])
+    asked = Ingest(destinations=[Destination(name="a", url="https://a/b", send=["sr"])])
     assert checker(asked).endswith("dciodvfy")
     asked.results.dciodvfy = False
     assert checker(asked) == ""

@@ -110,6 +110,14 @@ def test_destinations_are_read_with_what_goes_there(file: Path) -> None:
             "[ingest]\n[[ingest.destinations]]\nname='a'\nurl='http://a/b'\ntoken_file='t'",
             "ingest.destinations.0: a token is sent over https alone",
         ),
+        (
+            "[ingest]\n[[ingest.destinations]]\nname='a'\nurl='http://pacs.example/dicom-web'",
+            "ingest.destinations.0: a url with http:// is a loopback address, unless clear_text",
+        ),
+        (
+            "[ingest]\n[[ingest.destinations]]\nname='a'\nurl='http://127.0.0.1.example/dicom-web'",
+            "ingest.destinations.0: a url with http:// is a loopback address, unless clear_text",
+        ),
         ("[ingest]\n[[ingest.routes]]\nname='r'\ndestinations=['nowhere']", "a route names a destination"),
         ("[audit]\norigin = 'with a blank'", "audit.origin"),
         ("[objects]\nkind = 's3'", "original must be s3://bucket/prefix"),
