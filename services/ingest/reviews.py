@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
 
-from sqlalchemy import Engine, Text, cast, func, select
+from sqlalchemy import Engine, Text, cast, func, literal, select
 from sqlalchemy.orm import sessionmaker
 
 from services.ingest.tables import Decision, Review, Study
@@ -110,10 +110,12 @@ class Reviews:
         """Salted commitment to the note, hexadecimal; empty where there is none."""
         return self._commit(sha256(f"{review.id}/{review.note}".encode()).hexdigest()) if review.note else ""
 
-    def summary(self, start: datetime, before: datetime, devices: Collection[int] | None = None) -> Summary:
+    def summary(
+        self, start: datetime, before: datetime, devices: Collection[int] | None = None, *, sum_days: bool = False
+    ) -> Summary:
         """Counts of what was decided and reviewed in a span of time, and of where studies are now.
 
-        `devices`: only studies of these; None for all.
+        `devices`: only studies of these; None for all. `sum_days`: counts by device have "" for the day.
         """
         found = Summary()
         of_these = [Study.constancy.is_(False)]  # phantoms are nobody's images
@@ -123,18 +125,27 @@ class Reviews:
             day = self._day(Study.decided_at)
             # A few combinations of reasons for each day, not a row a study: the database counts.
             device = func.coalesce(Study.device_id, 0)
-            columns = (day, Study.modalities, Study.verdict, cast(Study.reasons, Text), device)
-            counted = session.execute(
-                select(*columns, func.count())
-                .where(Study.decided_at >= start, Study.decided_at < before, *of_these)
-                .group_by(*columns)
-            )
-            for on, modalities, verdict, given, made_by, count in counted:
-                found.decisions[on, modalities, verdict] += count
-                found.by_device[on, made_by, verdict] += count
-                for reason in json.loads(given):
-                    found.reasons[on, reason] += count
-                    found.reasons_by_device[on, made_by, reason] += count
+            what = (Study.modalities, Study.verdict, cast(Study.reasons, Text))
+            none: Any = literal("")
+            # Day by device is many groups; where the days of devices are summed up, the two are counted apart.
+            groupings = [(day, none, 1, 0), (none, device, 0, 1)] if sum_days else [(day, device, 1, 1)]
+            for on_day, by, of_days, of_devices in groupings:
+                columns = [one for one in (on_day, *what, by) if one is not none]
+                counted = session.execute(
+                    select(on_day, *what, by, func.count())
+                    .where(Study.decided_at >= start, Study.decided_at < before, *of_these)
+                    .group_by(*columns)
+                )
+                for on, modalities, verdict, given, made_by, count in counted:
+                    reasons = json.loads(given)
+                    if of_days:
+                        found.decisions[on, modalities, verdict] += count
+                        found.reasons.update(dict.fromkeys(((on, reason) for reason in reasons), count))
+                    if of_devices:
+                        found.by_device[on, made_by, verdict] += count
+                        found.reasons_by_device.update(
+                            dict.fromkeys(((on, made_by, reason) for reason in reasons), count)
+                        )
             said = select(Review.reviewed_at, Review.decided, Review.verdict).where(
                 Review.reviewed_at >= start, Review.reviewed_at < before, Review.record_index.is_not(None)
             )

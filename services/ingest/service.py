@@ -274,7 +274,9 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.SummarizeDecisionsResponse:
         """Counts for charts."""
         start, before, only = await self._asked(request)
-        found = await asyncio.to_thread(self._reviews.summary, start, before, only)
+        found = await asyncio.to_thread(
+            self._reviews.summary, start, before, only, sum_days=request.sum_days_of_devices
+        )
         devices = await self._devices(device for _, device, _ in found.by_device if device)
         return _summary(found, devices)
 

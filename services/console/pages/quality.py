@@ -43,7 +43,7 @@ async def quality(call: Call) -> Response:
     """Charts, each with its figures."""
     asked = _asked(call)
     found, measured, models, rates = await asyncio.gather(
-        _summary(call, asked), _measured(call, asked), _models(call), _rates(call, asked)
+        _summary(call, asked, sum_days_of_devices=True), _measured(call, asked), _models(call), _rates(call, asked)
     )
     weekly = asked.days > 30
     columns = _columns(asked.days, weekly=weekly)
@@ -181,8 +181,12 @@ def _asked(call: Call) -> Asked:
     return Asked(int(days), int(device))
 
 
-async def _summary(call: Call, asked: Asked) -> ingest_pb2.SummarizeDecisionsResponse:
-    request = ingest_pb2.SummarizeDecisionsRequest(device=ingest_pb2.DeviceFilter(id=asked.device))
+async def _summary(
+    call: Call, asked: Asked, *, sum_days_of_devices: bool = False
+) -> ingest_pb2.SummarizeDecisionsResponse:
+    request = ingest_pb2.SummarizeDecisionsRequest(
+        device=ingest_pb2.DeviceFilter(id=asked.device), sum_days_of_devices=sum_days_of_devices
+    )
     getattr(request, "from").FromDatetime(asked.since)
     answer: ingest_pb2.SummarizeDecisionsResponse = await ask(call.house.gateway.ingest.SummarizeDecisions, request)
     return answer

@@ -99,6 +99,12 @@ def test_decisions_reasons_and_reviews_are_counted_by_day(
     study_id = decided(studies, engine, arrival)
     review, _ = said(reviews, study_id)
     day = NOW.date().isoformat()
+    summed = reviews.summary(NOW - timedelta(days=1), NOW + timedelta(days=40_000), sum_days=True)
+    whole = reviews.summary(NOW - timedelta(days=1), NOW + timedelta(days=40_000))
+    assert (summed.decisions, summed.reasons, summed.reviews) == (whole.decisions, whole.reasons, whole.reviews)
+    assert {day for day, *_ in (*summed.by_device, *summed.reasons_by_device)} <= {""}
+    assert summed.by_device.total() == whole.by_device.total() > 0
+    assert summed.reasons_by_device.total() == whole.reasons_by_device.total()
     found = reviews.summary(NOW - timedelta(days=1), NOW + timedelta(days=40_000))
     assert sum(found.decisions.values()) == 1
     assert next(iter(found.decisions))[0] == day
