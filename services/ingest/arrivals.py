@@ -7,7 +7,8 @@ meanwhile go along. PostgreSQL groups the commits of its clients by itself.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final
@@ -24,12 +25,12 @@ _MOST: Final = 64
 class _Ticket:
     """An arrival that waits to be written, and what became of it."""
 
-    def __init__(self, arrival: Arrival, written: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, arrival: Arrival, written: "asyncio.Future[None] | None" = None) -> None:
         self.arrival = arrival
         self.row: tuple[Instance, bool] | None = None
         self.error: Exception | None = None
         self.written = written
-        """Called when it is done, in the thread of whoever wrote."""
+        """Set when it is done."""
 
     @property
     def done(self) -> bool:
@@ -62,7 +63,8 @@ class Arrivals:
         self._turn = threading.Lock()
         self._to_confirm: dict[int, int] = {}
         self._noted = threading.Lock()
-        self._pump: asyncio.Task[None] | None = None
+        # One thread of its own: who writes next is handed no work from thread to thread.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="arrivals")
 
     def receive(self, arrival: Arrival) -> tuple[Instance, bool]:
         """Make an arrival durable as a row; blocks. Returns and raises as `StudyStore.receive`."""
@@ -79,18 +81,12 @@ class Arrivals:
         """As `receive`, from a coroutine: those who wait hold no thread."""
         if not self._studies.one_writer:
             return await asyncio.to_thread(self.receive, arrival)
-        loop = asyncio.get_running_loop()
-        written = asyncio.Event()
-        ticket = _Ticket(arrival, lambda: loop.call_soon_threadsafe(written.set))
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ticket = _Ticket(arrival, written)
         self._waiting.append(ticket)
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._write_all(), name="arrivals")
-        await written.wait()
+        self._writer.submit(self._write_waiting)
+        await written
         return ticket.answer()
-
-    async def _write_all(self) -> None:
-        while self._waiting:
-            await asyncio.to_thread(self._write_waiting)
 
     def _write_waiting(self) -> None:
         with self._turn:
@@ -132,8 +128,9 @@ class Arrivals:
         else:
             for one, row in zip(batch, rows, strict=True):
                 one.row = row
-        for one in batch:
-            one.written()
+        if those := [one.written for one in batch if one.written is not None]:
+            with suppress(RuntimeError):  # the loop is over, and nobody waits
+                those[0].get_loop().call_soon_threadsafe(_wake, those)
 
     @contextmanager
     def _riders(self) -> Iterator[Mapping[int, int]]:
@@ -148,3 +145,9 @@ class Arrivals:
             raise
         if taken:
             self._confirmed()
+
+
+def _wake(waiting: Sequence["asyncio.Future[None]"]) -> None:
+    for one in waiting:
+        if not one.done():
+            one.set_result(None)

@@ -13,6 +13,7 @@ import os
 import queue
 import select
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -38,7 +39,7 @@ from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when the module is read
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
-from services.ingest import dicom_tls
+from services.ingest import dicom_tls, store_command
 from services.ingest.admission import Admission, Negotiation
 from services.ingest.availability import INSTANCE_AVAILABILITY, NotUnderstoodError, notified
 from services.ingest.desk import Desk
@@ -50,6 +51,7 @@ from services.ingest.storage_commitment import (
     event_report,
     requested,
 )
+from services.ingest.store_command import StoreRequest
 from shared import logs
 from shared.dicom import STORAGE_SOP_CLASSES
 from shared.errors import ErrorCode, StepwedgeError
@@ -86,6 +88,7 @@ IMPLEMENTATION_VERSION_NAME: Final = "STEPWEDGE"
 _MAX_NEGOTIATION_BYTES: Final = 1 << 20  # 128 presentation contexts with all their transfer syntaxes fit in well
 _MAX_COMMAND_BYTES: Final = 1 << 14
 _MAX_OTHER_DATA_SET_BYTES: Final = 1 << 24
+_MAX_UID: Final = 64
 _MAX_WAITING_MESSAGES: Final = 8  # no asynchronous window is negotiated (PS3.7 D.3.3.3), so one would do
 _PDU_TYPES: Final = range(0x01, 0x08)
 _P_DATA_TF: Final = 0x04
@@ -98,7 +101,7 @@ NEGOTIATION_SECONDS: Final = 10.0
 """Time within which a connection must ask for an association (the ARTIM timer of PS3.8 9.1.5)."""
 
 _SWITCH_SECONDS: Final = 0.0005
-_TICK_SECONDS: Final = 0.02  # how late a timer, or the end of an association, may be noticed
+_TICK_SECONDS: Final = 0.2  # how late a timer may be noticed
 _LOOK_SECONDS: Final = 0.001
 _HEAR_OUT_SECONDS: Final = 1.0
 _UNLIMITED: Final = 1 << 20
@@ -129,10 +132,15 @@ def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: st
     return bytes(128) + b"DICM" + element(0x0000, b"UL", struct.pack("<I", len(rest))) + rest
 
 
+def status_of(error: StepwedgeError) -> int:
+    """The status of a response to what failed so."""
+    return STATUS.get(error.code, PROCESSING_FAILURE)
+
+
 def error_status(error: StepwedgeError) -> Dataset:
     """The status of a response (PS3.7 C): its number, and the error's code as Error Comment (0000,0902)."""
     status = Dataset()
-    status.Status = STATUS.get(error.code, PROCESSING_FAILURE)
+    status.Status = status_of(error)
     status.ErrorComment = error.name
     return status
 
@@ -183,6 +191,19 @@ class _Fragments:
         return cast(P_DATA, primitive)
 
 
+class _Heard(queue.Queue[Any]):
+    """What the upper layer tells its user, who waits for messages and is woken."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        super().__init__()
+        self._wake = wake
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """As of any queue."""
+        super().put(item, block, timeout)
+        self._wake()
+
+
 class BoundedReader(DULServiceProvider):
     """The upper layer (PS3.8 9), reading PDUs of bounded length within bounded time.
 
@@ -193,6 +214,7 @@ class BoundedReader(DULServiceProvider):
     def __init__(self, association: Association) -> None:
         super().__init__(association)
         self._run_loop_delay = 0.0
+        self.to_user_queue = _Heard(lambda: association.dimse.msg_queue.put((None, None)))
         self._guard = threading.Lock()
         self._bell: int | None = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -221,6 +243,15 @@ class BoundedReader(DULServiceProvider):
         with self._guard:
             if self._bell is not None:
                 os.eventfd_write(self._bell, 1)
+
+    def send_command(self, context_id: int, command: bytes, longest_pdu: int) -> None:
+        """Send a command set that no data set follows; at once where this thread is the one that sends."""
+        at_once = threading.current_thread() is self and self.to_provider_queue.empty()
+        for value in store_command.values(command, longest_pdu):
+            if at_once:
+                cast(BoundedSocket, self.socket).send(store_command.pdu(context_id, value))
+            else:
+                self.send_pdu(_Fragments([(context_id, memoryview(value))]).to_primitive())
 
     def _is_transport_event(self) -> bool:
         connection = cast(BoundedSocket, self.socket)
@@ -401,6 +432,14 @@ class FragmentsToFile(DIMSEServiceProvider):
             self._complete()
 
     def _begin(self, context_id: int) -> None:
+        usual = store_command.read(self._command)
+        if usual is not None and context_id in self.assoc._accepted_cx:
+            self._command.clear()
+            usual.context_id = context_id
+            self.message = cast(Any, usual)
+            self._reception = self._receive(usual.sop_class, usual.sop_instance, context_id)
+            self._receptions.append(self._reception)
+            return
         command: Any = P_DATA()
         command._presentation_data_value_list = [(context_id, b"\x03" + bytes(self._command))]
         self._command.clear()
@@ -410,22 +449,23 @@ class FragmentsToFile(DIMSEServiceProvider):
         if type(self.message).__name__.endswith("_RSP") and not isinstance(self.message, N_EVENT_REPORT_RSP):
             raise ValueError("a response to nothing")
         if isinstance(self.message, C_STORE_RQ):
-            self._reception = self._receive(self.message, context_id)
+            command = self.message.command_set
+            sop_class, sop_instance = _uid(command, "AffectedSOPClassUID"), _uid(command, "AffectedSOPInstanceUID")
+            if len(sop_instance) > _MAX_UID:
+                command.AffectedSOPInstanceUID = sop_instance[:_MAX_UID]  # pynetdicom would end the association
+            self._reception = self._receive(sop_class, sop_instance, context_id)
             self._receptions.append(self._reception)
         if complete:
             self._complete()
 
-    def _receive(self, message: DIMSEMessage, context_id: int) -> Reception:
-        command, context = message.command_set, self.assoc._accepted_cx.get(context_id)
-        sop_class, sop_instance = _uid(command, "AffectedSOPClassUID"), _uid(command, "AffectedSOPInstanceUID")
+    def _receive(self, sop_class: str, sop_instance: str, context_id: int) -> Reception:
+        context = self.assoc._accepted_cx.get(context_id)
         error = None
         if context is None or str(context.abstract_syntax) != sop_class:
             error = StepwedgeError(ErrorCode.ERROR_CODE_SOP_CLASS_MISMATCH, "not the SOP class of its context")
         elif not sop_instance:
             error = StepwedgeError(ErrorCode.ERROR_CODE_INVALID_UID, "no SOP instance is announced")
-        elif len(sop_instance) > 64:
-            # PS3.5 9.1; pynetdicom would end the association instead of answering.
-            command.AffectedSOPInstanceUID = sop_instance[:64]
+        elif len(sop_instance) > _MAX_UID:  # PS3.5 9.1
             error = StepwedgeError(ErrorCode.ERROR_CODE_INVALID_UID, "the announced UID is too long")
         syntax = "" if context is None else str(context.transfer_syntax[0])
         preface = file_meta(sop_class, sop_instance, syntax) if error is None else b""
@@ -435,19 +475,27 @@ class FragmentsToFile(DIMSEServiceProvider):
         message: Any = self.message
         reception = self._reception
         self.message = self._reception = None
+        if isinstance(message, StoreRequest):
+            message.reception = reception
+            self._hand_over(message, message.context_id, here=True)
+            return
         request: Any = message.message_to_primitive()
         if isinstance(request, C_CANCEL):
             return  # nothing here is ever cancelled
         if reception is not None:
             request.DataSet = BytesIO()  # it lies in the file; the request only has to have one
             request.reception = reception
-        if reception is not None and request.is_valid_request and self.msg_queue.empty():
-            # Here, in the thread that reads and sends: of what a sender waits for, two changes of thread are a part.
-            self._now = (request, message.context_id)
+        self._hand_over(request, message.context_id, here=reception is not None and request.is_valid_request)
+
+    def _hand_over(self, request: Any, context_id: int, *, here: bool) -> None:
+        """Have a request served: `here`, in the thread that reads and sends, or by the association's own."""
+        if here and self.msg_queue.empty():
+            # Of what a sender waits for, two changes of thread are a part.
+            self._now = (request, context_id)
             return
         if self.msg_queue.qsize() >= _MAX_WAITING_MESSAGES:
             raise ValueError("more requests at once than were negotiated")
-        self.msg_queue.put((message.context_id, request))
+        self.msg_queue.put((context_id, request))
 
 
 def _uid(command: Dataset, keyword: str) -> str:
@@ -491,6 +539,9 @@ class Acceptor(Association):
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         """Serve what is served; answer at once any other message, which pynetdicom would leave unanswered."""
+        if isinstance(msg, StoreRequest):
+            self._serve_store(msg)
+            return
         if isinstance(msg, N_EVENT_REPORT) and msg.MessageIDBeingRespondedTo is not None:
             self._took_report(msg)
             return
@@ -511,6 +562,42 @@ class Acceptor(Association):
             self.abort()
         else:
             self._refuse(msg, context_id)
+
+    def _serve_store(self, request: StoreRequest) -> None:
+        error = self.store(request.reception, Announced(request.sop_class, request.sop_instance))
+        if not self.is_established:
+            return
+        status, comment = (SUCCESS, "") if error is None else (status_of(error), error.name)
+        longest = self.requestor.maximum_length or 0
+        cast(BoundedReader, self.dul).send_command(
+            request.context_id, store_command.answer(request, status, comment), longest
+        )
+
+    def store(self, reception: Reception, announced: Announced) -> StepwedgeError | None:
+        """PS3.4 B.2.3: success is said when the object is durable and recorded, and not before; else why not."""
+        try:
+            self._accept(reception, announced)
+        except StepwedgeError as error:
+            self._desk.refused(error)
+            _log.warning("object refused", code=error.name, permanent=error.permanent)
+            return error
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not reach the sender as pynetdicom's text
+            _log.error("object could not be accepted", **logs.describe(error))
+            return StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "see the log")
+        finally:
+            self._fragments.served(reception)
+        return None
+
+    def _accept(self, reception: Reception, announced: Announced) -> None:
+        if reception.error is not None:
+            raise reception.error
+        incoming, reception.incoming = reception.incoming, None
+        if incoming is None:
+            raise StepwedgeError(ErrorCode.ERROR_CODE_MALFORMED_DICOM, "the request has no data set")
+        primitive = self.requestor.primitive
+        calling = (self.requestor.ae_title or "").strip()
+        called = ("" if primitive is None else primitive.called_ae_title or "").strip()
+        self._desk.keep(incoming, CHANNEL, announced, calling, called)
 
     def _is_commitment(self, msg: Any, context_id: int) -> bool:
         context = self._accepted_cx.get(context_id)
@@ -682,12 +769,11 @@ class Associations:
             if secure:
                 # Once both sides have proved themselves.
                 assert self._tls is not None
-                connection.settimeout(NEGOTIATION_SECONDS)
                 connection = secured = self._tls.wrap_socket(
                     connection, server_side=True, do_handshake_on_connect=False
                 )
                 try:
-                    secured.do_handshake()
+                    _shake_hands(secured)
                 except OSError:
                     _hear_out(connection)
                     raise
@@ -728,34 +814,13 @@ class Associations:
             return status
         return SUCCESS
 
-    def _on_store(self, event: evt.Event) -> Dataset | int:
-        """PS3.4 B.2.3: success is said when the object is durable and recorded, and not before."""
-        reception: Reception = cast(Any, event.request).reception
-        try:
-            self._accept(event, reception)
-        except StepwedgeError as error:
-            self._desk.refused(error)
-            _log.warning("object refused", code=error.name, permanent=error.permanent)
-            return error_status(error)
-        except Exception as error:  # noqa: BLE001 - a defect of ours must not reach the sender as pynetdicom's text
-            _log.error("object could not be accepted", **logs.describe(error))
-            return error_status(StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "see the log"))
-        finally:
-            cast(FragmentsToFile, event.assoc.dimse).served(reception)
-        return SUCCESS
-
-    def _accept(self, event: evt.Event, reception: Reception) -> None:
-        if reception.error is not None:
-            raise reception.error
-        incoming, reception.incoming = reception.incoming, None
-        if incoming is None:
-            raise StepwedgeError(ErrorCode.ERROR_CODE_MALFORMED_DICOM, "the request has no data set")
+    @staticmethod
+    def _on_store(event: evt.Event) -> Dataset | int:
+        """The C-STORE of a command set that is not as usual, see `store_command`."""
         request: Any = event.request
         announced = Announced(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
-        calling = (event.assoc.requestor.ae_title or "").strip()
-        primitive = event.assoc.requestor.primitive
-        called = ("" if primitive is None else primitive.called_ae_title or "").strip()
-        self._desk.keep(incoming, CHANNEL, announced, calling, called)
+        error = cast(Acceptor, event.assoc).store(request.reception, announced)
+        return SUCCESS if error is None else error_status(error)
 
 
 def know_other_services() -> None:
@@ -767,6 +832,24 @@ def know_other_services() -> None:
         other = kind in ("SOP Class", "Meta SOP Class", "Service Class") and uid not in STORAGE_SOP_CLASSES
         if other and keyword and not hasattr(sop_class, keyword):
             setattr(sop_class, keyword, UID(uid))
+
+
+def _shake_hands(connection: ssl.SSLSocket) -> None:
+    """Prove ourselves to each other, within a time that a peer cannot stretch by sending a byte now and then."""
+    deadline = time.monotonic() + NEGOTIATION_SECONDS
+    connection.setblocking(False)
+    wanted = {ssl.SSLWantReadError: select.POLLIN, ssl.SSLWantWriteError: select.POLLOUT}
+    while True:
+        try:
+            connection.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            poll = select.poll()
+            poll.register(connection.fileno(), wanted[type(error)])
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000) or time.monotonic() > deadline:
+                raise TimeoutError from None
+        else:
+            connection.settimeout(NETWORK_SECONDS)
+            return
 
 
 def _hear_out(connection: socket.socket) -> None:

@@ -110,6 +110,7 @@ class Hallway:
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._claims = 0
+        self._asking: dict[frozenset[StudyState], asyncio.Future[datetime | None]] = {}
 
     def start(self) -> None:
         """Begin to work."""
@@ -130,6 +131,7 @@ class Hallway:
 
     def ring(self) -> None:
         """Something is due now."""
+        self._asking.clear()  # an answer that is under way may be of before
         self._bell.set()
 
     # -- workers --------------------------------------------------------------------------------------------------
@@ -150,8 +152,15 @@ class Hallway:
                 _log.error("worker stumbled", **logs.describe(error))
                 await asyncio.sleep(_IDLE_SECONDS)
 
+    async def _next_due(self, states: frozenset[StudyState]) -> datetime | None:
+        """When the next study is due; workers that the same bell woke ask the database once."""
+        asking = self._asking.get(states)
+        if asking is None or asking.done():
+            asking = self._asking[states] = asyncio.ensure_future(asyncio.to_thread(self._studies.next_due, states))
+        return await asyncio.shield(asking)
+
     async def _claim(self, states: frozenset[StudyState]) -> Claim | None:
-        due = await asyncio.to_thread(self._studies.next_due, states)
+        due = await self._next_due(states)
         if due is None or due > _now():
             return None
         self._claims += 1
@@ -160,10 +169,10 @@ class Hallway:
 
     async def _wait_for_work(self, states: frozenset[StudyState]) -> None:
         seconds = _IDLE_SECONDS
-        due = await asyncio.to_thread(self._studies.next_due, states)
+        self._bell.clear()
+        due = await self._next_due(states)
         if due is not None:
             seconds = min(seconds, max(0.02, (due - _now()).total_seconds()))
-        self._bell.clear()
         if self._stopping:
             return  # the bell that was silenced just now may have been that of the end
         with suppress(TimeoutError):

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from sqlalchemy import Engine, Table, bindparam, case, func, or_, select, text, update
+from sqlalchemy import Connection, Engine, case, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
-from services.ingest import drift, repeats
+from services.ingest import drift, light_rows, repeats
 from services.ingest.arrival import Arrival as Arrival
 from services.ingest.arrival import Said
 from services.ingest.completion import Announced, Held, Missing, missing
@@ -188,12 +188,12 @@ class StudyStore:
         transactions could wait for each other.
         """
         devices = [self.devices.row_of(arrival.device) for arrival in arrivals]
+        usual = self._receive_usual(arrivals, devices, now, confirmed)
+        if usual is not None:
+            return usual
         with self._sessions.begin() as session, session.no_autoflush:
-            self._confirm(session, confirmed, now)
+            light_rows.confirm(session.connection(), confirmed, now)
             known = self._known(session, sorted({arrival.sop_instance_uid for arrival in arrivals}))
-            usual = not known and len({arrival.sop_instance_uid for arrival in arrivals}) == len(arrivals)
-            light = LightRows(session.connection()) if usual else None
-            studies: dict[str, Study] = {}
             received: list[tuple[Instance, bool]] = []
             for arrival, device in zip(arrivals, devices, strict=True):
                 others = known.setdefault(arrival.sop_instance_uid, [])
@@ -201,29 +201,56 @@ class StudyStore:
                 if same is not None:
                     received.append((same, True))
                     continue
-                study = studies.get(arrival.study_instance_uid)
-                if study is None and light is not None:
-                    study = light.study(arrival.study_instance_uid)
-                study = study or self._open_study(session, arrival, now)
-                studies[arrival.study_instance_uid] = study
-                instance = _new_instance(study, arrival, conflict=bool(others), now=now)
-                instance.device_id = device
-                study.device_id = study.device_id or device
-                instance.site = self._site(arrival.device)
-                study.constancy = arrival.constancy and (study.constancy or study.instances == 0)
-                (light or session).add(instance)
-                self._arrived(study, now)
-                study.instances += 1
-                study.modalities = "+".join(sorted({*study.modalities.split("+"), arrival.modality} - {""}))[:200]
+                study = self._open_study(session, arrival, now)
+                instance = self._instance_of(study, arrival, device, conflict=bool(others), now=now)
+                session.add(instance)
                 if others:
                     session.flush()
                     self._flag_conflict(session, others, study, now)
                 others.append(instance)
                 received.append((instance, False))
             session.flush()
-            if light is not None:
-                light.flush()
             return received
+
+    def _receive_usual(
+        self, arrivals: Sequence[Arrival], devices: Sequence[int | None], now: datetime, confirmed: Mapping[int, int]
+    ) -> list[tuple[Instance, bool]] | None:
+        """As `receive_many`, where all are new instances of known studies; None, and no row made, else."""
+        uids = sorted({arrival.sop_instance_uid for arrival in arrivals})
+        if len(uids) < len(arrivals):
+            return None
+        with self._engine.begin() as connection:
+            for uid in uids:
+                self._lock_instance_uid(connection, uid)
+            if held(connection, uids):
+                return None
+            light_rows.confirm(connection, confirmed, now)  # before a study is read: it changes that
+            light = LightRows(connection)
+            studies = [light.study(arrival.study_instance_uid) for arrival in arrivals]
+            if None in studies:
+                return None
+            received = []
+            for arrival, device, study in zip(arrivals, devices, studies, strict=True):
+                assert study is not None
+                instance = self._instance_of(study, arrival, device, conflict=False, now=now)
+                light.add(instance)
+                received.append((instance, False))
+            light.flush()
+            return received
+
+    def _instance_of(
+        self, study: Study, arrival: Arrival, device: int | None, *, conflict: bool, now: datetime
+    ) -> Instance:
+        """A new instance of a study, and what it changes of that."""
+        instance = _new_instance(study, arrival, conflict=conflict, now=now)
+        instance.device_id = device
+        instance.site = self._site(arrival.device)
+        study.device_id = study.device_id or device
+        study.constancy = arrival.constancy and (study.constancy or study.instances == 0)
+        self._arrived(study, now)
+        study.instances += 1
+        study.modalities = "+".join(sorted({*study.modalities.split("+"), arrival.modality} - {""}))[:200]
+        return instance
 
     def _site(self, said: Said) -> str:
         named = (said.equipment.station, said.calling_ae_title)
@@ -231,41 +258,13 @@ class StudyStore:
 
     def confirm_received(self, indexes: Mapping[int, int], now: datetime) -> None:
         """The log has the `received` records of these instances (row to index): they go to work."""
-        with self._sessions.begin() as session:
-            self._confirm(session, indexes, now)
-
-    def _confirm(self, session: Session, indexes: Mapping[int, int], now: datetime) -> None:
-        if not indexes:
-            return
-        of_these: Any = select(Instance.study_id).where(Instance.id.in_(sorted(indexes)))
-        if not self.one_writer:
-            # Studies first and in their order, so that two of these never wait for each other.
-            studies_of_these = select(Study.id).where(Study.id.in_(of_these)).order_by(Study.id).with_for_update()
-            of_these = list(session.scalars(studies_of_these))
-        instances, studies = cast(Table, Instance.__table__), cast(Table, Study.__table__)
-        session.execute(
-            update(instances)
-            .where(instances.c.id == bindparam("row"), instances.c.record_index.is_(None))
-            .values(
-                state=next_instance_state(InstanceState.STORED, InstanceEvent.RECORDED), record_index=bindparam("index")
-            ),
-            [{"row": row, "index": index} for row, index in sorted(indexes.items())],
-        )
-        session.execute(
-            update(studies)
-            .where(
-                studies.c.id.in_(of_these),
-                studies.c.state.in_(sorted(ACTIVE_STATES)),
-                # What waits for a dependency is woken when that is back; looking through it before is for nothing.
-                studies.c.waiting_for == "",
-            )
-            .values(next_action_at=now)
-        )
+        with self._engine.begin() as connection:
+            light_rows.confirm(connection, indexes, now)
 
     def _known(self, session: Session, uids: Sequence[str]) -> dict[str, list[Instance]]:
         """The rows under these SOP Instance UIDs, which are locked until the transaction ends."""
         for uid in uids:
-            self._lock_instance_uid(session, uid)
+            self._lock_instance_uid(session.connection(), uid)
         if not held(session.connection(), uids):
             return {}
         known: dict[str, list[Instance]] = {}
@@ -293,10 +292,10 @@ class StudyStore:
             wanted = select(Study.pseudonym).where(Study.study_instance_uid == study_instance_uid)
             return session.scalars(wanted).one_or_none() or ""
 
-    def _lock_instance_uid(self, session: Session, uid: str) -> None:
+    def _lock_instance_uid(self, connection: Connection, uid: str) -> None:
         # Two objects under one SOP Instance UID in two studies lock no common row; SQLite has one writer anyway.
         if self._postgres:
-            session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:uid, 0))"), {"uid": uid})
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:uid, 0))"), {"uid": uid})
 
     def _open_study(self, session: Session, arrival: Arrival, now: datetime) -> Study:
         wanted = select(Study).where(Study.study_instance_uid == arrival.study_instance_uid).with_for_update()
