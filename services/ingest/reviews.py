@@ -111,11 +111,18 @@ class Reviews:
         return self._commit(sha256(f"{review.id}/{review.note}".encode()).hexdigest()) if review.note else ""
 
     def summary(
-        self, start: datetime, before: datetime, devices: Collection[int] | None = None, *, sum_days: bool = False
+        self,
+        start: datetime,
+        before: datetime,
+        devices: Collection[int] | None = None,
+        *,
+        sum_days: bool = False,
+        states: bool = True,
     ) -> Summary:
         """Counts of what was decided and reviewed in a span of time, and of where studies are now.
 
         `devices`: only studies of these; None for all. `sum_days`: counts by device have "" for the day.
+        `states`: whether to count where studies are now.
         """
         found = Summary()
         of_these = [Study.constancy.is_(False)]  # phantoms are nobody's images
@@ -153,6 +160,8 @@ class Reviews:
                 said = said.join(Study, Study.id == Review.study_id).where(*of_these)
             for at, was, now in session.execute(said):
                 found.reviews[at.date().isoformat(), was, now] += 1
+            if not states:
+                return found
             for state, count, oldest in session.execute(
                 select(Study.state, func.count(), func.min(Study.last_received_at))
                 .where(*of_these)

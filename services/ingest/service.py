@@ -275,7 +275,12 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         """Counts for charts."""
         start, before, only = await self._asked(request)
         found = await asyncio.to_thread(
-            self._reviews.summary, start, before, only, sum_days=request.sum_days_of_devices
+            self._reviews.summary,
+            start,
+            before,
+            only,
+            sum_days=request.sum_days_of_devices,
+            states=not request.without_states,
         )
         devices = await self._devices(device for _, device, _ in found.by_device if device)
         return _summary(found, devices)

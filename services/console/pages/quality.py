@@ -185,7 +185,7 @@ async def _summary(
     call: Call, asked: Asked, *, sum_days_of_devices: bool = False
 ) -> ingest_pb2.SummarizeDecisionsResponse:
     request = ingest_pb2.SummarizeDecisionsRequest(
-        device=ingest_pb2.DeviceFilter(id=asked.device), sum_days_of_devices=sum_days_of_devices
+        device=ingest_pb2.DeviceFilter(id=asked.device), sum_days_of_devices=sum_days_of_devices, without_states=True
     )
     getattr(request, "from").FromDatetime(asked.since)
     answer: ingest_pb2.SummarizeDecisionsResponse = await ask(call.house.gateway.ingest.SummarizeDecisions, request)
