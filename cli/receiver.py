@@ -13,15 +13,15 @@ class Receiver:
     def __init__(self, ae_title: str) -> None:
         self.ae_title = ae_title
         self.port = 0
-        self.instances: set[str] = set()
-        """SOP Instance UIDs."""
+        self.instances: dict[str, str] = {}
+        """SOP Instance UID -> SOP Class UID."""
         self.repeats = 0
         """Objects that came again."""
 
     def _store(self, event: Any) -> int:
         uid = str(event.request.AffectedSOPInstanceUID)
         self.repeats += uid in self.instances
-        self.instances.add(uid)
+        self.instances[uid] = str(event.request.AffectedSOPClassUID)
         return 0x0000
 
 

@@ -9,11 +9,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydicom.uid import ComprehensiveSRStorage, SegmentationStorage
 from rich.markup import escape
 
 from cli import configuration, connect, files, log, terminal
@@ -41,6 +43,19 @@ VERDICT_SECONDS = 45.0
 """Patience with the studies after the last one was sent, and again for each fifty files."""
 POLL_SECONDS = 0.2
 PACS = "DEMO_PACS"
+ROUTES = (
+    {"name": "accepted", "verdicts": ["ACCEPT"], "send": ["original"], "destinations": ["demo-pacs"]},
+    {
+        "name": "radiographs",
+        "verdicts": ["ACCEPT"],
+        "modalities": ["CR", "DX"],
+        "send": ["seg", "sr"],
+        "destinations": ["demo-pacs"],
+    },
+)
+"""What the PACS gets: the images of accepted studies and, of radiographs, the outlines and the measurements beside
+them."""
+RESULTS = {str(SegmentationStorage): "segmentations (SEG)", str(ComprehensiveSRStorage): "measurement reports (SR)"}
 VERIFIER = ROOT / "verifier" / "verify.py"
 
 
@@ -88,7 +103,7 @@ def demo(own: Path | None, data: Path | None) -> Exit:
     run = Demo(folder, material, own=own is not None)
     with receiver(PACS) as pacs:
         destination = {"name": "demo-pacs", "ae_title": PACS, "host": "127.0.0.1", "port": pacs.port}
-        ingest = {"quiet_seconds": QUIET_SECONDS, "destinations": [destination]}
+        ingest = {"quiet_seconds": QUIET_SECONDS, "destinations": [destination], "routes": list(ROUTES)}
         settings_file = configuration.on_free_ports(folder / "cluster", ingest=ingest)
         settings = configuration.load(settings_file)
         with _cluster(run, settings) as cluster:
@@ -201,8 +216,14 @@ def _conclude(run: Demo, pacs: Receiver) -> None:
         if decision is not None and row.study is not None and verdict_name(decision.verdict) == "ACCEPT":
             accepted += len(row.study.instances)
     _compare_with_cases(run)
-    run.say(f"delivered to the PACS of the demo: {len(pacs.instances)} images, those of the accepted studies")
-    run.expect(len(pacs.instances) == accepted, f"the PACS received {len(pacs.instances)} images and not {accepted}")
+    own = {sent.sop_instance for sent in run.sent}
+    images = len(own & set(pacs.instances))
+    made = Counter(RESULTS.get(kind, "others") for uid, kind in pacs.instances.items() if uid not in own)
+    run.say(f"delivered to the PACS of the demo: {images} images, those of the accepted studies")
+    if made:
+        results = ", ".join(f"{count} {words}" for words, count in sorted(made.items()))
+        run.say(f"and, for their viewers, beside the radiographs: {results}")
+    run.expect(images == accepted, f"the PACS received {images} images and not {accepted}")
     run.expect(pacs.repeats == 0, "the PACS received an image twice")
 
 

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from pydicom.uid import CTImageStorage, SegmentationStorage
 
 from cli import demo, terminal
 from cli.demo import Demo
@@ -50,7 +51,8 @@ def concluded(of_study: ingest_pb2.Study | None, *, delivered: int = 1, sent: Se
     run = Demo(Path(), Material(1, iter(()), {PATH: CASE}), own=False)
     run.sent = [sent or Sent(PATH, True, "0x0000", "stored", "1.2.3.0")]
     pacs = Receiver("PACS")
-    pacs.instances = {str(number) for number in range(delivered)}
+    pacs.instances = {f"1.2.3.{number}": str(CTImageStorage) for number in range(delivered)}
+    pacs.instances["1.2.9"] = str(SegmentationStorage)  # a result is no image
     if of_study is not None:
         run.board.update(of_study, CASE.label)
     demo._conclude(run, pacs)
