@@ -96,8 +96,7 @@ class Look:
 
     def is_foreign(self) -> bool:
         """Whether the model takes the image for no frontal chest radiograph, or it is unlike all it was trained on."""
-        flagged = self.probabilities["not_a_chest"] >= thresholds.NOT_A_CHEST.fail
-        return flagged or self.distance >= thresholds.FOREIGN.fail
+        return not_a_chest(self).outcome == FAIL
 
     def thorax(self) -> Mask | None:
         """The convex hull of lungs and heart on the whole grid, bool [256, 256]; None where outlines do not hold."""
@@ -186,6 +185,8 @@ def not_a_chest(seen: Look) -> Finding:
     """NOT_A_CHEST."""
     flag, distance = seen.probabilities["not_a_chest"], seen.distance
     by_flag, by_distance = _above(flag, thresholds.NOT_A_CHEST), _above(distance, thresholds.FOREIGN)
+    if by_flag == FAIL and seen.confidence >= thresholds.SURELY_LUNGS[0]:
+        by_flag = WARN
     words = {
         PASS: "looks like a frontal chest radiograph",
         WARN: "may not be a frontal chest radiograph",

@@ -21,7 +21,7 @@ from stepwedge.open_inference.v2 import open_inference_pb2 as oip
 from stepwedge.open_inference.v2 import open_inference_pb2_grpc
 from tests.wire.inference_house import House, chest
 
-BEFORE = MODEL.with_name("0.1.0")
+BEFORE = MODEL.with_name("0.2.0")
 SERVED, BESIDE = f"{MODEL.parent.name}/{MODEL.name}", f"{MODEL.parent.name}/{BEFORE.name}"
 
 
@@ -106,7 +106,7 @@ def test_a_release_becomes_a_record_whose_proof_the_next_start_asks_for(house: H
     (released,) = _leaves(house, audit_pb2.RECORD_KIND_MODEL_RELEASED)
     event = released["event"]
     assert (released["producer"], released["pins"]["model"], event["requested_by"]) == ("inference", SERVED, "operator")
-    assert (event["trained_by"], event["approved_by"]) == tuple(DEVELOPMENT_SIGNERS[role][0] for role in _ROLES)
+    assert (event["trained_by"], event["approved_by"]) == tuple(DEVELOPMENT_SIGNERS[role][-1] for role in _ROLES)
     assert event["gates"] == 18
     _require(house)
     house.stop("inference")

@@ -112,7 +112,7 @@ def test_masks_have_the_size_of_the_image_and_agree_with_the_truth(assessor: Ass
 
 @pytest.mark.parametrize("edge", ["top", "bottom", "right", "left"])
 def test_lungs_that_are_cut_off_fail_at_that_edge_alone(assessor: Assessor, edge: str) -> None:
-    cut = chest(1, **{edge: -30.0})
+    cut = chest(4, **{edge: -30.0})
     result = assessor.assess_dicom(as_object(cut))
     assert f"LUNG_MARGIN_{edge.upper()}" in failures(result)
     others = {f"LUNG_MARGIN_{other.upper()}" for other in ("top", "bottom", "right", "left") if other != edge}
@@ -172,7 +172,7 @@ def test_monochrome1_is_as_good_as_monochrome2(assessor: Assessor) -> None:
 
 
 def test_a_mirrored_image_is_a_doubt(assessor: Assessor) -> None:
-    assert troubles(assessor.assess_dicom(as_object(phantom.mirrored(chest(1))))) == {"MIRRORED": "WARN"}
+    assert troubles(assessor.assess_dicom(as_object(phantom.mirrored(chest(2))))) == {"MIRRORED": "WARN"}
 
 
 def test_a_blank_exposure_fails_and_is_not_shown_to_the_model(assessor: Assessor) -> None:

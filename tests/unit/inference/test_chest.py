@@ -58,7 +58,7 @@ def test_sides_are_held_against_the_header(assessor: Assessor) -> None:
 
 
 def test_a_mirrored_image_is_for_a_person_to_look_at(assessor: Assessor) -> None:
-    result = assessor.assess_dicom(as_object(phantom.mirrored(chest(1))))
+    result = assessor.assess_dicom(as_object(phantom.mirrored(chest(2))))
     verdict, reasons = Policy.load(paths.POLICY).instance_verdict(result.findings, modality="DX")
     assert (verdict, reasons) == (Verdict.VERDICT_REVIEW, [Reason.REASON_MIRRORED])
 

@@ -167,7 +167,7 @@ def test_the_other_form_of_the_release_answers_golden_inputs_of_its_own(monkeypa
     monkeypatch.setattr(registry, "instructions", lambda: AVX2)
     monkeypatch.setattr(registry.platform, "machine", lambda: "x86_64")
     model = registry.load(MODEL)
-    assert model.sha256 == hashlib.sha256((MODEL / "student.fp32.onnx").read_bytes()).hexdigest()
+    assert model.sha256 == hashlib.sha256((MODEL / "student.int7.onnx").read_bytes()).hexdigest()
     assert model.self_test in {"exact", "decisions"}
 
 
