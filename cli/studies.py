@@ -115,12 +115,19 @@ def _stream(link: Any, cursor: str, reached: threading.Event) -> Iterator[ingest
     """Decisions after a cursor until the stream ends; sets `reached` once the channel is connected."""
     import grpc
 
-    link.subscribe(lambda state: reached.set() if state is grpc.ChannelConnectivity.READY else None)
+    def told(state: grpc.ChannelConnectivity) -> None:
+        if state is grpc.ChannelConnectivity.READY:
+            reached.set()
+
+    link.subscribe(told)
     stream = ingest_pb2_grpc.IngestServiceStub(link).WatchDecisions(ingest_pb2.WatchDecisionsRequest(cursor=cursor))
     try:
         yield from stream
     finally:
         stream.cancel()
+        link.unsubscribe(told)
+        # grpc asks for the channel's state every 0.2 s in a thread, which prints its end if the channel closes first.
+        time.sleep(0.3)
 
 
 def requeue(study: str, config: Path | None, identity: str, *, json: bool) -> None:

@@ -261,7 +261,7 @@ class House:
         """Where a study stands; None where there is none."""
         request = ingest_pb2.GetStudyRequest(study=ingest_pb2.StudyKey(study_instance_uid=uid))
         try:
-            return self._ingest.GetStudy(request, timeout=10).study
+            return self._ingest.GetStudy(request, timeout=10, wait_for_ready=True).study
         except grpc.RpcError as error:
             if from_rpc(error).code == ErrorCode.ERROR_CODE_STUDY_NOT_FOUND:
                 return None
