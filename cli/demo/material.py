@@ -35,10 +35,10 @@ CASES: Sequence[Case] = (
     Case("CT slice", "CT_small.dcm", ACCEPTED, "NO_MODEL"),
     Case("MR slice, JPEG 2000", "MR_small_jp2klossless.dcm", ACCEPTED, "NO_MODEL"),
     Case("ultrasound, text blanked", "examples_rgb_color.dcm", ACCEPTED, "NO_MODEL"),
-    Case("chest phantom", "chest-1.dcm", ACCEPTED, picture="whole", seed=11),
+    Case("chest phantom", "chest-1.dcm", ACCEPTED, picture="whole", seed=12),
     Case("chest phantom, other build", "chest-2.dcm", ACCEPTED, picture="whole", seed=23),
     Case("chest phantom, cut off at the side", "chest-cut-off.dcm", REJECTED, "LUNG_MARGIN_RIGHT", "cut off", 37),
-    Case("chest phantom, inverted", "chest-inverted.dcm", REVIEWED, "INVERTED_POLARITY", "inverted", 41),
+    Case("chest phantom, inverted", "chest-inverted.dcm", REVIEWED, "INVERTED_POLARITY", "inverted", 42),
     Case("chest phantom, not exposed", "chest-blank.dcm", REJECTED, "BLANK_IMAGE", "blank", 53),
 )
 
