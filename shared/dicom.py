@@ -418,6 +418,7 @@ def _named(
         else:
             encoded = (get_frame(pixels, index, **options) for index in only)
         for frame in encoded:
+            _check_codestream(frame, layout, max_bytes)  # whole: its head may have been in several fragments
             yield pixel_decoder.decode_named(str(syntax), image, frame, rgb=rgb, most=max_bytes)
     except pixel_decoder.DecodingError:
         raise _undecodable("a frame does not decode") from None
@@ -467,15 +468,20 @@ def _check_codestreams(dataset: Dataset, syntax: UID, layout: _Layout, max_bytes
     if not isinstance(pixels, bytes):
         raise _undecodable("compressed pixel data is absent")
     for start, end in _fragment_spans(pixels):
-        size = codestream_size(pixels[start:end])
-        if size is None:
-            continue
-        columns, rows, samples = size
-        width = max(1, (layout.bits + 7) // 8)
-        if columns * rows * samples * width > max(max_bytes, layout.frame_bytes):
-            raise _undecodable("a compressed frame is larger than may be decoded")
-        if (columns, rows) != (layout.columns, layout.rows):
-            raise _undecodable("a compressed frame has another size than the header says")
+        _check_codestream(pixels[start:end], layout, max_bytes)
+
+
+def _check_codestream(encoded: bytes, layout: _Layout, max_bytes: int) -> None:
+    """As above, for one frame or the fragment that it begins with."""
+    size = codestream_size(encoded)
+    if size is None:
+        return
+    columns, rows, samples = size
+    width = max(1, (layout.bits + 7) // 8)
+    if columns * rows * samples * width > max(max_bytes, layout.frame_bytes):
+        raise _undecodable("a compressed frame is larger than may be decoded")
+    if (columns, rows) != (layout.columns, layout.rows):
+        raise _undecodable("a compressed frame has another size than the header says")
 
 
 def _fragment_spans(pixels: bytes) -> Iterator[tuple[int, int]]:
@@ -498,6 +504,10 @@ _JPEG_START_OF_FRAME: Final = frozenset(
 
 def codestream_size(fragment: bytes) -> tuple[int, int, int] | None:
     """Columns, rows and components that a JPEG, JPEG-LS, JPEG 2000 or HTJ2K codestream declares; None for another."""
+    try:
+        fragment = fragment[pixel_decoder.codestream_start(fragment) :]
+    except pixel_decoder.DecodingError:
+        return None
     if fragment[:4] == b"\xff\x4f\xff\x51":  # ISO/IEC 15444-1 A.5.1, SIZ
         if len(fragment) < 42:
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import struct
 import subprocess
@@ -22,7 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 SECONDS: Final = 60.0
-"""Patience with one frame."""
+"""Patience with one frame, by the clock: the machine may be busy."""
+CPU_SECONDS: Final = 5.0
+"""What one frame may compute, with `CPU_SECONDS_A_MEGAPIXEL` on top: then the kernel ends the helper, even one whose
+owner died."""
+CPU_SECONDS_A_MEGAPIXEL: Final = 2.0
+"""About ten times what JPEG 2000 needs, the slowest."""
 ATTRIBUTES: Final = (
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "PhotometricInterpretation", "PlanarConfiguration",
@@ -185,6 +191,7 @@ def _serve() -> None:
         head_size, size = _SIZES.unpack(sizes)
         head, frame = json.loads(source.read(head_size)), source.read(size)
         try:
+            _limit(head["image"])
             samples, photometric = _decoded(head, frame)
             told: dict[str, Any] = {"ok": True, "dtype": samples.dtype.str, "shape": samples.shape}
             told["photometric"] = photometric
@@ -197,9 +204,40 @@ def _serve() -> None:
         answers.flush()
 
 
+def _limit(image: Mapping[str, Any]) -> None:
+    """How long this frame may compute."""
+    megapixels = int(image["Rows"]) * int(image["Columns"]) * int(image.get("SamplesPerPixel", 1)) / 1e6
+    seconds = time.process_time() + CPU_SECONDS + CPU_SECONDS_A_MEGAPIXEL * megapixels
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, most))
+
+
+_JP2_SIGNATURE: Final = b"\x00\x00\x00\x0cjP  "
+_BOX: Final = struct.Struct(">I4s")  # length with this head, type
+
+
+def codestream_start(frame: bytes) -> int:
+    """Where the codestream begins: some vendors leave it in a JP2 file (ISO/IEC 15444-1 I.4, I.5).
+
+    DecodingError for boxes that lead nowhere: pydicom 3.0 would follow one of no length for ever.
+    """
+    if not frame.startswith(_JP2_SIGNATURE):
+        return 0
+    at = 12
+    while at + _BOX.size <= len(frame):
+        length, kind = _BOX.unpack_from(frame, at)
+        if kind == b"jp2c":
+            return at + (16 if length == 1 else 8)
+        if length < _BOX.size:
+            break
+        at += length
+    raise DecodingError
+
+
 def _decoded(head: dict[str, Any], frame: bytes) -> tuple[NDArray[Any], str]:
     """By what pydicom knows, and beside it by what it refuses and a decoder of ours can do."""
     image, syntax = head["image"], head["syntax"]
+    codestream_start(frame)
     mono = image.get("SamplesPerPixel", 1) == 1
     if syntax in _GDCM_ALONE and mono and (syntax != _EXTENDED or _precision(frame) > 8):
         return _by_gdcm(syntax, image, frame), str(image["PhotometricInterpretation"])

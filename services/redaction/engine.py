@@ -174,8 +174,8 @@ def _accepted(original: Encoded, profile: Profile) -> str:
         raise _not_redactable("the SOP class is private or not one of storage")
     if original.transfer_syntax in refused["transfer_syntaxes"]:
         raise _not_redactable(refused["transfer_syntaxes"][original.transfer_syntax])
-    if original.transfer_syntax not in UID_dictionary:
-        raise _not_redactable("the transfer syntax is private, or younger than our dictionary")
+    if UID_dictionary.get(original.transfer_syntax, ("", ""))[1] != "Transfer Syntax":
+        raise _not_redactable("the transfer syntax is private, younger than our dictionary, or none")
     for element in original.data_set:
         if element.tag == _ENCAPSULATED_DOCUMENT:
             raise _not_redactable("the object holds an encapsulated document")

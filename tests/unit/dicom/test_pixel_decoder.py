@@ -1,8 +1,12 @@
 """The helper process that decodes: it may die, and nothing else does."""
 
 import contextlib
+import json
+import signal
+import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +86,52 @@ def test_only_the_frames_that_are_asked_for_are_decoded() -> None:
     assert len(list(dicom.frames(ds, only=[0]))) == 1
     with pytest.raises(StepwedgeError):
         list(dicom.frames(ds, only=[1]))
+
+
+def _jpeg2000() -> tuple[dict[str, object], bytes, str]:
+    ds = dicom.read(_object("JPEG2000.dcm"))
+    image = {keyword: ds.get(keyword) for keyword in pixel_decoder.ATTRIBUTES if ds.get(keyword) is not None}
+    return image, next(generate_frames(ds.PixelData, number_of_frames=1)), str(ds.file_meta.TransferSyntaxUID)
+
+
+SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+"""The first box of a JP2 file (ISO/IEC 15444-1 I.5.1)."""
+
+
+def _box(kind: bytes, content: bytes, length: int | None = None) -> bytes:
+    return struct.pack(">I4s", len(content) + 8 if length is None else length, kind) + content
+
+
+def test_the_codestream_in_a_jp2_file_is_found_and_held_to_the_header() -> None:
+    _, frame, _ = _jpeg2000()
+    file = SIGNATURE + _box(b"ftyp", b"jp2 \0\0\0\0jp2 ")
+    for wrapped in (_box(b"jp2c", frame), _box(b"jp2c", frame, 0), _box(b"jp2c", bytes(8) + frame, 1)):
+        assert dicom.codestream_size(file + wrapped) == dicom.codestream_size(frame)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 0xFFFFFFFF])
+def test_boxes_that_lead_nowhere_do_not_decode_and_hold_nobody_up(length: int) -> None:
+    """pydicom 3.0 follows a box of length 0 for ever."""
+    image, frame, syntax = _jpeg2000()
+    file = SIGNATURE + _box(b"ftyp", b"jp2 \0\0\0\0jp2 ", length) + _box(b"jp2c", frame)
+    begun = time.monotonic()
+    with pytest.raises(pixel_decoder.DecodingError):
+        pixel_decoder.decode(syntax, image, file, rgb=False, most=1 << 24)
+    assert time.monotonic() - begun < pixel_decoder.CPU_SECONDS
+
+
+def test_a_decoder_that_loops_is_ended_by_the_kernel_even_without_an_owner(tmp_path: Path) -> None:
+    code = (
+        Path(pixel_decoder.__file__)
+        .read_text()
+        .replace("    codestream_start(frame)\n", "    while True:\n        pass\n")
+    )
+    assert "while True:\n        pass" in code
+    looping = tmp_path / "pixel_decoder.py"
+    looping.write_text(code.replace("CPU_SECONDS: Final = 5.0", "CPU_SECONDS: Final = 0.2"))
+    head = json.dumps({"syntax": "1.2.840.10008.1.2.4.90", "image": {"Rows": 1, "Columns": 1}, "rgb": False}).encode()
+    process = subprocess.Popen([sys.executable, "-I", str(looping)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(struct.pack("<II", len(head), 0) + head)
+    process.stdin.flush()
+    assert process.wait(60) == -signal.SIGXCPU

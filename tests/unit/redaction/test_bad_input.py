@@ -195,3 +195,15 @@ print((int(peak.split()[1]) * 1024 - before) / len(data))
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=root, text=True)
     assert float(done.stdout) < 1.5, "besides the object itself"
+
+
+def test_a_transfer_syntax_that_names_something_else_is_refused() -> None:
+    """A UID of the dictionary is not one of a transfer syntax; pydicom would not save the result."""
+    ds = minimal()
+    sop_class = str(ds.SOPClassUID).encode()
+    old, at = b"1.2.840.10008.1.2.1\0", PLAIN.index(b"\x02\x00\x10\x00UI")
+    padded = sop_class + b"\0" * (len(sop_class) % 2)
+    assert PLAIN[at + 8 : at + 8 + len(old)] == old
+    assert code(PLAIN[: at + 6] + struct.pack("<H", len(padded)) + padded + PLAIN[at + 8 + len(old) :]) == (
+        ErrorCode.ERROR_CODE_NOT_REDACTABLE
+    )
