@@ -1,13 +1,14 @@
 """Image quality: the table of false alarms on clean radiographs, planted faults found, and measures against truth.
 
-`python -m benchmarks.quality [alarms|faults|clipping|foreign|ratio|truth ...]`; all by default. `alarms` prints, by
+`python -m benchmarks.quality [alarms|faults|clipping|cut|foreign|ratio|truth ...]`; all by default. `alarms` prints, by
 source, view and age of the radiographs in `--data` (`index.csv`, `images`), how many raise which finding and which
 verdict; `faults` turns, mirrors and inverts the same images and prints how many are found; `clipping` holds the margins
-against outlines by people that touch the frame; `foreign` shows objects that are no chest (of `--objects`, and those
-that come with pydicom); `ratio` holds the cardiothoracic ratio against references. Splits that are kept for the final
-report are looked at with `--final` alone. `truth` holds the measures against the digital phantom. The faults are made
-with numpy alone and share no code with the training's. The choice of images is seeded; where there are no radiographs,
-what needs them is left out and says so.
+against outlines by people that touch the frame; `cut` takes 5 to 20 mm of lung away at one side of images whose
+outlines keep clear of it, and holds them against the same images whole; `foreign` shows objects that are no chest (of
+`--objects`, and those that come with pydicom); `ratio` holds the cardiothoracic ratio against references. Splits that
+are kept for the final report are looked at with `--final` alone. `truth` holds the measures against the digital
+phantom. The faults are made with numpy alone and share no code with the training's. The choice of images is seeded;
+where there are no radiographs, what needs them is left out and says so.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from shared.policy import Policy
 from stepwedge.common.v1.common_pb2 import Verdict
 from tests.shared_material import SHARED
 
-PARTS: Final = ("alarms", "faults", "clipping", "foreign", "ratio", "truth")
+PARTS: Final = ("alarms", "faults", "clipping", "cut", "foreign", "ratio", "truth")
 WITHHELD: Final = ("test", "test_crossvendor")
 SEED: Final = 1
 
@@ -121,45 +122,91 @@ EDGE_PIXELS: Final = 2
 """An outline that comes so close to the frame is cut off (README of the radiographs)."""
 
 
+Look = tuple[bool, float, int]
+"""Whether the lungs are cut off at a side, the margin that was measured there, and the outcome of its finding."""
+
+
 def clipping(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
     """Print how well the margins tell lungs that people's outlines show to be cut off, side by side.
 
     AUROC of the margin; how many of the cut ones are WARN or FAIL, and how many of the others.
     """
-    told: dict[str, list[tuple[bool, float, bool]]] = defaultdict(list)
+    told: dict[str, list[Look]] = defaultdict(list)
+    for image, lungs in _outlined(data, most, final=final):
+        result = assessor.assess_array(image)
+        for side in SIDES:
+            if look := _look(result, side, cut=bool(_from(lungs, side)[:EDGE_PIXELS].any())):
+                told[side].append(look)
+    for side, found in told.items():
+        _print_looks(side, found)
+    every = [one for found in told.values() for one in found if one[0]]
+    if every:
+        print(
+            f"all sides: {100 * sum(one[2] in (WARN, FAIL) for one in every) / len(every):.1f} % of {len(every)} told"
+        )
+
+
+SIDES: Final = {"TOP": 0, "BOTTOM": 2, "RIGHT": 3, "LEFT": 1}
+"""Quarter turns against the clock that bring a side to the top."""
+FIELD_MM: Final = 430.0
+LOST_MM: Final = (5.0, 10.0, 20.0)
+
+
+def cut(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
+    """Print how well the margins tell images of which a strip with so much lung was taken away from the same images
+    whole: AUROC of the margin, and how many of each are WARN or FAIL. Millimetres are those of a field of 43 cm."""
+    whole: dict[str, list[Look]] = defaultdict(list)
+    spoilt: dict[tuple[str, float], list[Look]] = defaultdict(list)
+    for image, lungs in _outlined(data, most, final=final):
+        result = assessor.assess_array(image)
+        for side in SIDES:
+            end = int(np.flatnonzero(_from(lungs, side).any(axis=1))[0])
+            if end < EDGE_PIXELS:
+                continue
+            if look := _look(result, side, cut=False):
+                whole[side].append(look)
+            for lost in LOST_MM:
+                strip = end + max(1, round(lost / FIELD_MM * len(_from(image, side))))
+                less = np.ascontiguousarray(np.rot90(_from(image, side)[strip:], -SIDES[side]))
+                if look := _look(assessor.assess_array(less), side, cut=True):
+                    spoilt[side, lost].append(look)
+    for (side, lost), found in sorted(spoilt.items()):
+        _print_looks(f"{side} {lost:.0f} mm", found + whole[side])
+
+
+def _outlined(data: Path, most: int, *, final: bool) -> Iterator[tuple[Image, Image]]:
+    """Images with people's outlines of whole lungs."""
     for rows in chosen(data, most, final=final).values():
         labelled = [row for row in rows if row["mask_convention"] == "full"]
         for row, image in zip(labelled, pictures(data, labelled), strict=True):
             mask = cv2.imread(str(data / "masks" / f"{row['id']}.png"), cv2.IMREAD_GRAYSCALE)
-            if mask is None or not (mask == 1).any():
-                continue
-            lungs = mask == 1
-            near = {
-                "TOP": lungs[:EDGE_PIXELS].any(),
-                "BOTTOM": lungs[-EDGE_PIXELS:].any(),
-                "RIGHT": lungs[:, :EDGE_PIXELS].any(),
-                "LEFT": lungs[:, -EDGE_PIXELS:].any(),
-            }
-            result = assessor.assess_array(image)
-            for side, cut in near.items():
-                code = f"LUNG_MARGIN_{side}"
-                margin = next((one.value for one in result.measurements if one.name == code.lower()), None)
-                if margin is not None:
-                    told[side].append((bool(cut), margin, _outcome(result, code) in (WARN, FAIL)))
-    for side, found in told.items():
-        cut, whole = ([one for one in found if one[0] is state] for state in (True, False))
-        if not cut or not whole:
-            print(f"{side:6s}: {len(cut)} cut off of {len(found)}; nothing to compare")
-            continue
-        wins = sum((c[1] < w[1]) + 0.5 * (c[1] == w[1]) for c in cut for w in whole)
-        area = wins / (len(cut) * len(whole))
-        hits, alarms_ = (100 * sum(one[2] for one in group) / len(group) for group in (cut, whole))
-        print(
-            f"{side:6s}: AUROC {area:.4f}; {hits:.1f} % of {len(cut)} cut off, {alarms_:.1f} % of {len(whole)} others"
-        )
-    every = [one for found in told.values() for one in found if one[0]]
-    if every:
-        print(f"all sides: {100 * sum(one[2] for one in every) / len(every):.1f} % of {len(every)} cut sides told")
+            if mask is not None and (mask == 1).any():
+                yield image, mask == 1
+
+
+def _from(image: Image, side: str) -> Image:
+    """The image turned so that a side is on top."""
+    return np.rot90(image, SIDES[side])
+
+
+def _look(result: AssessmentResult, side: str, *, cut: bool) -> Look | None:
+    code = f"LUNG_MARGIN_{side}"
+    margin = next((one.value for one in result.measurements if one.name == code.lower()), None)
+    return None if margin is None else (cut, margin, _outcome(result, code))
+
+
+def _print_looks(what: str, found: list[Look]) -> None:
+    cut, whole = ([one for one in found if one[0] is state] for state in (True, False))
+    if not cut or not whole:
+        print(f"{what:12s}: {len(cut)} cut off of {len(found)}; nothing to compare")
+        return
+    wins = sum((c[1] < w[1]) + 0.5 * (c[1] == w[1]) for c in cut for w in whole)
+    hits, alarms = (100 * sum(one[2] in (WARN, FAIL) for one in group) / len(group) for group in (cut, whole))
+    print(
+        f"{what:12s}: AUROC {wins / (len(cut) * len(whole)):.4f}; {hits:.1f} % of {len(cut)} cut off, "
+        f"{alarms:.1f} % of {len(whole)} others",
+        flush=True,
+    )
 
 
 def foreign(assessor: Assessor, objects: Sequence[Path]) -> None:
@@ -270,7 +317,7 @@ def main() -> None:
     what = asked.what or list(PARTS)
     assessor = Assessor(asked.model)
     print(f"model {assessor.model.name} {assessor.model.version}, seed {SEED}")
-    for part in ("alarms", "faults", "clipping", "ratio"):
+    for part in ("alarms", "faults", "clipping", "cut", "ratio"):
         if part in what and (asked.data is None or not (asked.data / "index.csv").exists()):
             print(f"{part}: left out, since there are no radiographs here")
         elif part == "ratio" and part in what:
@@ -278,7 +325,7 @@ def main() -> None:
             ratio(assessor, asked.data)
         elif part in what:
             print(f"\n{part}", flush=True)
-            by_part = {"alarms": alarms, "faults": faults, "clipping": clipping}
+            by_part = {"alarms": alarms, "faults": faults, "clipping": clipping, "cut": cut}
             by_part[part](assessor, asked.data, asked.most, final=asked.final)
     if "foreign" in what:
         print("\nforeign")

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import sessionmaker
 
+from services.ingest import spans
 from services.ingest.tables import Failure, Study
 from shared import database
 
@@ -39,13 +40,13 @@ class Activity:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._sessions = sessionmaker(database.reader(engine))
-        self._postgres = engine.dialect.name == "postgresql"
+        self._dialect = engine.dialect
 
     def of_the_last(self, hours: int, now: datetime) -> tuple[Sequence[Hour], Sequence[Failed]]:
         """Each of the last `hours` hours, oldest first, the one that is under way at the end; failures, most first."""
         this = now.replace(minute=0, second=0, microsecond=0)
         start = this - timedelta(hours=hours - 1)
-        hour = self._hour(Study.decided_at)
+        hour = spans.hour(self._dialect, Study.decided_at)
         decided = (
             sa.select(hour, sa.func.count(), sa.func.sum(Study.instances))
             .where(Study.decided_at >= start)
@@ -64,9 +65,3 @@ class Activity:
             [Hour(began, *done.get(f"{began:%Y-%m-%d %H}", (0, 0))) for began in every],
             sorted(failed, key=lambda one: (-one.count, one.error, one.step)),
         )
-
-    def _hour(self, column: Any) -> Any:
-        """The hour (UTC) of a column of times, as text: "2026-11-22 13"."""
-        if self._postgres:
-            return sa.func.to_char(sa.func.timezone("UTC", column), "YYYY-MM-DD HH24")
-        return sa.func.substr(sa.cast(column, sa.Text), 1, 13)

@@ -258,6 +258,26 @@ class RepeatDay(Base):
     """Rejected ones of which nobody can tell whether they were repeated."""
 
 
+class DecidedDay(Base):
+    """Decided studies by the day of their newest decision; of what each row of `studies` says now, phantoms left out.
+
+    Nobody writes here: triggers on `studies` keep it, see migration 0011.
+    """
+
+    __tablename__ = "decided_days"
+
+    day: Mapped[str] = mapped_column(String(10), primary_key=True)
+    """UTC, "2026-11-22"."""
+    device_id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
+    """`Device`; 0 where nothing is said of one."""
+    modalities: Mapped[str] = mapped_column(String(200), primary_key=True)
+    """Joined by "+"."""
+    verdict: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    reason: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    """`Reason`; 0 for all studies, with and without one."""
+    count: Mapped[int] = mapped_column(BigInteger)
+
+
 class Decision(Base):
     """One decision on a study. Written before its record is handed in, visible when the log has taken it (law 1)."""
 
