@@ -8,7 +8,8 @@ that settles it, so once.
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, timedelta
+from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -67,22 +68,38 @@ class Drift:
     def __init__(self, engine: sa.Engine) -> None:
         self._sessions = sessionmaker(database.reader(engine))
 
-    def days(self, start: datetime, before: datetime, devices: Collection[int] | None = None) -> Iterable[Measured]:
-        """Each measurement of each day from `start` to `before`, in order of name and day; `devices`: of these only."""
-        sums = [sa.func.sum(getattr(MeasuredDay, name)) for name in ("count", "total", "squares")]
+    def days(
+        self, start: datetime, before: datetime, devices: Collection[int] | None = None, *, by_week: bool = False
+    ) -> Iterable[Measured]:
+        """Each measurement of each day from `start` to `before`, in order of name and day; `devices`: of these only.
+
+        `by_week`: of each week, called after its Monday.
+        """
+        columns = [sa.func.sum(getattr(MeasuredDay, name)) for name in ("count", "total", "squares")]
         wanted = (
-            sa.select(MeasuredDay.day, MeasuredDay.name, MeasuredDay.unit, *sums)
+            sa.select(MeasuredDay.day, MeasuredDay.name, MeasuredDay.unit, *columns)
             .where(MeasuredDay.day >= start.date().isoformat(), MeasuredDay.day <= before.date().isoformat())
             .group_by(MeasuredDay.day, MeasuredDay.name, MeasuredDay.unit)
             .order_by(MeasuredDay.name, MeasuredDay.unit, MeasuredDay.day)
         )
         if devices is not None:
             wanted = wanted.where(MeasuredDay.device_id.in_(devices))
+        sums: dict[tuple[str, str, str], tuple[int, float, float]] = {}
         with self._sessions.begin() as session:
-            return [
-                Measured(day, name, unit, int(number), total / int(number), deviation(int(number), total, squares))
-                for day, name, unit, number, total, squares in session.execute(wanted)
-            ]
+            for day, name, unit, number, total, squares in session.execute(wanted):
+                key = name, unit, _monday(day) if by_week else day
+                known = sums.get(key, (0, 0.0, 0.0))
+                sums[key] = known[0] + int(number), known[1] + total, known[2] + squares
+        return [
+            Measured(day, name, unit, number, total / number, deviation(number, total, squares))
+            for (name, unit, day), (number, total, squares) in sums.items()
+        ]
+
+
+@cache
+def _monday(day: str) -> str:
+    at = date.fromisoformat(day)
+    return (at - timedelta(days=at.weekday())).isoformat()
 
 
 def deviation(number: int, total: float, squares: float) -> float:

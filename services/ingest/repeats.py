@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
+from services.ingest import spans
 from services.ingest.arrival import Arrival
 from services.ingest.tables import Instance, RepeatDay, Study
 from shared import database
@@ -145,6 +146,7 @@ class Repeats:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._sessions = sessionmaker(database.reader(engine))
+        self._dialect = engine.dialect
 
     def counts(
         self,
@@ -155,10 +157,15 @@ class Repeats:
         by_day: bool,
         by_device: bool,
         by_reason: bool,
+        by_week: bool = False,
     ) -> list[Counted]:
-        """Sums from the day of `start` to that of `before`; of these devices only, or of all where None."""
+        """Sums from the day of `start` to that of `before`; of these devices only, or of all where None.
+
+        `by_week`: days are weeks, called after their Mondays.
+        """
+        day = spans.week(self._dialect, RepeatDay.day) if by_week else RepeatDay.day
         columns: list[tuple[Any, bool, Any]] = [
-            (RepeatDay.day, by_day, ""),
+            (day, by_day or by_week, ""),
             (RepeatDay.device_id, by_device, 0),
             (RepeatDay.reason, True, 0),
         ]

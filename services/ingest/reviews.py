@@ -1,17 +1,18 @@
 """What people say of decisions, and how often what was decided: the rows behind reviews and charts."""
 
-import json
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
 
-from sqlalchemy import Engine, Text, cast, func, literal, select
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy import BindParameter, Engine, func, literal, select
+from sqlalchemy.orm import Session, sessionmaker
 
-from services.ingest.tables import Decision, Review, Study
+from services.ingest import spans
+from services.ingest.states import StudyState
+from services.ingest.tables import DecidedDay, Decision, Review, Study
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
 
@@ -31,7 +32,7 @@ REASONS: Final = (
 
 @dataclass
 class Summary:
-    """Counts of a span of time; every key begins with the day (UTC)."""
+    """Counts of a span of time; every key begins with the day (UTC), or the Monday of the week."""
 
     decisions: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     """(day, modalities joined by "+", verdict) of the newest decision of each study."""
@@ -43,8 +44,9 @@ class Summary:
     """(day, row of the device or 0, reason) of those."""
     reviews: Counter[tuple[str, int, int]] = field(default_factory=Counter)
     """(day, what was decided, what the person held to be right)."""
-    states: dict[str, tuple[int, datetime]] = field(default_factory=dict)
-    """State -> how many studies are in it now, and when the one that waits longest received its last instance."""
+    states: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)
+    """State -> how many studies are in it now, and when the one that waits longest received its last instance; None
+    where none waits."""
 
 
 class Reviews:
@@ -62,7 +64,7 @@ class Reviews:
         self._sessions = sessionmaker(engine, expire_on_commit=False)
         self._reading = sessionmaker(database.reader(engine), expire_on_commit=False)
         self._commit = commit
-        self._postgres = engine.dialect.name == "postgresql"
+        self._dialect = engine.dialect
 
     def write(
         self, study_id: int, *, revision: int, verdict: int, reason: str, note: str, reviewer: str, role: str
@@ -116,62 +118,85 @@ class Reviews:
         before: datetime,
         devices: Collection[int] | None = None,
         *,
+        by_week: bool = False,
         sum_days: bool = False,
         states: bool = True,
     ) -> Summary:
-        """Counts of what was decided and reviewed in a span of time, and of where studies are now.
+        """Counts of what was decided and reviewed from the day of `start` to that of `before`, and where studies are.
 
-        `devices`: only studies of these; None for all. `sum_days`: counts by device have "" for the day.
-        `states`: whether to count where studies are now.
+        `devices`: only studies of these; None for all. `by_week`: a week, called after its Monday, instead of a day.
+        `sum_days`: counts by device have "" for the day. `states`: whether to count where studies are now.
         """
         found = Summary()
-        of_these = [Study.constancy.is_(False)]  # phantoms are nobody's images
-        if devices is not None:
-            of_these.append(Study.device_id.in_(devices))
         with self._reading.begin() as session:
-            day = self._day(Study.decided_at)
-            # A few combinations of reasons for each day, not a row a study: the database counts.
-            device = func.coalesce(Study.device_id, 0)
-            what = (Study.modalities, Study.verdict, cast(Study.reasons, Text))
-            none: Any = literal("")
-            # Day by device is many groups; where the days of devices are summed up, the two are counted apart.
-            groupings = [(day, none, 1, 0), (none, device, 0, 1)] if sum_days else [(day, device, 1, 1)]
-            for on_day, by, of_days, of_devices in groupings:
-                columns = [one for one in (on_day, *what, by) if one is not none]
-                counted = session.execute(
-                    select(on_day, *what, by, func.count())
-                    .where(Study.decided_at >= start, Study.decided_at < before, *of_these)
-                    .group_by(*columns)
-                )
-                for on, modalities, verdict, given, made_by, count in counted:
-                    reasons = json.loads(given)
-                    if of_days:
-                        found.decisions[on, modalities, verdict] += count
-                        found.reasons.update(dict.fromkeys(((on, reason) for reason in reasons), count))
-                    if of_devices:
-                        found.by_device[on, made_by, verdict] += count
-                        found.reasons_by_device.update(
-                            dict.fromkeys(((on, made_by, reason) for reason in reasons), count)
-                        )
-            said = select(Review.reviewed_at, Review.decided, Review.verdict).where(
-                Review.reviewed_at >= start, Review.reviewed_at < before, Review.record_index.is_not(None)
-            )
-            if of_these:
-                said = said.join(Study, Study.id == Review.study_id).where(*of_these)
-            for at, was, now in session.execute(said):
-                found.reviews[at.date().isoformat(), was, now] += 1
-            if not states:
-                return found
-            for state, count, oldest in session.execute(
-                select(Study.state, func.count(), func.min(Study.last_received_at))
-                .where(*of_these)
-                .group_by(Study.state)
+            decided, day = self._decided(start, before, devices), self._place(DecidedDay.day, by_week)
+            of_devices: Any = literal("") if sum_days else day
+            every, given = DecidedDay.reason == 0, DecidedDay.reason != 0
+            for counter, which, columns in (
+                (found.decisions, every, (day, DecidedDay.modalities, DecidedDay.verdict)),
+                (found.reasons, given, (day, DecidedDay.reason)),
+                (found.by_device, every, (of_devices, DecidedDay.device_id, DecidedDay.verdict)),
+                (found.reasons_by_device, given, (of_devices, DecidedDay.device_id, DecidedDay.reason)),
             ):
-                found.states[state] = (count, oldest)
+                rows = session.execute(_grouped(columns, func.sum(DecidedDay.count)).where(which, *decided))
+                counter.update({tuple(key): int(count) for *key, count in rows if count})
+            found.reviews.update(self._reviews(session, start, before, devices, by_week=by_week))
+            if states:
+                found.states.update(self._states(session, devices))
         return found
 
-    def _day(self, column: Any) -> Any:
-        """The day (UTC) of a column of times, as text."""
-        if self._postgres:
-            return func.to_char(func.timezone("UTC", column), "YYYY-MM-DD")
-        return func.substr(cast(column, Text), 1, 10)
+    def _reviews(
+        self,
+        session: Session,
+        start: datetime,
+        before: datetime,
+        devices: Collection[int] | None,
+        *,
+        by_week: bool,
+    ) -> dict[tuple[str, int, int], int]:
+        first = start.replace(hour=0, minute=0, second=0, microsecond=0)
+        day = spans.day(self._dialect, Review.reviewed_at, by_week=by_week)
+        said = (
+            _grouped((day, Review.decided, Review.verdict), func.count())
+            .join(Study, Study.id == Review.study_id)
+            .where(Review.reviewed_at >= first, Review.reviewed_at < before, Review.record_index.is_not(None))
+            .where(*_of_patients(devices))
+        )
+        return {(on, was, now): count for on, was, now, count in session.execute(said)}
+
+    def _states(
+        self, session: Session, devices: Collection[int] | None
+    ) -> Iterator[tuple[str, tuple[int, datetime | None]]]:
+        """Where studies are. Those that are done are all that are decided, less the few that are not done."""
+        undone = (
+            _grouped((Study.state,), func.count(), func.min(Study.last_received_at), func.count(Study.decided_at))
+            .where(Study.state.in_([one for one in StudyState if one != StudyState.DONE]))
+            .where(*_of_patients(devices))
+        )
+        done = select(func.sum(DecidedDay.count)).where(DecidedDay.reason == 0)
+        if devices is not None:
+            done = done.where(DecidedDay.device_id.in_(devices))
+        decided = int(session.scalars(done).one() or 0)
+        for state, count, oldest, also_decided in session.execute(undone):
+            decided -= also_decided
+            yield state, (count, oldest)
+        if decided:
+            yield StudyState.DONE, (decided, None)
+
+    def _decided(self, start: datetime, before: datetime, devices: Collection[int] | None) -> list[Any]:
+        within = [DecidedDay.day >= start.date().isoformat(), DecidedDay.day <= before.date().isoformat()]
+        return within if devices is None else [*within, DecidedDay.device_id.in_(devices)]
+
+    def _place(self, day: Any, by_week: bool) -> Any:
+        return spans.week(self._dialect, day) if by_week else day
+
+
+def _grouped(columns: Sequence[Any], *figures: Any) -> Any:
+    """Figures for each combination of the columns; a literal is no column to group by."""
+    return select(*columns, *figures).group_by(*(one for one in columns if not isinstance(one, BindParameter)))
+
+
+def _of_patients(devices: Collection[int] | None) -> list[Any]:
+    """Conditions for studies that are no phantoms; of these devices only."""
+    of_patients = [Study.constancy.is_(False)]
+    return of_patients if devices is None else [*of_patients, Study.device_id.in_(devices)]

@@ -279,6 +279,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
             start,
             before,
             only,
+            by_week=request.by_week,
             sum_days=request.sum_days_of_devices,
             states=not request.without_states,
         )
@@ -290,7 +291,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.SummarizeMeasurementsResponse:
         """What images measured, day by day."""
         start, before, only = await self._asked(request)
-        days = await asyncio.to_thread(self._drift.days, start, before, only)
+        days = await asyncio.to_thread(self._drift.days, start, before, only, by_week=request.by_week)
         return ingest_pb2.SummarizeMeasurementsResponse(
             days=[
                 ingest_pb2.MeasurementDay(
@@ -310,7 +311,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.SummarizeRepeatsResponse:
         """Images that were taken, rejected and repeated."""
         start, before, only = await self._asked(request)
-        by = {name: getattr(request, name) for name in ("by_day", "by_device", "by_reason")}
+        by = {name: getattr(request, name) for name in ("by_day", "by_week", "by_device", "by_reason")}
         counts = await asyncio.to_thread(self._repeats.counts, start, before, only, **by)
         devices = await self._devices({one.device_id for one in counts if one.device_id})
         message = ingest_pb2.SummarizeRepeatsResponse(
@@ -580,7 +581,8 @@ def _summary(found: reviews.Summary, devices: _Devices) -> ingest_pb2.SummarizeD
     for (day, was, now), count in sorted(found.reviews.items()):
         message.reviews.add(day=day, decided=was, verdict=now, count=count)
     for state, (count, oldest) in sorted(found.states.items()):
-        message.states.add(state=STUDY_STATE_TO_PROTO[StudyState(state)], count=count, oldest=timestamp(oldest))
+        waits = None if oldest is None else timestamp(oldest)
+        message.states.add(state=STUDY_STATE_TO_PROTO[StudyState(state)], count=count, oldest=waits)
     return message
 
 
