@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sqlite3
 import statistics
 import sys
@@ -23,6 +24,8 @@ from tests.wire.console_house import Browser, console_house
 
 LIMIT_MS = 300.0
 DEVICES = 12
+REASONS = (4, 5, 7, 8, 9, 10, 11, 20)
+MEASUREMENTS = 20
 PAGES = (
     ("radiographer", "/studies"),
     ("radiographer", "/studies?rows=1"),
@@ -30,6 +33,11 @@ PAGES = (
     ("radiographer", "/studies?state=DEAD_LETTER"),
     ("radiographer", "/studies?page={middle}"),
     ("radiographer", "/studies?room=Room%203"),
+    ("radiographer", "/studies?room=Hall"),
+    ("radiographer", "/studies?room=Hall&state=RECEIVING&verdict=REJECT"),
+    ("radiographer", "/studies?room=No%20such%20room"),
+    ("radiographer", "/studies?state=RECEIVING&verdict=REJECT"),
+    ("radiographer", "/studies?state=PROCESSING&verdict=REJECT"),
     ("radiographer", "/studies/{study}"),
     ("radiographer", "/studies/{study}/proof"),
     ("radiographer", "/quality?days=365"),
@@ -47,14 +55,14 @@ PAGES = (
 
 
 def studies(count: int) -> Iterator[tuple[object, ...]]:
-    """Rows of studies over a year: two of three accepted, one in fifty in the dead letter."""
-    now = datetime.now(UTC).replace(tzinfo=None)
+    """Rows of studies over a year: two of three accepted, one in a hundred waiting, one in fifty given up."""
+    now, chance = datetime.now(UTC).replace(tzinfo=None), random.Random(8)
     for number in range(count):
         at = str(now - timedelta(seconds=number * 31_536_000 / count))
-        state = "DEAD_LETTER" if number % 50 == 0 else "DONE"
-        verdict = (1, 1, 2, 1, 1, 3)[number % 6]
-        reasons = json.dumps([] if verdict == 1 else [7 + number % 4])
-        device = 100 + number % DEVICES
+        (state,) = chance.choices(("DONE", "DEAD_LETTER", "RECEIVING"), (97, 2, 1))
+        verdict = chance.choice((1, 1, 2, 1, 1, 3))
+        reasons = json.dumps([] if verdict == 1 else chance.sample(REASONS, chance.choice((1, 1, 2))))
+        device = 100 + chance.randrange(DEVICES)
         yield number + 1_000, f"1.2.3.{number}", f"2.25.{10**30 + number}", state, at, at, verdict, reasons, device
 
 
@@ -67,6 +75,17 @@ def days() -> Iterator[tuple[object, ...]]:
                 rejected = 3 if reason else 12
                 day = str(today - timedelta(days=back))
                 yield day, device, 6 + reason if reason else 0, 0 if reason else 90, rejected, rejected // 2, 0
+
+
+def measurements() -> Iterator[tuple[object, ...]]:
+    """Sums of what is measured for every day and device of a year."""
+    today, chance = datetime.now(UTC).date(), random.Random(9)
+    for back in range(366):
+        for device in range(100, 100 + DEVICES):
+            for name in range(MEASUREMENTS):
+                mean = chance.gauss(10 + name, 1)
+                day = str(today - timedelta(days=back))
+                yield day, f"measurement {name}", "mm", device, 20, 20 * mean, 20 * mean**2
 
 
 def fill(database: Path, count: int) -> None:
@@ -87,10 +106,25 @@ def fill(database: Path, count: int) -> None:
         link.executemany(
             "INSERT INTO devices (id, station, department, location, manufacturer, model, serial, calling_ae_title)"
             " VALUES (?,?,'X-ray',?,'Maker','Model',?,'')",
-            [(100 + number, f"DX{number}", f"Room {number}", str(number)) for number in range(DEVICES)],
+            [(100 + number, f"DX{number}", _room(number), str(number)) for number in range(DEVICES)],
         )
         link.executemany("INSERT OR IGNORE INTO repeat_days VALUES (?,?,?,?,?,?,?)", days())
+        link.executemany(
+            "INSERT OR IGNORE INTO measured_days (day, name, unit, device_id, count, total, squares)"
+            " VALUES (?,?,?,?,?,?,?)",
+            measurements(),
+        )
+        link.executemany(
+            "INSERT INTO reviews (study_id, revision, decided, verdict, reason, note, reviewer, role, reviewed_at,"
+            " record_index) VALUES (?,1,?,?,'agreed','','somebody','radiographer',?,?)",
+            [(row[0], row[6], 1, row[5], row[0]) for row in rows[::50]],
+        )
         link.execute("ANALYZE")
+
+
+def _room(device: int) -> str:
+    """Each device in a room of its own, but for three that stand in one hall."""
+    return "Hall" if device >= DEVICES - 3 else f"Room {device}"
 
 
 def main() -> int:

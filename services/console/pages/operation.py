@@ -31,7 +31,7 @@ async def operation(call: Call) -> Response:
     gateway = call.house.gateway
     health, summary, dead, models, storage, policy, activity, certificates = await asyncio.gather(
         gateway.health(),
-        call_or_none(gateway.ingest.SummarizeDecisions, ingest_pb2.SummarizeDecisionsRequest(sum_days_of_devices=True)),
+        call_or_none(gateway.ingest.SummarizeDecisions, _states_alone()),
         call_or_none(
             gateway.ingest.ListStudies,
             ingest_pb2.ListStudiesRequest(state=ingest_pb2.STUDY_STATE_DEAD_LETTER, page_size=50),
@@ -67,6 +67,12 @@ async def operation(call: Call) -> Response:
         now=datetime.now(UTC),
         addresses=gateway.addresses,
     )
+
+
+def _states_alone() -> ingest_pb2.SummarizeDecisionsRequest:
+    request = ingest_pb2.SummarizeDecisionsRequest(sum_days_of_devices=True)
+    getattr(request, "from").GetCurrentTime()
+    return request
 
 
 async def _recorded(call: Call, studies: list[str]) -> bool:

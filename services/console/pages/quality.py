@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from typing import Final
 
 from starlette.responses import Response
@@ -45,12 +46,11 @@ async def quality(call: Call) -> Response:
     found, measured, models, rates = await asyncio.gather(
         _summary(call, asked, sum_days_of_devices=True), _measured(call, asked), _models(call), _rates(call, asked)
     )
-    weekly = asked.days > 30
-    columns = _columns(asked.days, weekly=weekly)
+    columns = _columns(asked.days, weekly=asked.weekly)
     verdicts: Counter[tuple[str, int]] = Counter()
     by_modality: dict[str, Counter[int]] = defaultdict(Counter)
     for one in found.decisions:
-        verdicts[_column(one.day, weekly), one.verdict] += one.count
+        verdicts[_column(one.day, asked.weekly), one.verdict] += one.count
         by_modality[one.modality][one.verdict] += one.count
     series = [
         (call.wording(name), name.lower(), [verdicts[column, number] for column in columns]) for number, name in SERIES
@@ -60,7 +60,7 @@ async def quality(call: Call) -> Response:
         by_reason[given.reason] += given.count
     said: Counter[tuple[str, bool]] = Counter()
     for review in found.reviews:
-        said[_column(review.day, weekly), review.decided == review.verdict] += review.count
+        said[_column(review.day, asked.weekly), review.decided == review.verdict] += review.count
     opinions = [
         (call.wording("agreed"), "accept", [said[column, True] for column in columns]),
         (call.wording("overruled"), "reject", [said[column, False] for column in columns]),
@@ -70,7 +70,7 @@ async def quality(call: Call) -> Response:
         if review.decided != review.verdict:
             overruled[review.decided, review.verdict] += review.count
     rooms, devices = _places(found)
-    when = "by week" if weekly else "by day"
+    when = "by week" if asked.weekly else "by day"
     return call.page(
         "quality.html",
         days=asked.days,
@@ -90,7 +90,8 @@ async def quality(call: Call) -> Response:
         agreed=sum(one.count for one in found.reviews if one.decided == one.verdict),
         total=sum(one.count for one in found.decisions),
         verdict_numbers=SERIES,
-        drift=drifts(measured, asked.days),
+        drift=drifts(measured, asked.days, weekly=asked.weekly),
+        weekly=asked.weekly,
         models=models,
         rates=rates,
         shares_of=_shares,
@@ -102,7 +103,7 @@ async def quality(call: Call) -> Response:
 
 
 async def as_csv(call: Call) -> Response:
-    """The counts and means behind the charts, a row each."""
+    """The counts and means behind the charts, a row each; of more than a month by the week, called after its Monday."""
     asked = _asked(call)
     found, measured = await asyncio.gather(_summary(call, asked), _measured(call, asked))
     names = {one.id: _name_of(one) for one in found.devices}
@@ -137,7 +138,7 @@ async def rates_as_csv(call: Call) -> Response:
     A row without a reason is of all images; one with a reason, of those that were rejected for it.
     """
     asked = _asked(call)
-    found = await _repeats(call, asked, "by_day", "by_device", "by_reason")
+    found = await _repeats(call, asked, "by_week", "by_device", "by_reason")
     names = {one.id: _name_of(one) for one in found.devices}
     sums: dict[tuple[str, str, str, int], Rate] = defaultdict(Rate)
     for one in found.counts:
@@ -167,6 +168,11 @@ class Asked:
     """Number of a device; 0 for all."""
 
     @property
+    def weekly(self) -> bool:
+        """Whether it is told by the week: of more than a month, days are too many to read."""
+        return self.days > 31
+
+    @property
     def since(self) -> datetime:
         """The beginning (UTC)."""
         return datetime.now(UTC) - timedelta(days=self.days)
@@ -185,7 +191,10 @@ async def _summary(
     call: Call, asked: Asked, *, sum_days_of_devices: bool = False
 ) -> ingest_pb2.SummarizeDecisionsResponse:
     request = ingest_pb2.SummarizeDecisionsRequest(
-        device=ingest_pb2.DeviceFilter(id=asked.device), sum_days_of_devices=sum_days_of_devices, without_states=True
+        device=ingest_pb2.DeviceFilter(id=asked.device),
+        sum_days_of_devices=sum_days_of_devices,
+        without_states=True,
+        by_week=asked.weekly,
     )
     getattr(request, "from").FromDatetime(asked.since)
     answer: ingest_pb2.SummarizeDecisionsResponse = await ask(call.house.gateway.ingest.SummarizeDecisions, request)
@@ -193,7 +202,9 @@ async def _summary(
 
 
 async def _measured(call: Call, asked: Asked) -> Sequence[ingest_pb2.MeasurementDay]:
-    request = ingest_pb2.SummarizeMeasurementsRequest(device=ingest_pb2.DeviceFilter(id=asked.device))
+    request = ingest_pb2.SummarizeMeasurementsRequest(
+        device=ingest_pb2.DeviceFilter(id=asked.device), by_week=asked.weekly
+    )
     getattr(request, "from").FromDatetime(asked.since)
     answer: ingest_pb2.SummarizeMeasurementsResponse = await ask(
         call.house.gateway.ingest.SummarizeMeasurements, request
@@ -242,11 +253,11 @@ class Rates:
 
 async def _rates(call: Call, asked: Asked) -> Rates:
     """What ingest counts, see `services.ingest.repeats` for what a repeat is."""
-    of_days, of_devices, of_reasons = await asyncio.gather(
-        *(_repeats(call, asked, by) for by in ("by_day", "by_device", "by_reason"))
+    of_weeks, of_devices, of_reasons = await asyncio.gather(
+        *(_repeats(call, asked, by) for by in ("by_week", "by_device", "by_reason"))
     )
     weeks = {week: Rate() for week in _columns(asked.days, weekly=True)}
-    for one in of_days.counts:
+    for one in of_weeks.counts:
         weeks.setdefault(_column(one.day, weekly=True), Rate()).add(one)
     names = {one.id: _name_of(one) for one in of_devices.devices}
     rooms: dict[str, Rate] = defaultdict(Rate)
@@ -268,7 +279,7 @@ async def _rates(call: Call, asked: Asked) -> Rates:
         _most_repeated(rooms),
         _most_repeated(devices),
         sorted(reasons.items(), key=lambda it: (-it[1].rejected, it[0])),
-        of_days.within_minutes,
+        of_weeks.within_minutes,
     )
 
 
@@ -354,7 +365,7 @@ class Moved:
     shift: float | None
     """Between the means, in standard deviations of the time before; None where there are too few images to say."""
     means: tuple[float | None, ...]
-    """The mean of each day; None for a day without images."""
+    """The mean of each day or week; None for one without images."""
 
     @property
     def drifted(self) -> bool:
@@ -362,11 +373,14 @@ class Moved:
         return self.shift is not None and abs(self.shift) >= DRIFTED
 
 
-def drifts(measured: Iterable[ingest_pb2.MeasurementDay], days: int) -> list[Moved]:
-    """How each measurement moved in the last `days` days, what moved most first."""
+def drifts(measured: Iterable[ingest_pb2.MeasurementDay], days: int, *, weekly: bool = False) -> list[Moved]:
+    """How each measurement moved in the last `days` days, what moved most first; `weekly`: told by their Mondays."""
     today = datetime.now(UTC).date()
-    every = [(today - timedelta(days=back)).isoformat() for back in range(days, -1, -1)]
-    recent = every[-max(1, days // 4) :][0]
+    every = [today - timedelta(days=back) for back in range(days, -1, -1)]
+    if weekly:
+        every = list(dict.fromkeys(day - timedelta(days=day.weekday()) for day in every))
+    told = [day.isoformat() for day in every]
+    recent = told[-max(1, (len(told) - 1) // 4) :][0]
     named: dict[tuple[str, str], dict[str, ingest_pb2.MeasurementDay]] = defaultdict(dict)
     for one in measured:
         named[one.name, one.unit][one.day] = one
@@ -377,7 +391,7 @@ def drifts(measured: Iterable[ingest_pb2.MeasurementDay], days: int) -> list[Mov
         shift = None
         if min(before[0], now[0]) >= ENOUGH and before[2] > 0:
             shift = (now[1] - before[1]) / before[2]
-        means = tuple(by_day[day].mean if day in by_day else None for day in every)
+        means = tuple(by_day[day].mean if day in by_day else None for day in told)
         found.append(Moved(name, unit, before, now, shift, means))
     return sorted(found, key=lambda one: (-abs(one.shift or 0.0), one.name))
 
@@ -401,6 +415,7 @@ def _columns(days: int, *, weekly: bool) -> list[str]:
     return list(dict.fromkeys(_column(day.isoformat(), weekly) for day in every))
 
 
+@cache
 def _column(day: str, weekly: bool) -> str:
     if not weekly:
         return day[5:]

@@ -31,6 +31,21 @@ def test_a_mean_that_moved_by_a_standard_deviation_has_drifted():
     assert found["steady"].before[0] + found["steady"].now[0] == 300
 
 
+def test_a_year_is_told_by_its_weeks():
+    today = datetime.now(UTC).date()
+    mondays = [today - timedelta(days=today.weekday() + 7 * back) for back in range(52, -1, -1)]
+    weeks = [
+        ingest_pb2.MeasurementDay(
+            day=day.isoformat(), name="x", unit="1", count=50, mean=1 + (place >= 40), deviation=1
+        )
+        for place, day in enumerate(mondays)
+    ]
+    (found,) = quality.drifts(weeks, 365, weekly=True)
+    assert (found.before, found.now) == ((2000, 1.0, pytest.approx(1, 0.01)), (650, 2.0, pytest.approx(1, 0.01)))
+    assert found.drifted
+    assert len([mean for mean in found.means if mean is not None]) == 53
+
+
 def test_of_too_few_images_nothing_is_said():
     found = quality.drifts(days("few", {0: (quality.ENOUGH - 1, 9.0, 0.1), 20: (500, 1.0, 0.1)}), 30)
     assert found[0].shift is None

@@ -65,6 +65,14 @@ def test_days_and_devices_are_kept_apart_and_can_be_asked_for(engine: Engine) ->
     assert list(measured.days(NOW, NOW, devices=[])) == []
 
 
+def test_a_week_is_the_sum_of_its_days(engine: Engine) -> None:
+    add(engine, NOW, 1, assessed(None, margin_top=10))  # a Sunday
+    add(engine, NOW - timedelta(days=6), 2, assessed(None, margin_top=20))
+    add(engine, NOW - timedelta(days=7), 2, assessed(None, margin_top=50))
+    weeks = drift.Drift(engine).days(NOW - timedelta(days=9), NOW, by_week=True)
+    assert [(one.day, one.count, one.mean) for one in weeks] == [("2026-11-09", 1, 50.0), ("2026-11-16", 2, 15.0)]
+
+
 def test_an_image_without_measurements_and_a_value_that_is_none_are_not_counted(engine: Engine) -> None:
     add(engine, NOW, 1, assessed(None), assessed(None, margin_top=float("nan")), assessed(None, margin_top=1))
     (only,) = drift.Drift(engine).days(NOW, NOW)

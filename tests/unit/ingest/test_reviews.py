@@ -1,14 +1,20 @@
 """Reviews by people: of the newest decision only, counted, and with a note that the log never sees."""
 
+import itertools
+import random
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, select, text, update
+from sqlalchemy.orm import Session
 
 from services.ingest.reviews import Reviews
-from services.ingest.store import Arrival, StudyStore
-from services.ingest.tables import Decision, Study
+from services.ingest.store import MIGRATIONS, Arrival, StudyStore
+from services.ingest.tables import DecidedDay, Decision, Study
+from shared import database
 from shared.errors import ErrorCode, StepwedgeError
 from tests.unit.ingest.conftest import NOW
 
@@ -115,3 +121,98 @@ def test_decisions_reasons_and_reviews_are_counted_by_day(
     assert [(was, now) for _, was, now in found.reviews] == [(2, 1)]
     assert found.states["RECEIVING"][0] == 1
     assert not reviews.summary(NOW + timedelta(days=1), NOW + timedelta(days=2)).decisions
+
+
+def test_the_counts_of_days_are_what_the_studies_say_whatever_becomes_of_them(engine: Engine, reviews: Reviews):
+    chance, names = random.Random(5), itertools.count()
+
+    def said() -> dict[str, object]:
+        return {
+            "decided_at": chance.choice((None, *(NOW + timedelta(days=day) for day in range(3)))),
+            "verdict": chance.randrange(1, 4),
+            "reasons": chance.sample((4, 5, 6), chance.randrange(3)),
+            "modalities": chance.choice(("CT", "CT+DX", "DX")),
+            "device_id": chance.choice((None, 1, 2)),
+            "constancy": chance.random() < 0.2,
+        }
+
+    def make(session: Session) -> None:
+        uid = f"1.2.{next(names)}"
+        open_ = {"state": "RECEIVING", "first_received_at": NOW, "last_received_at": NOW}
+        session.add(Study(study_instance_uid=uid, pseudonym=uid, **open_, **said()))
+
+    for _ in range(60):
+        with Session(engine) as session, session.begin():
+            make(session)
+            known = session.scalars(select(Study)).all()
+            if known:
+                session.execute(update(Study).where(Study.id == chance.choice(known).id).values(**said()))
+            if chance.random() < 0.3:
+                session.delete(chance.choice(known))
+    counted: Counter[tuple[object, ...]] = Counter()
+    with Session(engine) as session:
+        for study in session.scalars(select(Study).where(Study.decided_at.is_not(None), Study.constancy.is_(False))):
+            assert study.decided_at is not None
+            place = study.decided_at.date().isoformat(), study.device_id or 0, study.modalities, study.verdict
+            counted.update((*place, reason) for reason in (0, *study.reasons))
+        rows = session.scalars(select(DecidedDay).where(DecidedDay.count != 0)).all()
+        kept = {(row.day, row.device_id, row.modalities, row.verdict, row.reason): row.count for row in rows}
+    assert kept == counted
+    assert min(kept.values()) > 0
+    found = reviews.summary(NOW, NOW + timedelta(days=3))
+    assert found.decisions.total() == sum(count for key, count in counted.items() if not key[-1])
+    assert found.reasons_by_device.total() == sum(count for key, count in counted.items() if key[-1])
+
+
+def test_studies_from_before_they_were_counted_by_day_are_counted_by_the_upgrade(tmp_path: Path):
+    engine = database.create_engine(f"sqlite:///{tmp_path / 'old.db'}")
+    old = tmp_path / "old" / "versions"
+    old.mkdir(parents=True)
+    for version in sorted((MIGRATIONS / "versions").glob("00*.py")):
+        if version.name < "0011":
+            (old / version.name).write_text(version.read_text())
+    database.upgrade(engine, old.parent)
+    columns = "study_instance_uid, pseudonym, state, first_received_at, last_received_at, generation, revision,"
+    columns += " waiting_for, attempts, last_error, modalities, instances, verdict, reasons, decided_at, constancy"
+    with engine.begin() as connection:
+        for name, verdict, reasons, decided, constancy in (
+            ("1", 3, "[4, 5]", "2026-03-01 12:00:00.000000", 0),
+            ("2", 3, "[4]", "2026-03-01 13:00:00.000000", 0),
+            ("3", 0, "[]", None, 0),
+            ("4", 3, "[4]", "2026-03-01 12:00:00.000000", 1),
+        ):
+            values = f"'{name}', '{name}', 'DONE', '2026-03-01', '2026-03-01', 1, 1, '', 0, 0, 'DX', 1, :v, :r, :d, :c"
+            connection.execute(
+                text(f"INSERT INTO studies ({columns}) VALUES ({values})"),
+                {"v": verdict, "r": reasons, "d": decided, "c": constancy},
+            )
+    database.upgrade(engine, MIGRATIONS)
+    with Session(engine) as session:
+        kept = {
+            (row.day, row.device_id, row.verdict, row.reason): row.count for row in session.scalars(select(DecidedDay))
+        }
+    assert kept == {("2026-03-01", 0, 3, 0): 2, ("2026-03-01", 0, 3, 4): 2, ("2026-03-01", 0, 3, 5): 1}
+    engine.dispose()
+
+
+def test_counts_are_told_by_the_week_and_studies_that_are_done_are_told_without_being_looked_through(
+    engine: Engine, reviews: Reviews
+):
+    with Session(engine) as session, session.begin():
+        for day, state in ((1, "DONE"), (2, "DONE"), (8, "DONE"), (9, "RECEIVING")):  # the 1st of March is a Sunday
+            at = NOW.replace(day=day)
+            session.add(
+                Study(
+                    study_instance_uid=f"1.2.{day}",
+                    pseudonym=f"1.2.{day}",
+                    state=state,
+                    first_received_at=at,
+                    last_received_at=at,
+                    decided_at=at,
+                    verdict=1,
+                    modalities="DX",
+                )
+            )
+    found = reviews.summary(NOW, NOW + timedelta(days=20), by_week=True)
+    assert found.decisions == {("2026-02-23", "DX", 1): 1, ("2026-03-02", "DX", 1): 2, ("2026-03-09", "DX", 1): 1}
+    assert found.states == {"DONE": (3, None), "RECEIVING": (1, NOW.replace(day=9))}
