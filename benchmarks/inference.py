@@ -32,6 +32,7 @@ from services.inference.registry import load
 from services.inference.service import png
 from shared import dicom, paths, phantom
 from shared.identity import Identity
+from stepwedge.inference.v1 import inference_pb2
 from stepwedge.open_inference.v2 import open_inference_pb2_grpc
 from tests.wire.inference_house import House, as_bytes, uid
 
@@ -58,7 +59,7 @@ def _milliseconds(work: Callable[[], object], repeats: int) -> tuple[float, floa
     return float(np.percentile(took, 50)), float(np.percentile(took, 95))
 
 
-def speed(images: int, columns: int, rows: int, callers: int) -> None:
+def speed(images: int, columns: int, rows: int, callers: int, workers: int) -> None:
     """Print throughput of model, engine and service, and the stages of one image."""
     assessor = Assessor(paths.MODEL)
     objects = [_object(seed, columns, rows) for seed in range(min(images, 6))]
@@ -90,13 +91,14 @@ def speed(images: int, columns: int, rows: int, callers: int) -> None:
         print(f"{stage:24s} p50 {medians[stage]:8.2f} ms   p95 {slow:8.2f} ms")
     # The same answer, masks as pictures, by a loop without server, store and log.
     turn = itertools.cycle(objects)
-    alone = _asked(lambda: [png(one) for one in assessor.assess_dicom(next(turn)).masks.values()], images, 1, 1)
-    served = _served(objects, images, callers)
+    alone = _asked(lambda: [png(one) for one in assessor.assess_dicom(next(turn)).masks.values()], images, workers, 1)
+    served = _served(objects, images, callers, workers)
     print(f"bare model {1000 / medians['bare model']:8.1f} images/s")
     for name, one in (("engine", alone), ("service", served)):
         print(f"{name:10s} {one.images_per_second:8.1f} images/s   p50 {one.median:7.1f} ms   CPU {one.cpu:6.1f} ms")
     print(
-        f"service with {callers} callers: {served.images_per_second / alone.images_per_second:.2f} of the engine, and "
+        f"service, {callers} callers, {workers} workers: "
+        f"{served.images_per_second / alone.images_per_second:.2f} of the engine, and "
         f"{alone.cpu / served.cpu:.2f} by processor time of the process that answers"
     )
 
@@ -108,10 +110,10 @@ def _options() -> ort.SessionOptions:
     return options
 
 
-def _served(objects: list[bytes], images: int, callers: int) -> Asked:
+def _served(objects: list[bytes], images: int, callers: int, workers: int) -> Asked:
     """What comes through gRPC, references, record and all."""
     with tempfile.TemporaryDirectory() as folder:
-        house = House(Path(folder))
+        house = House(Path(folder), workers=workers)
         try:
             house.start("audit")
             began = time.perf_counter()
@@ -119,8 +121,9 @@ def _served(objects: list[bytes], images: int, callers: int) -> Asked:
             print(f"service ready after {time.perf_counter() - began:.2f} s")
             references = [house.reference(data) for data in objects]
             process = psutil.Process(house.processes["inference"].pid)
-            turn = itertools.cycle(references)
-            found = _asked(lambda: house.assess(next(turn)), images, callers, 1, process)
+            requests = itertools.cycle(inference_pb2.AssessInstanceRequest(object=one) for one in references)
+            stub = house.inference()  # one connection, as ingest keeps one
+            found = _asked(lambda: stub.AssessInstance(next(requests), timeout=60), images, callers, 1, process)
             print(f"service resident {process.memory_info().rss / 2**20:.0f} MiB")
             return found
         finally:
@@ -227,6 +230,7 @@ def main() -> None:
     fast.add_argument("--columns", type=int, default=2048)
     fast.add_argument("--rows", type=int, default=2500)
     fast.add_argument("--callers", type=int, default=4)
+    fast.add_argument("--workers", type=int, default=1, help="of the service (inference.workers), and of the engine")
     bare = commands.add_parser("model")
     bare.add_argument("--images", type=int, default=400)
     bare.add_argument("--callers", type=int, default=2)
@@ -236,7 +240,7 @@ def main() -> None:
     together.add_argument("--callers", type=int, default=8)
     chosen = parser.parse_args()
     if chosen.command == "speed":
-        speed(chosen.images, chosen.columns, chosen.rows, chosen.callers)
+        speed(chosen.images, chosen.columns, chosen.rows, chosen.callers, chosen.workers)
     elif chosen.command == "model":
         model(chosen.images, chosen.callers, chosen.batch)
     else:
