@@ -154,6 +154,26 @@ def uids(dataset: Dataset) -> Uids:
     )
 
 
+def uids_of(encoded: Encoded) -> Uids:
+    """As `uids`, of a walked object, of which no data set of pydicom need be made."""
+    found = texts(encoded, NAMING_TAGS)
+
+    def uid(keyword: str) -> str:
+        return _valid(found.get(_NAMING[keyword], ""), keyword)
+
+    return Uids(
+        study=uid("StudyInstanceUID"),
+        series=uid("SeriesInstanceUID"),
+        sop_instance=uid("SOPInstanceUID"),
+        sop_class=uid("SOPClassUID"),
+        transfer_syntax=_valid(encoded.transfer_syntax, "TransferSyntaxUID"),
+        patient_id=found.get(_PATIENT_ID, ""),
+        issuer=found.get(_ISSUER, ""),
+        modality=found.get(_NAMING["Modality"], ""),
+        identity={name: text for name, keyword in _IDENTITY.items() if (text := found.get(_NAMING[keyword]))},
+    )
+
+
 _IDENTITY: Final[Mapping[str, str]] = {
     "patient_id": "PatientID",
     "issuer": "IssuerOfPatientID",
@@ -166,16 +186,29 @@ _IDENTITY: Final[Mapping[str, str]] = {
     "sop_instance_uid": "SOPInstanceUID",
 }
 
-NAMING_TAGS: Final = frozenset(
-    {0x00080005, 0x00080016, 0x00080018, 0x00080050, 0x00080060, 0x00100010, 0x00100020, 0x00100021, 0x00100030}
-    | {0x00100040, 0x0020000D, 0x0020000E}
-)
-"""The elements that `uids` reads, and the character set that they are in."""
-
+_NAMING: Final[Mapping[str, int]] = {
+    "SOPClassUID": 0x00080016,
+    "SOPInstanceUID": 0x00080018,
+    "AccessionNumber": 0x00080050,
+    "Modality": 0x00080060,
+    "PatientName": 0x00100010,
+    "PatientID": 0x00100020,
+    "IssuerOfPatientID": 0x00100021,
+    "PatientBirthDate": 0x00100030,
+    "PatientSex": 0x00100040,
+    "StudyInstanceUID": 0x0020000D,
+    "SeriesInstanceUID": 0x0020000E,
+}
+NAMING_TAGS: Final = frozenset(_NAMING.values())
+"""The elements that `uids` reads."""
 
 _CHARACTER_SET: Final = 0x00080005
-_PATIENT_ID: Final = 0x00100020
-_ISSUER: Final = 0x00100021
+_PATIENT_ID: Final = _NAMING["PatientID"]
+_ISSUER: Final = _NAMING["IssuerOfPatientID"]
+_TEXTS: Final = dicom_encoding.TEXT_VRS - {"DS", "IS"} | {"UN"}
+"""What pydicom makes text of, under whatever tag it stands."""
+_PLAIN: Final = re.compile(rb"[ -<>-\[\]-~]*[\0 ]*")
+"""What is the same text in every character set, as one value, and as one component group of a name."""
 
 
 def texts(encoded: Encoded, tags: frozenset[int]) -> dict[int, str]:
@@ -183,7 +216,10 @@ def texts(encoded: Encoded, tags: frozenset[int]) -> dict[int, str]:
     wanted = tags | {_CHARACTER_SET}
     elements = [element for element in encoded.data_set if element.tag in wanted and element.items is None]
     plain = {element.tag: bytes(element.value) for element in elements}
-    if all(value.isascii() and b"\x1b" not in value and b"\\" not in value for value in plain.values()):
+    if all(
+        _PLAIN.fullmatch(plain[one.tag]) and (one.vr in _TEXTS or one.vr == dicom_encoding.dictionary_vr(one.tag))
+        for one in elements
+    ):
         return {tag: value.decode().strip("\0 ") for tag, value in plain.items() if tag in tags}
     dataset = _dataset(elements, implicit=encoded.implicit, little=encoded.little, pixels=False, into=Dataset())
     return {tag: _text_of(dataset[tag].value) for tag in plain if tag in tags}
@@ -308,7 +344,10 @@ def is_uid(value: str) -> bool:
 
 
 def _uid(dataset: Dataset, keyword: str) -> str:
-    value = _text(dataset, keyword)
+    return _valid(_text(dataset, keyword), keyword)
+
+
+def _valid(value: str, keyword: str) -> str:
     if not is_uid(value):
         raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_UID, f"{keyword} is absent or no UID")
     return value
@@ -550,4 +589,5 @@ __all__ = [
     "read_header",
     "texts",
     "uids",
+    "uids_of",
 ]

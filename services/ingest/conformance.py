@@ -11,7 +11,16 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom import DEFAULT_TRANSFER_SYNTAXES, build_context
 from pynetdicom.presentation import negotiate_unrestricted
 
-from services.ingest import admission, availability, commitments, delivery, dicom_tls, dimse, storage_commitment
+from services.ingest import (
+    admission,
+    availability,
+    commitments,
+    delivery,
+    dicom_tls,
+    dimse,
+    storage_commitment,
+    wrapping,
+)
 from services.ingest.conformance_text import Block, Heading, Paragraph, Table, markdown, to_html
 from services.ingest.dicomweb import app as dicomweb
 from shared import settings
@@ -172,8 +181,8 @@ def _specification(live: Settings) -> Iterator[Block]:
         ["Policy", "Value"],
         [
             ["Application context name", "1.2.840.10008.3.1.1.1"],
-            ["Implementation Class UID", dimse.IMPLEMENTATION_CLASS_UID],
-            ["Implementation Version Name", dimse.IMPLEMENTATION_VERSION_NAME],
+            ["Implementation Class UID", wrapping.IMPLEMENTATION_CLASS_UID],
+            ["Implementation Version Name", wrapping.IMPLEMENTATION_VERSION_NAME],
             ["Maximum PDU length received", f"{section.max_pdu_bytes} bytes"],
             ["Associations open at once", str(section.max_associations)],
             ["Asynchronous operations window", "1 (not negotiated)"],

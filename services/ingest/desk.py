@@ -89,8 +89,9 @@ class Desk:
         began = time.monotonic()
         try:
             path = incoming.close()
-            uids, content_sha256, equipment = examine(path, announced, incoming.content)
-            stored = self._objects.place(Zone.ORIGINAL, path, incoming.sha256)
+            sha256 = incoming.sha256
+            uids, content_sha256, equipment = examine(path, announced, sha256)
+            stored = self._objects.place(Zone.ORIGINAL, path, sha256)
         finally:
             incoming.discard()
         said = Said(equipment, dicom.one_line(calling_ae_title), dicom.one_line(called_ae_title))

@@ -14,7 +14,6 @@ import queue
 import select
 import socket
 import ssl
-import struct
 import sys
 import threading
 import time
@@ -52,6 +51,7 @@ from services.ingest.storage_commitment import (
     requested,
 )
 from services.ingest.store_command import StoreRequest
+from services.ingest.wrapping import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, file_meta
 from shared import logs
 from shared.dicom import STORAGE_SOP_CLASSES
 from shared.errors import ErrorCode, StepwedgeError
@@ -81,10 +81,6 @@ PROCESSING_FAILURE: Final = 0x0110
 SOP_CLASS_NOT_SUPPORTED: Final = 0x0122
 UNRECOGNIZED_OPERATION: Final = 0x0211
 
-# Constant over versions: these stand in the file meta information, and so in the digest of what is stored.
-IMPLEMENTATION_CLASS_UID: Final = "2.25.219318437153370129845962184113450937652"
-IMPLEMENTATION_VERSION_NAME: Final = "STEPWEDGE"
-
 _MAX_NEGOTIATION_BYTES: Final = 1 << 20  # 128 presentation contexts with all their transfer syntaxes fit in well
 _MAX_COMMAND_BYTES: Final = 1 << 14
 _MAX_OTHER_DATA_SET_BYTES: Final = 1 << 24
@@ -109,29 +105,6 @@ _UNLIMITED: Final = 1 << 20
 _log = logs.get_logger(__name__)
 
 
-def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
-    """Preamble, prefix and file meta information (PS3.10 7.1) around a data set that came without.
-
-    Made of the association alone, and of nothing that changes between two receptions of the same data set.
-    """
-
-    def element(number: int, vr: bytes, value: bytes) -> bytes:
-        value += (b" " if vr == b"SH" else b"\0") * (len(value) & 1)
-        return struct.pack("<HH2sH", 0x0002, number, vr, len(value)) + value
-
-    rest = b"".join(
-        (
-            struct.pack("<HH2sHI", 0x0002, 0x0001, b"OB", 0, 2) + b"\x00\x01",
-            element(0x0002, b"UI", sop_class_uid.encode("ascii", "replace")),
-            element(0x0003, b"UI", sop_instance_uid.encode("ascii", "replace")),
-            element(0x0010, b"UI", transfer_syntax_uid.encode("ascii", "replace")),
-            element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
-            element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode()),
-        )
-    )
-    return bytes(128) + b"DICM" + element(0x0000, b"UL", struct.pack("<I", len(rest))) + rest
-
-
 def status_of(error: StepwedgeError) -> int:
     """The status of a response to what failed so."""
     return STATUS.get(error.code, PROCESSING_FAILURE)
@@ -148,11 +121,11 @@ def error_status(error: StepwedgeError) -> Dataset:
 class Reception:
     """The data set of one C-STORE request: a file while all goes well, an error to answer with once it does not."""
 
-    def __init__(self, desk: Desk, preface: bytes, syntax: str, error: StepwedgeError | None = None) -> None:
+    def __init__(self, desk: Desk, preface: bytes, error: StepwedgeError | None = None) -> None:
         self.error = error
         self.incoming: Incoming | None = None
         if error is None:
-            self._guarded(lambda: self._open(desk, preface, syntax))
+            self._guarded(lambda: self._open(desk, preface))
 
     def write(self, piece: memoryview) -> None:
         """Take a fragment; after an error the rest of the data set is read from the network and dropped."""
@@ -166,10 +139,9 @@ class Reception:
             self.incoming.discard()
             self.incoming = None
 
-    def _open(self, desk: Desk, preface: bytes, syntax: str) -> None:
+    def _open(self, desk: Desk, preface: bytes) -> None:
         self.incoming = desk.open()
         self.incoming.write(preface)
-        self.incoming.begin_data_set(syntax)
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:
@@ -467,9 +439,9 @@ class FragmentsToFile(DIMSEServiceProvider):
             error = StepwedgeError(ErrorCode.ERROR_CODE_INVALID_UID, "no SOP instance is announced")
         elif len(sop_instance) > _MAX_UID:  # PS3.5 9.1
             error = StepwedgeError(ErrorCode.ERROR_CODE_INVALID_UID, "the announced UID is too long")
-        syntax = "" if context is None else str(context.transfer_syntax[0])
-        preface = file_meta(sop_class, sop_instance, syntax) if error is None else b""
-        return Reception(self._desk, preface, syntax, error)
+        if context is None or error is not None:
+            return Reception(self._desk, b"", error)
+        return Reception(self._desk, file_meta(sop_class, sop_instance, str(context.transfer_syntax[0])))
 
     def _complete(self) -> None:
         message: Any = self.message

@@ -121,9 +121,10 @@ class Door:
         """
         try:
             path = incoming.close()
-            uids, content_sha256, equipment = examine(path, announced, incoming.content)
+            sha256 = incoming.sha256
+            uids, content_sha256, equipment = examine(path, announced, sha256)
             # Law 2: the bytes are durable before a row speaks of them.
-            stored = self._objects.put_file(Zone.ORIGINAL, path, incoming.sha256)
+            stored = self._objects.put_file(Zone.ORIGINAL, path, sha256)
         finally:
             incoming.discard()
         device = Said(equipment, dicom.one_line(calling_ae_title))

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from services.ingest.tables import Instance
 from shared import dicom, dicom_encoding, logs
-from shared.dicom_encoding import Encoded
 from shared.errors import StepwedgeError
 from shared.identification import BlindIndex, Identities
 from shared.objects import ObjectStore, Zone
@@ -43,15 +42,7 @@ class Identifier:
             # Of the process before this one it is not known whether it came to that.
             self._objects.settle(Zone.ORIGINAL, instance.sha256)
             encoded = dicom_encoding.parse(self._objects.get(Zone.ORIGINAL, instance.sha256))
-            named = Encoded(
-                encoded.meta,
-                [element for element in encoded.data_set if element.tag in dicom.NAMING_TAGS],
-                encoded.transfer_syntax,
-                implicit=encoded.implicit,
-                little=encoded.little,
-                preamble=encoded.preamble,
-            )
-            identity = dicom.uids(dicom.dataset_of(named, pixels=False)).identity
+            identity = dicom.uids_of(encoded).identity
         except StepwedgeError as error:
             if not error.permanent:
                 raise

@@ -9,12 +9,14 @@ import mmap
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
-from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from services.ingest.wrapping import content_sha256, file_meta
+from services.ingest.wrapping import data_set_offset as data_set_offset
 from shared import dicom, dicom_encoding
 from shared.dicom_encoding import PIXEL_TAGS, Encoded
 from shared.errors import ErrorCode, StepwedgeError
@@ -73,14 +75,14 @@ class Incoming:
         self._max_bytes = max_bytes
         self._left_to_check = _CHECK_EVERY_BYTES
         self._digest = hashlib.sha256()
-        self._content: tuple[int, Any] | None = None
         self.size = 0
         objects.check(Zone.ORIGINAL)
         self.path: Path = objects.new_temporary(Zone.ORIGINAL) if resumed is None else resumed[0]
         with _our_errors():
             if resumed is not None:
                 self._take_over(resumed[1])
-            self._file: BinaryIO = self.path.open("xb" if resumed is None else "ab", buffering=1 << 18)
+            # What is written comes in pieces as large as PDUs; a buffer would only copy them once more.
+            self._file: FileIO = self.path.open("xb" if resumed is None else "ab", buffering=0)
 
     def _take_over(self, size: int) -> None:
         """Go on behind the first `size` bytes of a file that a call before this one began."""
@@ -96,18 +98,6 @@ class Incoming:
         """Digest of what was written, hexadecimal."""
         return self._digest.hexdigest()
 
-    @property
-    def content(self) -> tuple[int, str] | None:
-        """Where the data set begins and its digest with the transfer syntax; None where `begin_data_set` was not said.
-
-        The digest is that of `examine`.
-        """
-        return None if self._content is None else (self._content[0], self._content[1].hexdigest())
-
-    def begin_data_set(self, transfer_syntax_uid: str) -> None:
-        """What is written from now on is the data set, so that it need not be read again for its digest."""
-        self._content = self.size, hashlib.sha256(transfer_syntax_uid.encode() + b"\0")
-
     def write(self, piece: bytes | memoryview) -> None:
         """Append a piece. Raises OBJECT_TOO_LARGE, STORAGE_FULL; the caller then discards."""
         self.size += len(piece)
@@ -120,10 +110,10 @@ class Incoming:
             self._objects.check(Zone.ORIGINAL)
             self._left_to_check = _CHECK_EVERY_BYTES
         with _our_errors():
-            self._file.write(piece)
+            left = memoryview(piece)
+            while left:
+                left = left[self._file.write(left) :]
         self._digest.update(piece)
-        if self._content is not None:
-            self._content[1].update(piece)
 
     def close(self) -> Path:
         """End the writing; return where the file lies."""
@@ -138,71 +128,26 @@ class Incoming:
         self.path.unlink(missing_ok=True)
 
 
-def examine(
-    path: Path, announced: Announced | None, content: tuple[int, str] | None = None
-) -> tuple[dicom.Uids, str, dicom.Equipment]:
+def examine(path: Path, announced: Announced | None, sha256: str = "") -> tuple[dicom.Uids, str, dicom.Equipment]:
     """Read what names an object, and check what can be checked at the door.
 
-    `content`: where the data set is thought to begin and the digest that it then has, see `Incoming.content`.
-    Returns the UIDs, the digest of transfer syntax and data set, and the device. Memory stays bounded: the file is
-    mapped, not read. Raises NOT_DICOM, MALFORMED_DICOM, INVALID_UID, SOP_CLASS_MISMATCH.
+    `sha256`: digest of the file, where it is known, so that an object in our own wrapping is not read again.
+    Returns the UIDs, the digest of the object in our wrapping (`content_sha256`), and the device. Memory stays bounded:
+    the file is mapped, not read. Raises NOT_DICOM, MALFORMED_DICOM, INVALID_UID, SOP_CLASS_MISMATCH.
     """
     if path.stat().st_size == 0:
         raise dicom_encoding.not_dicom()
     with path.open("rb") as file, _mapped(file) as data:
         encoded = dicom_encoding.parse(data)  # type: ignore[arg-type]  # slices of a mapping are bytes
-        uids = dicom.uids(_named(encoded))
+        uids = dicom.uids_of(encoded)
         _refuse_mismatch(encoded, uids, announced)
         _refuse_contradictions(uids, {element.tag for element in encoded.data_set})
         equipment = dicom.equipment(encoded)
         uids = replace(uids, belonging=dicom.belonging(encoded))
         del encoded
-        begins = data_set_offset(data)
-        if content is not None and content[0] == begins:
-            return uids, content[1], equipment
-        view = memoryview(data)
-        try:
-            digest = hashlib.sha256(uids.transfer_syntax.encode() + b"\0")
-            digest.update(view[begins:])
-        finally:
-            view.release()
-    return uids, digest.hexdigest(), equipment
-
-
-def data_set_offset(data: "bytes | mmap.mmap") -> int:
-    """Where the data set begins: behind preamble and file meta information (PS3.10 7.1), by walking group 0002.
-
-    0 where the group does not walk, so that two such files are the same only where all their bytes are.
-    """
-    pos = 132 if data[128:132] == b"DICM" else 0
-    end = len(data)
-    while data[pos : pos + 2] == b"\x02\x00":
-        if end - pos < 12:
-            return 0
-        vr = bytes(data[pos + 4 : pos + 6]).decode("latin-1")
-        if vr in dicom_encoding.SHORT_VRS:
-            pos += 8 + int.from_bytes(data[pos + 6 : pos + 8], "little")
-        elif vr in dicom_encoding.LONG_VRS:
-            pos += 12 + int.from_bytes(data[pos + 8 : pos + 12], "little")
-        else:  # some writers make it implicit
-            pos += 8 + int.from_bytes(data[pos + 4 : pos + 8], "little")
-        if pos > end:
-            return 0
-    return pos
-
-
-def _named(encoded: Encoded) -> Dataset:
-    """The few elements that name an object, as a pydicom data set; nothing else is converted."""
-    few = Encoded(
-        encoded.meta,
-        [element for element in encoded.data_set if element.tag in dicom.NAMING_TAGS],
-        encoded.transfer_syntax,
-        implicit=encoded.implicit,
-        little=encoded.little,
-        preamble=encoded.preamble,
-    )
-    named: Dataset = dicom.dataset_of(few, pixels=False)
-    return named
+        whole = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
+        preface = file_meta(uids.sop_class, uids.sop_instance, uids.transfer_syntax)
+        return uids, content_sha256(data, whole, preface), equipment
 
 
 def _refuse_mismatch(encoded: Encoded, uids: dicom.Uids, announced: Announced | None) -> None:

@@ -138,8 +138,8 @@ class Instance(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     """Digest of the object in the zone `original`."""
     content_sha256: Mapped[str] = mapped_column(String(64))
-    """Digest of transfer syntax and data set alone, without preamble and file meta information, which each door and
-    each vendor writes in its own way around the same data set."""
+    """Digest that it has with our preamble and file meta information, whatever came around its data set: each vendor
+    writes those in its own way. See `services.ingest.wrapping`."""
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     commitment: Mapped[str] = mapped_column(String(64))
     """Salted commitment to `sha256`, as it stands in the log."""
@@ -230,14 +230,16 @@ class MeasuredDay(Base):
 
     day: Mapped[str] = mapped_column(String(10), primary_key=True)
     """UTC, "2026-11-22"."""
-    device_id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
-    """`Device`; 0 where nothing is said of one."""
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     unit: Mapped[str] = mapped_column(String(16), primary_key=True)
     """UCUM."""
+    device_id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
+    """`Device`; 0 where nothing is said of one."""
     count: Mapped[int] = mapped_column(BigInteger)
     total: Mapped[float] = mapped_column(Double)
     squares: Mapped[float] = mapped_column(Double)
+
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
 
 
 class RepeatDay(Base):

@@ -1,6 +1,5 @@
 """From a decision to its results in the object store: make, check, keep. Runs beside the event loop; blocks."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from io import BytesIO
@@ -85,19 +84,18 @@ def _kept(
         series_instance_uid=str(made.SeriesInstanceUID),
         transfer_syntax_uid=identity.TRANSFER_SYNTAX,
         sha256=stored.sha256,
-        content_sha256=_content_sha256(data),
+        content_sha256=_content_sha256(made, data, stored.sha256),
         size_bytes=stored.size,
         image=row,
         segments=segments,
     )
 
 
-def _content_sha256(data: bytes) -> str:
-    from services.ingest.door import data_set_offset  # not loaded where results are merely read
+def _content_sha256(made: Dataset, data: bytes, sha256: str) -> str:
+    from services.ingest import wrapping  # not loaded where results are merely read
 
-    digest = hashlib.sha256(identity.TRANSFER_SYNTAX.encode() + b"\0")
-    digest.update(memoryview(data)[data_set_offset(data) :])
-    return digest.hexdigest()
+    preface = wrapping.file_meta(str(made.SOPClassUID), str(made.SOPInstanceUID), identity.TRANSFER_SYNTAX)
+    return wrapping.content_sha256(data, sha256, preface)
 
 
 def _header(decided: Decided, objects: ObjectStore) -> Dataset:

@@ -2,9 +2,11 @@
 
 import io
 import logging
+import random
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
 from shared import dicom, dicom_encoding
+from shared.dicom import Uids
+from shared.dicom_encoding import Element, Encoded
 from shared.errors import ErrorCode, StepwedgeError
 from tests.unit.redaction.canaries import minimal
 
@@ -53,6 +57,58 @@ def test_an_object_reads_as_pydicom_reads_it(path: Path) -> None:
             continue
         assert ours[element.tag].value == element.value, element.tag
         assert ours[element.tag].VR == element.VR, element.tag
+
+
+def named(data: bytes, how: Callable[[Encoded], Uids]) -> Uids | str:
+    """What names the object, or the code of why nothing does."""
+    try:
+        return how(dicom_encoding.parse(data))
+    except StepwedgeError as error:
+        return error.message
+
+
+def by_pydicom(encoded: Encoded) -> Uids:
+    """Through a pydicom data set of the whole header."""
+    return dicom.uids(dicom.dataset_of(encoded, pixels=False))
+
+
+@pytest.mark.parametrize("path", BUNDLE, ids=lambda p: p.name)
+def test_what_names_an_object_is_the_same_with_and_without_pydicom(path: Path) -> None:
+    data = path.read_bytes()
+    assert named(data, dicom.uids_of) == named(data, by_pydicom)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_names_an_object_is_the_same_whatever_stands_in_its_elements(seed: int) -> None:
+    chance = random.Random(seed)
+
+    def value(vr: str) -> bytes:
+        letters = chance.choice((b"ABxyz019 ^=.", bytes(range(128)), bytes(range(256))))
+        inner = (
+            b"1.2.%d" % chance.getrandbits(30) if vr == "UI" else bytes(chance.choices(letters, k=chance.randrange(9)))
+        )
+        ends = (b"", b"", b" ", b"\0", b"\n", b"=", b"\\")
+        return chance.choice(ends) + inner + chance.choice(ends)
+
+    found = 0
+    for number in range(300):
+        elements = [Element(0x00080005, "CS", chance.choice((b"", b"ISO_IR 192", b"ISO_IR 13", b"\\ISO 2022 IR 87")))]
+        for tag in sorted(dicom.NAMING_TAGS):
+            vr = dicom_encoding.dictionary_vr(tag)
+            if vr == "UI" and chance.random() < 0.9:
+                elements.append(Element(tag, vr, b"1.2.3"))
+            elif chance.random() < 0.9:
+                odd = number % 2 and chance.random() < 0.05
+                vr = chance.choice(sorted(dicom_encoding.SHORT_VRS)) if odd else vr
+                elements.append(Element(tag, vr, value(vr)))
+        syntax = dicom_encoding.EXPLICIT_LITTLE if number % 2 else dicom_encoding.IMPLICIT_LITTLE
+        meta = dicom_encoding.encode([Element(0x00020010, "UI", syntax.encode())], implicit=False, little=True)
+        body = dicom_encoding.encode(elements, implicit=number % 2 == 0, little=True)
+        data = bytes(128) + b"DICM" + b"".join(map(bytes, [*meta, *body]))
+        mine = named(data, dicom.uids_of)
+        assert mine == named(data, by_pydicom)
+        found += isinstance(mine, Uids)
+    assert found > 100
 
 
 @pytest.mark.parametrize("path", [p for p in BUNDLE if p.name not in BROKEN], ids=lambda p: p.name)

@@ -8,8 +8,8 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from services.ingest.dimse import file_meta
 from services.ingest.door import Announced, Incoming, data_set_offset, examine
+from services.ingest.wrapping import file_meta
 from shared.directory_store import DirectoryStore
 from shared.errors import StepwedgeError
 from shared.objects import Zone

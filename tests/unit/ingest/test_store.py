@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -78,6 +79,16 @@ def test_the_same_object_again_is_the_same_row(studies: StudyStore, arrival: Mak
     snapshot = studies.snapshot(first.study_id)
     assert len(snapshot.instances) == 1
     assert snapshot.study.last_received_at == NOW, "a duplicate does not put the decision off"
+
+
+def test_the_same_bytes_are_the_same_row_though_the_digest_of_their_content_was_made_in_another_way(
+    studies: StudyStore, arrival: Make
+):
+    before = replace(arrival(), content_sha256="0" * 64, channel="GRPC")
+    first, _ = studies.receive(before, NOW)
+    again, duplicate = studies.receive(arrival(), NOW)
+    assert duplicate
+    assert (again.id, again.conflict) == (first.id, False)
 
 
 def test_the_same_uid_with_other_content_is_kept_and_both_are_flagged(studies: StudyStore, arrival: Make):
