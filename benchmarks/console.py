@@ -91,17 +91,21 @@ def measurements() -> Iterator[tuple[object, ...]]:
 def fill(database: Path, count: int) -> None:
     """Put the rows in their places."""
     with sqlite3.connect(database, timeout=60) as link:
-        rows = list(studies(count))
         link.executemany(
             "INSERT INTO studies (id, study_instance_uid, pseudonym, state, first_received_at, last_received_at,"
             " verdict, reasons, device_id, decided_at, generation, revision, waiting_for, attempts, last_error,"
             " modalities, instances) VALUES (?,?,?,?,?,?,?,?,?,?,1,1,'',0,0,'DX',1)",
-            [(*row, row[5]) for row in rows],
+            ((*row, row[5]) for row in studies(count)),
         )
-        link.executemany(
+        link.execute(
             "INSERT INTO decisions (study_id, revision, generation, verdict, reasons, details, policy_sha256,"
-            " software_build, instances, decided_at, record_index, cursor) VALUES (?,1,1,?,?,'[]','','','[]',?,?,?)",
-            [(row[0], row[6], row[7], row[5], row[0], row[0]) for row in rows],
+            " software_build, instances, decided_at, record_index, cursor) SELECT id, 1, 1, verdict, reasons, '[]', '',"
+            " '', '[]', decided_at, id, id FROM studies WHERE id >= 1000"
+        )
+        link.execute(
+            "INSERT INTO reviews (study_id, revision, decided, verdict, reason, note, reviewer, role, reviewed_at,"
+            " record_index) SELECT id, 1, verdict, 1, 'agreed', '', 'somebody', 'radiographer', decided_at, id"
+            " FROM studies WHERE id >= 1000 AND id % 50 = 0"
         )
         link.executemany(
             "INSERT INTO devices (id, station, department, location, manufacturer, model, serial, calling_ae_title)"
@@ -114,12 +118,6 @@ def fill(database: Path, count: int) -> None:
             " VALUES (?,?,?,?,?,?,?)",
             measurements(),
         )
-        link.executemany(
-            "INSERT INTO reviews (study_id, revision, decided, verdict, reason, note, reviewer, role, reviewed_at,"
-            " record_index) VALUES (?,1,?,?,'agreed','','somebody','radiographer',?,?)",
-            [(row[0], row[6], 1, row[5], row[0]) for row in rows[::50]],
-        )
-        link.execute("ANALYZE")
 
 
 def _room(device: int) -> str:

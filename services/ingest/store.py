@@ -955,11 +955,16 @@ class StudyStore:
         """Studies, newest first, with a row number below `before`; `verdict` 0 for any."""
         query = select(Study).order_by(Study.id.desc()).limit(size)
         if not wanted.anything:
-            query = query.where(Study.device_id.in_(self.devices.matching(wanted)))
+            of_these = self.devices.matching(wanted)
+            if not of_these:  # no database looks for nothing without looking at everything
+                return []
+            query = query.where(Study.device_id.in_(of_these))
+        # Of what is under way there is little: its index is the one to look in, and a sum is found in none.
         if state is not None:
             query = query.where(Study.state == state)
         if verdict:
-            query = query.where(Study.verdict == verdict)
+            few = state is not None and state != StudyState.DONE
+            query = query.where((Study.verdict + 0 if few else Study.verdict) == verdict)
         if before is not None:
             query = query.where(Study.id < before)
         with self._reading.begin() as session:
