@@ -88,10 +88,13 @@ def write_for_service(settings: Settings, service: str, file: Path) -> Path:
 def for_service(settings: Settings, service: str, secrets: Path) -> dict[str, Any]:
     """The settings as one service may know them: its own secrets, and of the others only where they are reached."""
     whole: dict[str, Any] = settings.model_dump(mode="json")
+    witnessed = {name: whole["audit"][name] for name in ("witnesses", "quorum")}
     for other in SERVICES:
         if other != service:
             whole[other] = {"listen": whole[other]["address"]}
-    if service != "console":
+    if service == "console":
+        whole["audit"].update(witnessed)  # public keys, with which it checks what the log says of its witnesses
+    else:
         del whole["console"]
     for name in (pki.CA_CERTIFICATE, f"{service}.crt", f"{service}.key"):  # its own copies, wherever it is told of them
         whole = _with(whole, str(settings.cluster.pki / name), str(secrets / name))

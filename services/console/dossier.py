@@ -18,6 +18,7 @@ from services.console.gateway import Gateway, not_found
 from services.console.gateway import call as ask
 from services.console.wording import Wording
 from shared.transparency import merkle
+from shared.transparency.cosignature import cosigners
 from shared.transparency.note import (
     BadSignatureError,
     Checkpoint,
@@ -41,6 +42,22 @@ _TOGETHER: Final = 16
 
 
 @dataclass(frozen=True)
+class Cosigned:
+    """The newest checkpoint that enough witnesses cosigned, as far as it could be checked here."""
+
+    text: str
+    size: int
+    witnesses: tuple[tuple[str, datetime], ...]
+    """Name, and when it cosigned (UTC), of each witness that the site named and whose cosignature holds."""
+    known: int
+    """How many witnesses the site named; 0: nothing could be checked."""
+    enough: int
+    """How many of them must have cosigned."""
+    holds: bool
+    """Whether enough of them did, the log signed it, and the head of the log is its continuation."""
+
+
+@dataclass(frozen=True)
 class Head:
     """The checkpoint that everything is proved against."""
 
@@ -53,10 +70,13 @@ class Head:
     """Whether the key is the one that the site gave to the console; else it is what the log itself says."""
     signed: bool
     """Whether the signature holds under the key."""
-    cosigned: str
-    """The newest checkpoint that enough witnesses cosigned, with their signatures; empty where there is none."""
-    cosignatures: int
-    """Signatures on that besides the log's own."""
+    cosigned: Cosigned | None
+    """None where no checkpoint was cosigned."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether the log signed it, and no witness that the site named has seen another log."""
+        return self.signed and (self.cosigned is None or not self.cosigned.known or self.cosigned.holds)
 
 
 @dataclass(frozen=True)
@@ -173,7 +193,7 @@ class Dossier:
     @property
     def proved(self) -> bool:
         """Whether every line is, under a checkpoint whose signature holds."""
-        return self.head.signed and all(line.proved for line in self.lines)
+        return self.head.sound and all(line.proved for line in self.lines)
 
 
 async def head_of(gateway: Gateway) -> Head:
@@ -181,22 +201,39 @@ async def head_of(gateway: Gateway) -> Head:
     answer = await ask(gateway.audit.GetCheckpoint, audit_pb2.GetCheckpointRequest())
     ours = gateway.verification_key()
     key = ours or answer.verification_key
+    trusted = [VerificationKey.parse(one) for one in key.split()]
     try:
-        checkpoint = await _opened(gateway, answer.checkpoint.encode(), [VerificationKey.parse(k) for k in key.split()])
-        signed = True
+        checkpoint, signed = await _opened(gateway, answer.checkpoint.encode(), trusted), True
     except (MalformedNoteError, BadSignatureError):
         checkpoint, signed = Checkpoint("", answer.size, answer.root_hash), False
+    text = answer.cosigned_checkpoint
+    cosigned = await _cosigned(gateway, text, trusted, checkpoint) if text else None
     return Head(
-        answer.checkpoint,
-        checkpoint.size,
-        checkpoint.root,
-        checkpoint.origin,
-        key,
-        bool(ours),
-        signed,
-        answer.cosigned_checkpoint,
-        _cosignatures(answer.cosigned_checkpoint),
+        answer.checkpoint, checkpoint.size, checkpoint.root, checkpoint.origin, key, bool(ours), signed, cosigned
     )
+
+
+async def _cosigned(gateway: Gateway, text: str, trusted: list[VerificationKey], head: Checkpoint) -> Cosigned:
+    """What witnesses cosigned, checked with the keys that the site named, and held against the head of the log."""
+    enough = max(1, gateway.quorum)
+    try:
+        older = await _opened(gateway, text.encode(), trusted)
+        found = cosigners(Note.parse(text.encode()), gateway.witnesses)
+    except (MalformedNoteError, BadSignatureError):
+        return Cosigned(text, 0, (), len(gateway.witnesses), enough, holds=False)
+    names = {one.public: one.name for one in gateway.witnesses}
+    witnesses = tuple((names[public], datetime.fromtimestamp(at, UTC)) for public, at in found.items())
+    holds = len(witnesses) >= enough and await _continues(gateway, older, head)
+    return Cosigned(text, older.size, witnesses, len(gateway.witnesses), enough, holds)
+
+
+async def _continues(gateway: Gateway, older: Checkpoint, head: Checkpoint) -> bool:
+    """Whether the tree of the head begins with that of the older checkpoint (RFC 6962 2.1.4)."""
+    if older.origin != head.origin or not 0 < older.size <= head.size:
+        return False
+    request = audit_pb2.GetConsistencyProofRequest(from_size=older.size, to_size=head.size)
+    proof = await ask(gateway.audit.GetConsistencyProof, request)
+    return merkle.verify_consistency(older.size, head.size, older.root, head.root, list(proof.path))
 
 
 async def _opened(gateway: Gateway, note: bytes, trusted: list[VerificationKey]) -> Checkpoint:
@@ -218,15 +255,6 @@ async def _opened(gateway: Gateway, note: bytes, trusted: list[VerificationKey])
         checkpoint = open_checkpoint(note, [*trusted, *(one.new for one in changes)])
         signers(Note.parse(note), terms(trusted, changes), checkpoint.size)
         return checkpoint
-
-
-def _cosignatures(text: str) -> int:
-    if not text:
-        return 0
-    try:
-        return max(0, len(Note.parse(text.encode()).signatures) - 1)
-    except MalformedNoteError:
-        return 0
 
 
 async def line_of(gateway: Gateway, entry: audit_pb2.Entry, head: Head) -> Line:
@@ -329,6 +357,32 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, json.dumps(value) if isinstance(value, bool) else str(value)
 
 
+HOW_TO_CHECK: Final = (
+    "To check this without our servers: export the log, and run verifier/verify.py on it with the key above and those "
+    "of the witnesses (--key, --witness, --quorum), which you have from another source than this paper."
+)
+
+
+def witnessed(of: Cosigned | None, wording: Wording) -> list[str]:
+    """What is to be said of the witnesses, a sentence each."""
+    if of is None:
+        return [wording("No witness has cosigned.")]
+    if not of.known:
+        return [wording("The log shows a cosigned checkpoint; this site named no witness to check it with.")]
+    told = [
+        wording("{name} cosigned {size} entries at {at} UTC.", name=name, size=of.size, at=f"{at:%Y-%m-%d %H:%M:%S}")
+        for name, at in of.witnesses
+    ]
+    if of.holds:
+        return [*told, wording("These cosignatures hold, and the checkpoint above continues what was cosigned.")]
+    return [
+        *told,
+        wording("THE WITNESSES DO NOT BEAR THIS LOG OUT. Do not rely on it; tell whoever guards the log.")
+        if len(of.witnesses) >= of.enough
+        else wording("TOO FEW COSIGNATURES HOLD: {count} of {enough}.", count=len(of.witnesses), enough=of.enough),
+    ]
+
+
 def as_pdf(of: Dossier, wording: Wording, *, site: str) -> bytes:
     """The dossier on paper (A4): what happened, in order, then the proofs, then how to check them."""
     from xml.sax.saxutils import escape
@@ -398,19 +452,11 @@ def as_pdf(of: Dossier, wording: Wording, *, site: str) -> bytes:
     flow += [
         Paragraph(escape(wording("The checkpoint")), heading),
         *(cell(text) for text in of.head.text.splitlines()),
-        cell(
-            wording("Cosigned by {count} witnesses:", count=of.head.cosignatures)
-            if of.head.cosigned
-            else wording("No witness has cosigned."),
-            body,
-        ),
-        *(cell(text) for text in of.head.cosigned.splitlines()),
+        *(cell(text, body) for text in witnessed(of.head.cosigned, wording)),
+        *(cell(text) for text in (of.head.cosigned.text if of.head.cosigned else "").splitlines()),
         cell(f"{wording('Key of the log')}: {of.head.key}"),
         cell(
-            wording(
-                "To check this without our servers: export the log, and run verifier/verify.py on it with the key "
-                "above, which you have from another source than this page."
-            ),
+            wording(HOW_TO_CHECK),
             body,
         ),
     ]

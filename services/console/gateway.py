@@ -20,6 +20,7 @@ from shared.identity import PERSON, PERSON_KEY, SERVICES, Identity
 from shared.pki import Credentials
 from shared.rpc import channel
 from shared.settings import Settings
+from shared.transparency.cosignature import WitnessKey
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 from stepwedge.inference.v1 import inference_pb2_grpc
 from stepwedge.ingest.v1 import ingest_pb2_grpc
@@ -44,6 +45,9 @@ class Gateway:
         self.audit = audit_pb2_grpc.AuditServiceStub(self._channels["audit"])
         self._recorder = Recorder(self._channels["audit"], deadline_seconds=RECORD_SECONDS)
         self._keys = settings.cluster.keys
+        self.witnesses = [WitnessKey.parse(one.vkey) for one in settings.audit.witnesses]
+        """Whose cosignatures the site wants to see; of the settings, not of the log."""
+        self.quorum = settings.audit.quorum
 
     async def close(self) -> None:
         """Let go of everything."""

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from services.console import dossier
 from services.console.accounts import Accounts, Person
 from services.console.gateway import Gateway
 from services.console.oidc import Provider
@@ -287,7 +288,7 @@ def _environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.globals["version"] = _version()
+    made.globals.update(version=_version(), witnessed=dossier.witnessed)
     made.filters.update(
         verdict=lambda number: Verdict.Name(number).removeprefix("VERDICT_"),
         reason=lambda number: Reason.Name(number).removeprefix("REASON_"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import csv
 import io
 import json
@@ -10,6 +11,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -19,7 +21,7 @@ import grpc
 import httpx
 import pytest
 
-from cli.configuration import free_ports
+from cli.configuration import free_ports, write_for_service
 from services.console import dossier
 from services.console.gateway import Gateway
 from services.console.web import COOKIE, HEADERS
@@ -27,10 +29,14 @@ from services.console.wording import languages
 from shared import phantom
 from shared.errors import StepwedgeError
 from shared.identity import PERSON
+from shared.settings import WitnessOfLog
+from shared.transparency.cosignature import WitnessKey
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 from stepwedge.ingest.v1 import ingest_pb2
 from tests.wire.cluster import eventually
 from tests.wire.console_house import ACCESSION, PASSWORD, PATIENT, Browser, ConsoleHouse, console_house
+from tests.wire.witness_house import House as Witness
+from tests.wire.witness_house import running
 
 DECIDED, REQUEUED = audit_pb2.RECORD_KIND_DECIDED, audit_pb2.RECORD_KIND_REQUEUED
 ROLES = ("radiographer", "operator", "auditor", "administrator")
@@ -540,6 +546,71 @@ def test_erasure_needs_a_second_person_and_a_hold_stops_it(house: ConsoleHouse):
     assert not [one for one in records(house, "erased") if one.outcome == audit_pb2.EVENT_OUTCOME_SUCCESS]
     assert one.post(page, page=page, action="withdraw", number=request(one)).status_code == 200
     assert one.post(page, page=page, action="agree", number="999999").status_code == 409
+
+
+@pytest.fixture
+def witness(house: ConsoleHouse, tmp_path: Path) -> Iterator[Witness]:
+    """A witness as a process of its own that the site names from here on, and that the log asks."""
+    log = (house.cluster.settings.cluster.keys / "audit.vkey").read_text().split()[0]
+    cluster = house.cluster
+    with running(Witness(tmp_path / "witness", "witness.example/one", [log])) as made:
+        cluster.settings.audit.witnesses = [WitnessOfLog(url=made.url, vkey=made.vkey)]
+        cluster.settings.audit.quorum = 1
+        for service in ("audit", "console"):
+            cluster.kill(service, hold=True)
+            write_for_service(cluster.settings, service, cluster.children.folder / f"{service}.toml")
+            cluster.release(service)
+        cluster.wait_ready()
+        yield made
+
+
+def words_of(paper: bytes) -> str:
+    """What stands on a PDF of ours."""
+    streams = re.findall(rb"ASCII85Decode.*?stream\r?\n(.*?)~>", paper, re.DOTALL)
+    pages = (zlib.decompress(base64.a85decode(one)).decode("latin-1") for one in streams)
+    return " ".join(text for page in pages for text in re.findall(r"\((.*?)\) Tj", page))
+
+
+def test_a_dossier_shows_the_checkpoint_that_a_witness_cosigned_and_the_verifier_bears_it_out(
+    house: ConsoleHouse, witness: Witness, tmp_path: Path
+):
+    path, auditor = f"/audit/dossiers/{house.studies[1]}", house.browser("auditor")
+    holds = "These cosignatures hold, and the checkpoint above continues what was cosigned."
+    page = eventually(lambda: text if holds in (text := auditor.get(path).text) else "", what="the cosignature")
+    assert "witness.example/one cosigned" in page
+    assert "\u2014 witness.example/one" in page
+    assert "Not proved" not in page
+    paper = words_of(auditor.get(f"{path}.pdf").content)
+    assert "witness.example/one cosigned" in paper
+    assert "These cosignatures hold" in paper
+    assert "Every line below is proved" in paper
+
+    verifier = Path(__file__).parents[2] / "verifier" / "verify.py"
+    key = (house.cluster.settings.cluster.keys / "audit.vkey").read_text().split()[0]
+    decided = house.cluster.entries(study=house.studies[1], kind=DECIDED)[0].index
+    bundle, proof = tmp_path / "log.zip", tmp_path / "proof"
+    bundle.write_bytes(auditor.get("/audit/export?format=bundle").content)
+    proof.write_bytes(auditor.get(f"/audit/entries/{decided}/proof").content)
+    other = Witness(tmp_path / "other", "witness.example/one", [key]).vkey
+    for given in ([bundle], ["proof", proof]):
+        for vkey, ends in ((witness.vkey, 0), (other, 1)):
+            told = [sys.executable, "-I", verifier, *given, "--key", key, "--witness", vkey, "--quorum", "1"]
+            done = subprocess.run(told, capture_output=True, check=False, text=True)
+            assert (done.returncode == 0) == (ends == 0), done.stdout
+
+    async def head(vkey: str) -> dossier.Head:
+        gateway = Gateway(house.cluster.settings)
+        gateway.witnesses, gateway.quorum = [WitnessKey.parse(vkey)], 1
+        PERSON.set("auditor")
+        try:
+            return await dossier.head_of(gateway)
+        finally:
+            await gateway.close()
+
+    assert asyncio.run(head(witness.vkey)).sound
+    wrong = asyncio.run(head(other))
+    assert not wrong.sound, "a site that named another witness does not see it"
+    assert dossier.witnessed(wrong.cosigned, languages()["en"]) == ["TOO FEW COSIGNATURES HOLD: 0 of 1."]
 
 
 def test_the_key_of_the_log_changes_the_log_dies_and_a_dossier_is_proved_as_before(house: ConsoleHouse):

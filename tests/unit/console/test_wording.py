@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.console import wording
+from services.console.dossier import HOW_TO_CHECK
 from services.console.pages.guarding import ACTS, PURPOSES
 from services.console.pages.guide import FIRST_STEPS, WHAT_TO_DO
 from services.console.pages.studies import REVIEW_REASONS
@@ -56,6 +57,7 @@ def texts() -> set[str]:
         | set(REVIEW_REASONS.values())
         | set(WHAT_TO_DO.values())
         | {text for steps in FIRST_STEPS.values() for _, *words in steps for text in words}
+        | {HOW_TO_CHECK}
         | set(ACTS.values())
         | set(PURPOSES.values())
     )
