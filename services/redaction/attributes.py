@@ -198,7 +198,8 @@ class Cleaner:
                 self._counts.add("UNKNOWN")
                 return None
             return self._items(element, encoding, mode, depth)
-        vr = expected if element.vr == "UN" else element.vr
+        # Every reader takes the character set as a CS, whatever VR stands there.
+        vr = expected if element.vr == "UN" or element.tag == _CHARACTER_SET else element.vr
         listed = element.tag in self._actions[depth > 0]  # kept by an option, not for want of a rule
         if vr == "UN" and listed:
             self._counts.add("UNKNOWN")  # newer than our dictionary: nobody knows what it is

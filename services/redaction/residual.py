@@ -49,11 +49,13 @@ _TEMPORAL: Final = frozenset({"DA", "DT", "TM"})
 _NUMERIC: Final = frozenset({"DS", "IS", "DA", "DT", "TM", "AS"})
 _PUBLIC: Final = ("1.2.840.10008.", "2.16.840.1.113883.")
 _CHARACTER_SET: Final = 0x00080005
+_PATIENT_ID: Final = 0x00100020
 _NO_GROUPS: Final = frozenset({0x0000, 0x0002, 0x0004, 0xFFFA, 0xFFFC})
 _METHOD: Final = frozenset({0x00120062, 0x00120063, 0x00120064, 0x00280303})  # our own words
 _IMPLEMENTATION: Final = frozenset({0x00020012, 0x00020013})
 _DATES_STAY: Final = "retain-full-dates"
 _DATES_MOVE: Final = "retain-modified-dates"
+_KEEP_NEW: Final = frozenset({"retain-patient-characteristics", "clean-descriptors"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +278,7 @@ class _Looking:
         self.retained = retained
         self.pseudonyms = pseudonyms
         self.options = options
+        self.ours = any(element.tag == _PATIENT_ID and self._ours(element, DEFAULT) for element in original)
         self.hits: dict[str, int] = {}
         self.lines: list[str] = []
         self.pieces: list[tuple[str, bytes]] = []
@@ -342,7 +345,8 @@ class _Looking:
             return "" if "retain-safe-private" in self.options else "PRIVATE"
         if group in _NO_GROUPS or (group & 0xFFE0 in (0x5000, 0x6000) and "clean-graphics" not in self.options):
             return "GROUP"
-        return "" if telling.keyword(tag) or "retain-patient-characteristics" in self.options else "UNKNOWN"
+        # These options keep words of attributes that the table lists and pydicom's dictionary does not yet.
+        return "" if telling.keyword(tag) or not self.options.isdisjoint(_KEEP_NEW) else "UNKNOWN"
 
     def _value(self, element: Element, encoding: Sequence[str]) -> None:
         tag, vr = element.tag, element.vr
@@ -435,8 +439,8 @@ class _Looking:
                 self.hit("DATE")
 
     def _moved_before(self) -> bool:
-        """Whether the original came with dates that had moved: it had no UID but ours."""
-        return bool(self.sought.uids) and all(map(self.pseudonyms.is_ours, self.sought.uids))
+        """Whether the original came with dates that had moved: it had no UID but ours, or none and our Patient ID."""
+        return all(map(self.pseudonyms.is_ours, self.sought.uids)) and (bool(self.sought.uids) or self.ours)
 
 
 class _Finder:

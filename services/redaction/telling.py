@@ -38,12 +38,13 @@ _CONTENT: Final = frozenset({"clean-descriptors", "clean-structured-content", "c
 _DOUBTED: Final[tuple[tuple[frozenset[str], str], ...]] = (
     (
         frozenset({"retain-patient-characteristics"}),
-        r"^Patient(Sex|Age|Size|Weight|State|Species)|Allerg|Alerts|Smoking|Pregnan|Ethnic|SpecialNeeds|PreMedication",
+        r"^Patient(Sex|Age|Size|Weight|Species)|Smoking|Pregnan|Ethnic|SpecialNeeds|PreMedication",
     ),
+    (frozenset({"retain-patient-characteristics", "clean-descriptors"}), r"^PatientState|Allerg|Alerts"),
     (
         frozenset({"retain-device-identity"}),
         r"Serial|Station(Name|AE)|(Plate|Generator|Cassette|Gantry|Detector|Device|XRaySource)ID$|DeviceIdentifier|"
-        r"TreatmentMachineName|DeviceLabel|DeviceDescription|Camera(Owner)|Lens(Make|Model|Specification)|XRayDetectorLabel|"
+        r"TreatmentMachineName|DeviceLabel|(^|Setup|Spreading)DeviceDescription|Camera(Owner)|Lens(Make|Model|Specification)|XRayDetectorLabel|"
         r"DeviceAlternate|ModifyingSystem|StepLocation|(Receiving|Requesting)AE|AETitle|StudyLocation",
     ),
     (frozenset({"retain-institution-identity"}), r"^Institution"),
@@ -62,20 +63,21 @@ _DOUBTED: Final[tuple[tuple[frozenset[str], str], ...]] = (
         r"^Selector(AE|AS|OB|LO|LT|UN|SH|ST|UT|UR)Value|^(Entity|Pyramid|Channel|MultiplexGroup|AnnotationGroup)\w*Label$|"
         r"AcquisitionFieldOfViewLabel|^EntityName|^Radiation\w+Label$|^RT\w+Label$|TreatmentPositionGroupLabel|"
         r"DisplacementReferenceLabel|(RTPlan|ROI|StructureSet)Name$|"
+        r"(Fixation|Shielding|Long)DeviceDescription|^Occupation$|^RequestingService$|"
         r"(InterpretationText|Impressions|Narrative|Keywords|TextString|UnformattedText|TextValue|Topic\w+|LabelText)$|"
         r"(Treatment|Prescription|Fractionation)\w*Notes$|^(StructureSet|RTPlan|RTPrescription|UserContent\w*|ROI\w+)Label$",
     ),
     (
         frozenset(),
         r"PersonName|^Patient\w*(Name|ID|IDs|Address|Insurance\w*|Residence|Preference|Arrangements)$|^OtherPatient|"
-        r"MedicalRecord|Military|BranchOfService|Insurance|CountryOfResid|RegionOfResid|Occupation|Religious|"
+        r"MedicalRecord|Military|BranchOfService|Insurance|CountryOfResid|RegionOfResid|Religious|"
         r"Telephone|PhoneNumber|Telecom|PersonAddress|PhysicianAddress|Accession|Issuer|"
         r"^(Study|Admission|ServiceEpisode|Visit|Results|Interpretation|ScheduledProcedureStep|PerformedProcedureStep|"
         r"RequestedProcedure)ID$|(Placer|Filler)OrderNumber|CurrentPatientLocation|(Performed|Enterer)Location|"
         r"ClinicalTrial\w*(ID|Name|Number)$|MakerNote|^GPS|NetworkID|DistributionAddress|AddressTrial|DestinationAE|SourceOfPrevious|(Container|Specimen|Slide|Flow|Source)Identifier|ContainerComponentID|"
         r"FrameOriginTimestamp|CertificateOfSigner|CertifiedTimestamp$|^MAC$|NonconformingData|InstanceOrigin|"
         r"ScheduledPatientInstitution|ProcedureLocation|AccessoryHolderSlot|AccessoryDeviceSlot|SourceManufacturer|"
-        r"Organization$|RequestingService|Originator$|Author$|Barcode(Value)$",
+        r"Organization$|Originator$|Author$|Barcode(Value)$",
     ),
 )
 _COMPILED: Final = tuple((options, re.compile(pattern)) for options, pattern in _DOUBTED)

@@ -207,3 +207,13 @@ def test_a_transfer_syntax_that_names_something_else_is_refused() -> None:
     assert code(PLAIN[: at + 6] + struct.pack("<H", len(padded)) + padded + PLAIN[at + 8 + len(old) :]) == (
         ErrorCode.ERROR_CODE_NOT_REDACTABLE
     )
+
+
+@pytest.mark.parametrize("vr", [b"IS", b"DS", b"LO", b"UN"])
+def test_a_character_set_of_another_vr_makes_no_result_that_cannot_be_read(vr: bytes) -> None:
+    """pydicom would take a number for the character set, and give up."""
+    at = PLAIN.index(b"\x08\x00\x16\x00UI")
+    head = struct.pack("<HI", 0, 2) if vr == b"UN" else struct.pack("<H", 2)
+    done = tried(PLAIN[:at] + b"\x08\x00\x05\x00" + vr + head + b"1 " + PLAIN[at:])
+    assert isinstance(done, Redacted)
+    pydicom.dcmread(io.BytesIO(done.data)).save_as(io.BytesIO())

@@ -105,6 +105,34 @@ def test_an_engine_that_keeps_what_it_should_not_releases_nothing(monkeypatch: p
     assert held + cleaned == 60
 
 
+@pytest.mark.parametrize("profile", ["basic", "basic-pixels", "quality", "research", "research-release"])
+def test_what_names_nobody_holds_no_object_in_any_attribute(profile: str) -> None:
+    """What the profile may keep must not be quarantined for being as it was; redacted again, it stays so."""
+    ds = minimal()
+    for tag, vr, _ in table():
+        if vr in ("LO", "SH", "ST", "LT", "UT", "UC", "CS") and tag not in ds:
+            ds.add_new(tag, vr, "CHEST")
+    out = io.BytesIO()
+    pydicom.dcmwrite(out, ds, enforce_file_format=True)
+    compiled = Profile.load(Profile.file(profile))
+    result = redact(out.getvalue(), PSEUDONYMS, compiled)
+    assert redact(result.data, PSEUDONYMS, compiled).data == result.data
+
+
+def test_dates_that_moved_are_known_by_our_patient_id_where_there_is_no_uid() -> None:
+    ds = minimal()
+    ds.InstanceCreationDate, ds.PatientID = "20200102", "47110815"
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"):
+        if keyword in ds:
+            delattr(ds, keyword)
+    out = io.BytesIO()
+    pydicom.dcmwrite(out, ds, enforce_file_format=False)
+    compiled = Profile.load(Profile.file("research"))
+    result = redact(out.getvalue(), PSEUDONYMS, compiled)
+    assert b"20200102" not in result.data
+    assert redact(result.data, PSEUDONYMS, compiled).data == result.data
+
+
 def _person() -> Dataset:
     ds = minimal()
     ds.SpecificCharacterSet = "ISO_IR 192"
