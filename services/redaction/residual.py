@@ -30,10 +30,11 @@ _TERMS: Final = frozenset(
     re.findall(
         r"\w+",
         """
-        abdomen ankle anonymized anonymous anon arm axial basic brain breast chest contrast ct derived doctor elbow
-        female finger first foot hand head heart hip hospital clinic university medical center centre radiology image
-        kidney knee last left leg liver lung male monochrome mr name neck none operator original other patient pelvis
-        phantom physician primary profile right secondary shoulder skull spine stepwedge test thorax unknown us wrist
+        abdomen adult ankle anonymized anonymous anon arm axial basic brain breast calibration chest constancy contrast
+        control ct daily derived doctor elbow female finger first foot hand head heart hip hospital clinic university
+        medical center centre radiology image kidney knee last left leg liver lung male monochrome monthly mr name neck
+        none operator original other patient pelvis phantom physician portable primary profile prone quality right
+        routine secondary shoulder skull spine standard stepwedge supine test thorax unknown us water weekly wrist
         """,
     )
 )
