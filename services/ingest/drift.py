@@ -8,21 +8,22 @@ that settles it, so once.
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from functools import cache
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
+from services.ingest import spans
 from services.ingest.tables import Instance, MeasuredDay, Study
 from shared import database
 from stepwedge.inference.v1 import inference_pb2
 
 CONFIDENCE: Final = "confidence"
 """Name under which the Soft Dice Confidence of an image's masks is counted; its unit is 1."""
-_KEY: Final = ("day", "device_id", "name", "unit")
+_KEY: Final = ("day", "name", "unit", "device_id")
+_SUMS: Final = ("count", "total", "squares")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def count(session: Session, instance: Instance, assessment: bytes, now: datetime
     ]
     dialect: Any = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     made = dialect.insert(MeasuredDay).values(rows)
-    sums = {name: getattr(MeasuredDay, name) + made.excluded[name] for name in ("count", "total", "squares")}
+    sums = {name: getattr(MeasuredDay, name) + made.excluded[name] for name in _SUMS}
     session.execute(made.on_conflict_do_update(index_elements=list(_KEY), set_=sums))
 
 
@@ -67,6 +68,7 @@ class Drift:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._sessions = sessionmaker(database.reader(engine))
+        self._dialect = engine.dialect
 
     def days(
         self, start: datetime, before: datetime, devices: Collection[int] | None = None, *, by_week: bool = False
@@ -75,31 +77,24 @@ class Drift:
 
         `by_week`: of each week, called after its Monday.
         """
-        columns = [sa.func.sum(getattr(MeasuredDay, name)) for name in ("count", "total", "squares")]
+        day, key = MeasuredDay.day, (MeasuredDay.name, MeasuredDay.unit, MeasuredDay.day)
         wanted = (
-            sa.select(MeasuredDay.day, MeasuredDay.name, MeasuredDay.unit, *columns)
-            .where(MeasuredDay.day >= start.date().isoformat(), MeasuredDay.day <= before.date().isoformat())
-            .group_by(MeasuredDay.day, MeasuredDay.name, MeasuredDay.unit)
-            .order_by(MeasuredDay.name, MeasuredDay.unit, MeasuredDay.day)
+            sa.select(*key, *(sa.func.sum(getattr(MeasuredDay, name)).label(name) for name in _SUMS))
+            .where(day >= start.date().isoformat(), day <= before.date().isoformat())
+            .group_by(*key)
+            .order_by(*key)
         )
         if devices is not None:
             wanted = wanted.where(MeasuredDay.device_id.in_(devices))
-        sums: dict[tuple[str, str, str], tuple[int, float, float]] = {}
+        if by_week:
+            days = wanted.order_by(None).subquery()
+            weeks = days.c.name, days.c.unit, spans.week(self._dialect, days.c.day)
+            wanted = sa.select(*weeks, *(sa.func.sum(days.c[name]) for name in _SUMS)).group_by(*weeks).order_by(*weeks)
         with self._sessions.begin() as session:
-            for day, name, unit, number, total, squares in session.execute(wanted):
-                key = name, unit, _monday(day) if by_week else day
-                known = sums.get(key, (0, 0.0, 0.0))
-                sums[key] = known[0] + int(number), known[1] + total, known[2] + squares
-        return [
-            Measured(day, name, unit, number, total / number, deviation(number, total, squares))
-            for (name, unit, day), (number, total, squares) in sums.items()
-        ]
-
-
-@cache
-def _monday(day: str) -> str:
-    at = date.fromisoformat(day)
-    return (at - timedelta(days=at.weekday())).isoformat()
+            return [
+                Measured(day, name, unit, int(number), total / int(number), deviation(int(number), total, squares))
+                for name, unit, day, number, total, squares in session.execute(wanted)
+            ]
 
 
 def deviation(number: int, total: float, squares: float) -> float:

@@ -129,17 +129,20 @@ class Reviews:
         """
         found = Summary()
         with self._reading.begin() as session:
-            decided, day = self._decided(start, before, devices), self._place(DecidedDay.day, by_week)
-            of_devices: Any = literal("") if sum_days else day
-            every, given = DecidedDay.reason == 0, DecidedDay.reason != 0
-            for counter, which, columns in (
-                (found.decisions, every, (day, DecidedDay.modalities, DecidedDay.verdict)),
-                (found.reasons, given, (day, DecidedDay.reason)),
-                (found.by_device, every, (of_devices, DecidedDay.device_id, DecidedDay.verdict)),
-                (found.reasons_by_device, given, (of_devices, DecidedDay.device_id, DecidedDay.reason)),
+            for day, reason, verdict, modalities, count in session.execute(
+                self._by_day(start, before, devices, by_week=by_week)
             ):
-                rows = session.execute(_grouped(columns, func.sum(DecidedDay.count)).where(which, *decided))
-                counter.update({tuple(key): int(count) for *key, count in rows if count})
+                if reason:
+                    found.reasons[day, reason] += int(count)
+                else:
+                    found.decisions[day, modalities, verdict] += int(count)
+            for day, device, reason, verdict, count in session.execute(
+                self._by_device(start, before, devices, by_week=by_week, sum_days=sum_days)
+            ):
+                if reason:
+                    found.reasons_by_device[day, device, reason] += int(count)
+                else:
+                    found.by_device[day, device, verdict] += int(count)
             found.reviews.update(self._reviews(session, start, before, devices, by_week=by_week))
             if states:
                 found.states.update(self._states(session, devices))
@@ -183,12 +186,30 @@ class Reviews:
         if decided:
             yield StudyState.DONE, (decided, None)
 
-    def _decided(self, start: datetime, before: datetime, devices: Collection[int] | None) -> list[Any]:
-        within = [DecidedDay.day >= start.date().isoformat(), DecidedDay.day <= before.date().isoformat()]
-        return within if devices is None else [*within, DecidedDay.device_id.in_(devices)]
+    def _by_day(self, start: datetime, before: datetime, devices: Collection[int] | None, *, by_week: bool) -> Any:
+        """Day or week, reason, verdict, modalities, count: days first, in the order of the table, then their weeks."""
+        columns = (DecidedDay.day, DecidedDay.reason, DecidedDay.verdict, DecidedDay.modalities)
+        days = _counted(columns, start, before, devices)
+        if not by_week:
+            return days
+        inner = days.subquery()
+        day, *others, count = inner.c
+        return _grouped((spans.week(self._dialect, day), *others), func.sum(count))
 
-    def _place(self, day: Any, by_week: bool) -> Any:
-        return spans.week(self._dialect, day) if by_week else day
+    def _by_device(
+        self, start: datetime, before: datetime, devices: Collection[int] | None, *, by_week: bool, sum_days: bool
+    ) -> Any:
+        """Day, week or "", device, reason, verdict, count."""
+        day: Any = spans.week(self._dialect, DecidedDay.day) if by_week else DecidedDay.day
+        columns = (DecidedDay.device_id, DecidedDay.reason, DecidedDay.verdict)
+        return _counted((literal("") if sum_days else day, *columns), start, before, devices)
+
+
+def _counted(columns: Sequence[Any], start: datetime, before: datetime, devices: Collection[int] | None) -> Any:
+    found = _grouped(columns, func.sum(DecidedDay.count).label("count")).where(
+        DecidedDay.day >= start.date().isoformat(), DecidedDay.day <= before.date().isoformat(), DecidedDay.count > 0
+    )
+    return found if devices is None else found.where(DecidedDay.device_id.in_(devices))
 
 
 def _grouped(columns: Sequence[Any], *figures: Any) -> Any:

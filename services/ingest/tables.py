@@ -270,14 +270,16 @@ class DecidedDay(Base):
 
     day: Mapped[str] = mapped_column(String(10), primary_key=True)
     """UTC, "2026-11-22"."""
-    device_id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
-    """`Device`; 0 where nothing is said of one."""
-    modalities: Mapped[str] = mapped_column(String(200), primary_key=True)
-    """Joined by "+"."""
-    verdict: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     reason: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     """`Reason`; 0 for all studies, with and without one."""
+    verdict: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    modalities: Mapped[str] = mapped_column(String(200), primary_key=True)
+    """Joined by "+"."""
+    device_id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
+    """`Device`; 0 where nothing is said of one."""
     count: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
 
 
 class Decision(Base):
