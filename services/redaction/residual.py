@@ -155,7 +155,7 @@ def _gather(
             identifiers.add((kind, decode(raw, encoding, person=kind == "name"), raw))
         if size <= 65536:
             value = bytes(element.value).strip(b"\0 ")
-            if element.vr in _TEMPORAL:
+            if element.vr in _TEMPORAL and value.strip(b"\\ "):
                 sought.dates.setdefault(element.tag, set()).add(value)
             elif value not in _NOTHING and telling.doubted(element.tag, element.vr, options):
                 sought.values.add((element.tag, value))

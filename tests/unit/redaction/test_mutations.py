@@ -18,7 +18,7 @@ from shared import dicom
 from shared.errors import StepwedgeError
 from shared.pseudonyms import Pseudonyms
 from tests.unit.redaction.canaries import everything
-from tests.unit.redaction.mutation_run import FAILURES, STRUCTURAL, one, run, sources
+from tests.unit.redaction.mutation_run import FAILURES, STRUCTURAL, made, one, run, sources
 from tests.unit.redaction.mutations import mutated
 
 PSEUDONYMS = Pseudonyms(bytes(range(32)))
@@ -62,6 +62,16 @@ def test_what_was_blanked_leaves_nothing_to_blank_in_a_second_pass(profile: str,
     """Objects of which a run of 20,000 made a result that a second pass changed."""
     data = mutated(Path(str(get_testdata_file(name))).read_bytes(), seed)
     assert one(data, PSEUDONYMS, Profile.load(Profile.file(profile))) == "redacted"
+
+
+@pytest.mark.parametrize(
+    ("profile", "seed"),
+    [("basic", 1_000_202_464), ("research-release", 1_000_202_200), ("research-release", 1_000_301_556)],
+    ids=["a number as the character set", "moved dates and no UID", "a date of separators alone"],
+)
+def test_what_was_rearranged_is_taken_again(profile: str, seed: int) -> None:
+    """Objects of which runs made a result that pydicom could not read, or that was held when redacted again."""
+    assert one(made(sources(), seed), PSEUDONYMS, Profile.load(Profile.file(profile))) == "redacted"
 
 
 UNSETTLED = [
