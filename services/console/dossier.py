@@ -191,6 +191,12 @@ class Dossier:
     """Name and value of what identifies the study; empty where it was not asked for."""
 
     @property
+    def subjects(self) -> list[str]:
+        """Pseudonyms of the persons whose images the study holds; more than one is a fault that the dossier shows."""
+        told = (dict(line.facts).get("subject", "") for line in self.lines if line.kind == "RECEIVED")
+        return list(dict.fromkeys(filter(None, told)))
+
+    @property
     def proved(self) -> bool:
         """Whether every line is, under a checkpoint whose signature holds."""
         return self.head.sound and all(line.proved for line in self.lines)

@@ -61,10 +61,10 @@ HEADERS: Final[Mapping[str, str]] = {
 
 NAVIGATION: Final[Sequence[tuple[str, str, frozenset[str]]]] = (
     ("/studies", "Work list", frozenset({RADIOGRAPHER, OPERATOR})),
+    ("/people", "Accounts", frozenset({ADMINISTRATOR})),
     ("/operator", "Operation", frozenset({OPERATOR, ADMINISTRATOR})),
     ("/audit", "Audit log", frozenset({AUDITOR})),
     ("/quality", "Quality", frozenset({RADIOGRAPHER, OPERATOR, AUDITOR})),
-    ("/people", "Accounts", frozenset({ADMINISTRATOR})),
     ("/help", "Help", EVERYBODY),
 )
 """Path, title, and who may go there; the first that one may is home."""
@@ -311,9 +311,12 @@ def _version() -> str:
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
+_UNITS: Final[Mapping[str, str]] = {"mm2": "mm²"}
+
+
 def unit(code: str) -> str:
     """A unit of UCUM as pages show it: nothing for 1, an annotation without its braces."""
-    return "" if code == "1" else code.replace("{", "").replace("}", "")
+    return "" if code == "1" else _UNITS.get(code, code.replace("{", "").replace("}", "").replace("_", " "))
 
 
 def moment(stamp: Timestamp) -> str:

@@ -45,6 +45,7 @@ async def _page(call: Call, *, words: str = "", status: int = 200) -> Response:
         requests=requests,
         acts=ACTS,
         purposes=PURPOSES,
+        target=call.query("target", 80),
         words=words,
         pending=PENDING,
         status=status,

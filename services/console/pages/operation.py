@@ -57,7 +57,7 @@ async def operation(call: Call) -> Response:
         series=series,
         charts=[pictures.bars(one[0], [f"{hour.hour.ToDatetime():%H}" for hour in hours], [one]) for one in series],
         errors=None if activity is None else activity.errors,
-        states=[] if summary is None else summary.states,
+        states=None if summary is None else summary.states,
         dead=None if dead is None else dead.studies,
         models=[] if models is None else models.models,
         storage=storage,

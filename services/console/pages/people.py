@@ -10,8 +10,16 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from services.console.accounts import ROLES
-from services.console.web import ADMINISTRATOR, Call, form, invalid, route, text_of
+from services.console.web import ADMINISTRATOR, AUDITOR, OPERATOR, RADIOGRAPHER, Call, form, invalid, route, text_of
 from shared.errors import StepwedgeError
+
+SEES: Final = {
+    RADIOGRAPHER: "The work list, studies with their images, an own judgement, quality.",
+    OPERATOR: "Services, queue and dead letter, studies, quality.",
+    AUDITOR: "The log, proofs, dossiers, exports, erasure and legal hold, quality; no images.",
+    ADMINISTRATOR: "Accounts, and how the services are; no studies and no log.",
+}
+"""Role -> what it is for, in a sentence."""
 
 
 async def people(call: Call) -> Response:
@@ -21,7 +29,18 @@ async def people(call: Call) -> Response:
 
 async def _page(call: Call, *, made: tuple[str, str] | None = None, words: str = "", status: int = 200) -> Response:
     accounts = await asyncio.to_thread(call.house.accounts.everyone)
-    return call.page("people.html", accounts=accounts, roles=ROLES, made=made, words=words, status=status)
+    given = {one.role for one in accounts if not one.disabled}
+    return call.page(
+        "people.html",
+        accounts=accounts,
+        roles=ROLES,
+        lacking=[role for role in ROLES if role not in given],
+        sees=SEES,
+        local=call.house.settings.local_accounts,
+        made=made,
+        words=words,
+        status=status,
+    )
 
 
 async def change(call: Call) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -17,6 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from services.console import dossier, pictures
 from services.console.gateway import call as ask
 from services.console.gateway import not_found
+from services.console.pages.guide import WHAT_TO_DO
 from services.console.web import OPERATOR, RADIOGRAPHER, Call, form, invalid, route, text_of
 from shared import reasons
 from stepwedge.audit.v1 import audit_pb2
@@ -41,6 +42,13 @@ REVIEW_REASONS: Final[Mapping[str, str]] = {
 """Code of the record -> what a person reads."""
 _UID: Final = re.compile(r"2\.25\.[1-9][0-9]{22,38}")
 _WINDOW: Final = ("center", "width")
+_WORST_FIRST: Final = (
+    Outcome.OUTCOME_FAIL,
+    Outcome.OUTCOME_WARN,
+    Outcome.OUTCOME_NOT_ASSESSABLE,
+    Outcome.OUTCOME_UNSPECIFIED,
+    Outcome.OUTCOME_PASS,
+)
 
 
 async def work_list(call: Call) -> Response:
@@ -95,11 +103,13 @@ async def study(call: Call) -> Response:
         boxes=[] if shown is None else list(_boxes(shown)),
         window={name: call.query(name) for name in _WINDOW},
         words=reasons.WORDS,
+        todo=WHAT_TO_DO,
         verdicts=("ACCEPT", "REVIEW", "REJECT"),
         review_reasons=REVIEW_REASONS,
         may_requeue=call.signed_in.role == OPERATOR,
         header=[] if shown is None else list(_header(shown)),
-        whole=[Outcome.OUTCOME_FAIL, Outcome.OUTCOME_WARN, Outcome.OUTCOME_NOT_ASSESSABLE, Outcome.OUTCOME_PASS],
+        found=[] if shown is None else sorted(shown.findings, key=lambda one: _WORST_FIRST.index(one.outcome)),
+        passed=Outcome.OUTCOME_PASS,
     )
 
 
@@ -213,13 +223,20 @@ async def review(call: Call) -> Response:
 
 
 async def requeue(call: Call) -> Response:
-    """Put a study of the dead letter back in the queue."""
+    """Put a study of the dead letter back in the queue; its record names the person."""
+    return await _asked_for(call, call.house.gateway.ingest.RequeueStudy, ingest_pb2.RequeueStudyRequest)
+
+
+async def complete(call: Call) -> Response:
+    """Decide a study now, with what has come; the record of the decision names the person."""
+    return await _asked_for(call, call.house.gateway.ingest.CompleteStudy, ingest_pb2.CompleteStudyRequest)
+
+
+async def _asked_for(call: Call, method: Any, request: Callable[..., Message]) -> Response:
+    """Have something done with a study in the name of the person, and show the study again."""
     await form(call)
     pseudonym = _pseudonym(call)
-    request = ingest_pb2.RequeueStudyRequest(
-        study=ingest_pb2.StudyKey(pseudonym=pseudonym), requested_by=call.signed_in.name
-    )
-    await ask(call.house.gateway.ingest.RequeueStudy, request)
+    await ask(method, request(study=ingest_pb2.StudyKey(pseudonym=pseudonym), requested_by=call.signed_in.name))
     return RedirectResponse(f"/studies/{pseudonym}", 303)
 
 
@@ -236,17 +253,6 @@ async def proof(call: Call) -> Response:
     head = await dossier.head_of(gateway)
     line = await dossier.line_of(gateway, told.entry, head)
     return call.page("entry.html", line=line, head=head, study=pseudonym)
-
-
-async def complete(call: Call) -> Response:
-    """Decide a study now, with what has come; the record of the decision names the person."""
-    await form(call)
-    pseudonym = _pseudonym(call)
-    request = ingest_pb2.CompleteStudyRequest(
-        study=ingest_pb2.StudyKey(pseudonym=pseudonym), requested_by=call.signed_in.name
-    )
-    await ask(call.house.gateway.ingest.CompleteStudy, request)
-    return RedirectResponse(f"/studies/{pseudonym}", 303)
 
 
 def _number(text: str) -> int:

@@ -11,8 +11,11 @@ from services.console import wording
 from services.console.dossier import HOW_TO_CHECK
 from services.console.pages.guarding import ACTS, PURPOSES
 from services.console.pages.guide import FIRST_STEPS, WHAT_TO_DO
+from services.console.pages.people import SEES
 from services.console.pages.studies import REVIEW_REASONS
 from services.console.web import NAVIGATION
+from services.inference.findings import MEASUREMENTS
+from services.ingest.drift import CONFIDENCE
 from shared import reasons
 from shared.errors import MEANING
 from stepwedge.audit.v1 import audit_pb2
@@ -58,6 +61,7 @@ def texts() -> set[str]:
         | set(WHAT_TO_DO.values())
         | {text for steps in FIRST_STEPS.values() for _, *words in steps for text in words}
         | {HOW_TO_CHECK}
+        | set(SEES.values())
         | set(ACTS.values())
         | set(PURPOSES.values())
     )
@@ -80,6 +84,8 @@ def codes() -> set[str]:
         "DOWN",
         "PROVED",
         "NOT_PROVED",
+        *MEASUREMENTS,
+        CONFIDENCE,
         "radiographer",
         "operator",
         "auditor",
