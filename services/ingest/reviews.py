@@ -158,14 +158,16 @@ class Reviews:
         by_week: bool,
     ) -> dict[tuple[str, int, int], int]:
         first = start.replace(hour=0, minute=0, second=0, microsecond=0)
-        day = spans.day(self._dialect, Review.reviewed_at, by_week=by_week)
+        day = spans.day(self._dialect, Review.reviewed_at).label("day")
         said = (
-            _grouped((day, Review.decided, Review.verdict), func.count())
+            _grouped((day, Review.decided, Review.verdict), func.count().label("count"))
             .join(Study, Study.id == Review.study_id)
             .where(Review.reviewed_at >= first, Review.reviewed_at < before, Review.record_index.is_not(None))
             .where(*_of_patients(devices))
         )
-        return {(on, was, now): count for on, was, now, count in session.execute(said)}
+        if by_week:
+            said = self._by_week(said)
+        return {(on, was, now): int(count) for on, was, now, count in session.execute(said)}
 
     def _states(
         self, session: Session, devices: Collection[int] | None
@@ -190,10 +192,11 @@ class Reviews:
         """Day or week, reason, verdict, modalities, count: days first, in the order of the table, then their weeks."""
         columns = (DecidedDay.day, DecidedDay.reason, DecidedDay.verdict, DecidedDay.modalities)
         days = _counted(columns, start, before, devices)
-        if not by_week:
-            return days
-        inner = days.subquery()
-        day, *others, count = inner.c
+        return self._by_week(days) if by_week else days
+
+    def _by_week(self, days: Any) -> Any:
+        """Figures of days, which stand first, summed up by their weeks."""
+        day, *others, count = days.subquery().c
         return _grouped((spans.week(self._dialect, day), *others), func.sum(count))
 
     def _by_device(

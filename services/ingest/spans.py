@@ -13,13 +13,11 @@ def hour(dialect: Dialect, time: Any) -> Any:
     return func.substr(cast(time, Text), 1, 13)
 
 
-def day(dialect: Dialect, time: Any, *, by_week: bool = False) -> Any:
-    """The day of a column of times: "2026-11-22"; `by_week`: the Monday of its week."""
+def day(dialect: Dialect, time: Any) -> Any:
+    """The day of a column of times: "2026-11-22"."""
     if dialect.name == "postgresql":
-        text = func.to_char(func.timezone("UTC", time), "YYYY-MM-DD")
-    else:
-        text = func.substr(cast(time, Text), 1, 10)
-    return week(dialect, text) if by_week else text
+        return func.to_char(func.timezone("UTC", time), "YYYY-MM-DD")
+    return func.substr(cast(time, Text), 1, 10)
 
 
 def week(dialect: Dialect, text: Any) -> Any:

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.orm import Session
 
 from services.ingest.store import MIGRATIONS, Arrival, StudyStore
-from services.ingest.tables import Base
+from services.ingest.tables import Base, Study
 from shared import database
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -80,3 +82,12 @@ def arrival() -> Callable[..., Arrival]:
         )
 
     return make
+
+
+def new_study(session: Session, uid: str, at: datetime, **said: Any) -> Study:
+    """A study that began to arrive then; `said`: what else its row says."""
+    times = {"first_received_at": at, "last_received_at": at}
+    study = Study(study_instance_uid=uid, pseudonym=uid, **{"state": "RECEIVING", **times, **said})
+    session.add(study)
+    session.flush()
+    return study

@@ -9,8 +9,9 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from services.ingest import drift
-from services.ingest.tables import Instance, Study
+from services.ingest.tables import Instance
 from stepwedge.inference.v1 import inference_pb2
+from tests.unit.ingest.conftest import new_study
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -27,17 +28,7 @@ def assessed(confidence: float | None, **values: float) -> bytes:
 def add(engine: Engine, at: datetime, device: int | None, *assessments: bytes, constancy: bool = False) -> None:
     for one in assessments:
         with Session(engine) as session, session.begin():
-            uid = f"2.25.{uuid.uuid4().int}"
-            study = Study(
-                study_instance_uid=uid,
-                pseudonym=uid,
-                state="RECEIVING",
-                first_received_at=at,
-                last_received_at=at,
-                constancy=constancy,
-            )
-            session.add(study)
-            session.flush()
+            study = new_study(session, f"2.25.{uuid.uuid4().int}", at, constancy=constancy)
             drift.count(session, Instance(device_id=device, study_id=study.id), one, at)
 
 

@@ -14,6 +14,7 @@ from services.ingest.arrival import Arrival
 from services.ingest.tables import Failure, Instance, Study
 from shared.dicom import Belonging
 from stepwedge.common.v1.common_pb2 import ErrorCode, Reason, Verdict
+from tests.unit.ingest.conftest import new_study
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 TOP, BLANK = Reason.REASON_LUNG_MARGIN_TOP, Reason.REASON_BLANK_IMAGE
@@ -43,16 +44,7 @@ class Room:
         at, name = NOW + timedelta(minutes=minute), f"1.2.{next(_numbers)}"
         said = replace(self.arrival, subject=subject, belonging=belonging, modality=modality)
         with Session(self.engine) as session, session.begin():
-            study = Study(
-                study_instance_uid=name,
-                pseudonym=name,
-                state="RECEIVING",
-                first_received_at=at,
-                last_received_at=at,
-                constancy=constancy,
-            )
-            session.add(study)
-            session.flush()
+            study = new_study(session, name, at, constancy=constancy)
             instance = Instance(
                 study_id=study.id,
                 sop_instance_uid=uid or name,

@@ -16,7 +16,7 @@ from services.ingest.store import MIGRATIONS, Arrival, StudyStore
 from services.ingest.tables import DecidedDay, Decision, Study
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
-from tests.unit.ingest.conftest import NOW
+from tests.unit.ingest.conftest import NOW, new_study
 
 Make = Callable[..., Arrival]
 
@@ -137,9 +137,7 @@ def test_the_counts_of_days_are_what_the_studies_say_whatever_becomes_of_them(en
         }
 
     def make(session: Session) -> None:
-        uid = f"1.2.{next(names)}"
-        open_ = {"state": "RECEIVING", "first_received_at": NOW, "last_received_at": NOW}
-        session.add(Study(study_instance_uid=uid, pseudonym=uid, **open_, **said()))
+        new_study(session, f"1.2.{next(names)}", NOW, **said())
 
     for _ in range(60):
         with Session(engine) as session, session.begin():
@@ -201,18 +199,7 @@ def test_counts_are_told_by_the_week_and_studies_that_are_done_are_told_without_
     with Session(engine) as session, session.begin():
         for day, state in ((1, "DONE"), (2, "DONE"), (8, "DONE"), (9, "RECEIVING")):  # the 1st of March is a Sunday
             at = NOW.replace(day=day)
-            session.add(
-                Study(
-                    study_instance_uid=f"1.2.{day}",
-                    pseudonym=f"1.2.{day}",
-                    state=state,
-                    first_received_at=at,
-                    last_received_at=at,
-                    decided_at=at,
-                    verdict=1,
-                    modalities="DX",
-                )
-            )
+            new_study(session, f"1.2.{day}", at, state=state, decided_at=at, verdict=1, modalities="DX")
     found = reviews.summary(NOW, NOW + timedelta(days=20), by_week=True)
     assert found.decisions == {("2026-02-23", "DX", 1): 1, ("2026-03-02", "DX", 1): 2, ("2026-03-09", "DX", 1): 1}
     assert found.states == {"DONE": (3, None), "RECEIVING": (1, NOW.replace(day=9))}
