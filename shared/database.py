@@ -158,19 +158,28 @@ def _begin_postgresql(connection: Connection) -> None:
         connection.exec_driver_sql("SET TRANSACTION READ ONLY")
 
 
+def raised(error: sqlite3.Error, statement: str) -> Exception:
+    """What is raised for an error of SQLite's driver, where a statement is run past SQLAlchemy."""
+    wrapped = sa.exc.DBAPIError.instance(statement, None, error, sqlite3.Error, hide_parameters=True)
+    return _ours(wrapped, error) or wrapped
+
+
 def _translate(context: ExceptionContext) -> None:
     """Raise our error in place of what only says that the database is not well."""
-    if context.is_pre_ping or not isinstance(
-        context.sqlalchemy_exception, sa.exc.OperationalError | sa.exc.InterfaceError
-    ):
-        return
-    original = context.original_exception
+    error = None if context.is_pre_ping else _ours(context.sqlalchemy_exception, context.original_exception)
+    if error is not None:
+        raise error
+
+
+def _ours(wrapped: BaseException | None, original: BaseException) -> StepwedgeError | None:
+    if not isinstance(wrapped, sa.exc.OperationalError | sa.exc.InterfaceError):
+        return None
     code = getattr(original, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_FULL or getattr(original, "sqlstate", None) == "53100":  # disk_full
-        raise StepwedgeError(ErrorCode.ERROR_CODE_STORAGE_FULL, "no space is left for the database")
+        return StepwedgeError(ErrorCode.ERROR_CODE_STORAGE_FULL, "no space is left for the database")
     if code == sqlite3.SQLITE_ERROR:  # a wrong statement, which SQLite's driver calls operational too
-        return
-    raise StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, "the database does not answer")
+        return None
+    return StepwedgeError(ErrorCode.ERROR_CODE_DEPENDENCY_UNAVAILABLE, "the database does not answer")
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from shared import statements
+
 Row = Mapping[str, Any]
 
 _POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -44,7 +46,7 @@ def _run(connection: sa.Connection, table: sa.Table, rows: Sequence[Row], *, rep
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(statement, tuple(columns))
     else:
-        connection.exec_driver_sql(statement, list(zip(*columns, strict=True)))
+        statements.run_many(connection, statement, list(zip(*columns, strict=True)))
 
 
 @cache
@@ -86,10 +88,14 @@ def find(
             yield from connection.exec_driver_sql(_lookup(by.table, tuple(columns), by), (list(values),))
         return
     for start in range(0, len(values), 500):
-        yield from connection.execute(sa.select(*columns).where(by.in_(values[start : start + 500])))
+        some = values[start : start + 500]
+        yield from statements.run(connection, _lookup(by.table, tuple(columns), by, len(some)), some)
 
 
 @cache
-def _lookup(table: sa.Table, columns: tuple[sa.Column[Any], ...], by: sa.Column[Any]) -> str:
+def _lookup(table: sa.Table, columns: tuple[sa.Column[Any], ...], by: sa.Column[Any], marks: int = 0) -> str:
+    """For PostgreSQL; for SQLite with so many marks, one for each value."""
     names = ", ".join(f'"{column.name}"' for column in columns)
-    return f'SELECT {names} FROM {table.name} WHERE "{by.name}" = ANY(%b::{by.type.compile(_POSTGRESQL)}[])'  # noqa: S608
+    array = f"= ANY(%b::{by.type.compile(_POSTGRESQL)}[])"
+    wanted = f"IN ({', '.join('?' * marks)})" if marks else array
+    return f'SELECT {names} FROM {table.name} WHERE "{by.name}" {wanted}'  # noqa: S608

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from services.audit import bulk, record, tiles
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
+from shared.statements import Statement
 from shared.transparency import merkle
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1 import common_pb2
@@ -479,7 +480,7 @@ def last_recorded_us(connection: sa.Connection) -> int:
     return int(connection.scalar(wanted) or 0)
 
 
-_SUPERSEDED = sa.delete(CHECKPOINTS).where(CHECKPOINTS.c.size == sa.bindparam("superseded"))
+_SUPERSEDED = Statement(sa.delete(CHECKPOINTS).where(CHECKPOINTS.c.size == sa.bindparam("superseded")))
 
 
 def write(connection: sa.Connection, batch: Batch) -> None:
@@ -493,9 +494,9 @@ def write(connection: sa.Connection, batch: Batch) -> None:
     if batch.entries:
         bulk.insert(connection, ENTRIES, batch.entries)
     if batch.subject_keys:
-        connection.execute(sa.insert(SUBJECT_KEYS), batch.subject_keys)
+        bulk.insert(connection, SUBJECT_KEYS, batch.subject_keys)
     if batch.identities:
-        connection.execute(sa.insert(IDENTITIES), batch.identities)
+        bulk.insert(connection, IDENTITIES, batch.identities)
     if batch.tokens:
         bulk.upsert(connection, BLIND_INDEX, batch.tokens)
     if batch.tiles:
@@ -505,7 +506,7 @@ def write(connection: sa.Connection, batch: Batch) -> None:
         bulk.upsert(connection, PRODUCERS, batch.producers)
     if batch.checkpoint is not None:
         if batch.superseded is not None:
-            connection.execute(_SUPERSEDED, {"superseded": batch.superseded})
+            _SUPERSEDED.run(connection, [{"superseded": batch.superseded}])
         bulk.insert(connection, CHECKPOINTS, [batch.checkpoint._asdict()])
     if batch.cosigned is not None:
         connection.execute(sa.delete(COSIGNED))

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -54,6 +55,7 @@ from services.ingest.tables import (
 from shared import database
 from shared.errors import ErrorCode, StepwedgeError
 from shared.settings import Completion
+from shared.statements import Statement
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 """For `shared.database.upgrade`."""
@@ -403,16 +405,9 @@ class StudyStore:
 
     def next_due(self, states: Collection[StudyState] = ACTIVE_STATES) -> datetime | None:
         """When the next study in one of `states` may be claimed; None where none may."""
-        # A study that is held is free again when its lease ends.
-        free_at = case(
-            (Study.lease_until.is_(None), Study.next_action_at),
-            (Study.lease_until > Study.next_action_at, Study.lease_until),
-            else_=Study.next_action_at,
-        )
-        query = select(func.min(free_at)).where(Study.next_action_at.is_not(None), Study.state.in_(sorted(states)))
-        with self._reading.begin() as session:
-            due: datetime | None = session.scalar(query)
-            return due
+        with database.reader(self._engine).connect() as connection:
+            ((due,),) = _next_due(frozenset(states)).rows(connection, {})
+            return due  # type: ignore[no-any-return]
 
     def _due(self, session: Session, study: Study, now: datetime) -> datetime | None:
         if study.state not in ACTIVE_STATES:
@@ -999,6 +994,18 @@ class StudyStore:
             ).one()
         age = (now - oldest).total_seconds() if oldest is not None else 0.0
         return by_state, int(due), age
+
+
+@cache
+def _next_due(states: frozenset[StudyState]) -> Statement:
+    # A study that is held is free again when its lease ends.
+    free_at = case(
+        (Study.lease_until.is_(None), Study.next_action_at),
+        (Study.lease_until > Study.next_action_at, Study.lease_until),
+        else_=Study.next_action_at,
+    )
+    wanted = or_(*(Study.state == state for state in sorted(states)))
+    return Statement(select(func.min(free_at)).where(Study.next_action_at.is_not(None), wanted))
 
 
 def _same(one: Instance, arrival: Arrival) -> bool:
