@@ -97,6 +97,7 @@ class Door:
         self.ready = ready
         self._confirmed = confirmed
         self._unheard = False
+        self._rang = float("-inf")
         self._unwritten = False
         self._hurry = asyncio.Event()
         self._confirming: asyncio.Task[None] | None = None
@@ -193,23 +194,26 @@ class Door:
         self._unheard = True
 
     async def _confirm(self) -> None:
-        """Write what goes along with no arrival, and tell the hallway; a few times a second, not for each object."""
-        heard = float("-inf")
-        while self._unwritten:
+        """Write what goes along with no arrival, and tell the hallway; now and then, not for each object."""
+        while self._unwritten or self._unheard:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_CONFIRM_SECONDS):
                     await self._hurry.wait()
-            self._unwritten = False
-            try:
-                await asyncio.to_thread(self._arrivals.flush)
-            except StepwedgeError as error:
-                _log.warning("confirmations wait for the database", error=error.name)
-                self._unwritten = True
-                await asyncio.sleep(1.0)
-            # At the end of a burst at the latest; each time it is told, the hallway looks through what it has.
-            if self._unheard and (not self._unwritten or time.monotonic() - heard >= _RING_SECONDS):
-                self._unheard, heard = False, time.monotonic()
+            if self._unwritten:
+                await self._write_confirmations()
+            # Each time it is told, the hallway looks through what it has.
+            if self._unheard and (self._hurry.is_set() or time.monotonic() - self._rang >= _RING_SECONDS):
+                self._unheard, self._rang = False, time.monotonic()
                 self._confirmed()
+
+    async def _write_confirmations(self) -> None:
+        self._unwritten = False
+        try:
+            await asyncio.to_thread(self._arrivals.flush)
+        except StepwedgeError as error:
+            _log.warning("confirmations wait for the database", error=error.name)
+            self._unwritten = True
+            await asyncio.sleep(1.0)
 
 
 def record_key(instance: Instance) -> str:

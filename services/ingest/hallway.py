@@ -139,9 +139,11 @@ class Hallway:
     async def _run_worker(self, states: frozenset[StudyState]) -> None:
         while not self._stopping:
             try:
-                claim = await self._claim(states) if self._gates[AUDIT].open else None
+                self._bell.clear()  # before the question, so that whatever rings behind it is heard
+                due = await self._next_due(states)
+                claim = await self._claim(states, due) if self._gates[AUDIT].open else None
                 if claim is None:
-                    await self._wait_for_work(states)
+                    await self._wait_for_work(due)
                 else:
                     await self._work(claim)
             except StepwedgeError as error:
@@ -159,18 +161,15 @@ class Hallway:
             asking = self._asking[states] = asyncio.ensure_future(asyncio.to_thread(self._studies.next_due, states))
         return await asyncio.shield(asking)
 
-    async def _claim(self, states: frozenset[StudyState]) -> Claim | None:
-        due = await self._next_due(states)
+    async def _claim(self, states: frozenset[StudyState], due: datetime | None) -> Claim | None:
         if due is None or due > _now():
             return None
         self._claims += 1
         owner = f"{os.getpid()}-{self._services.recorder.incarnation[:8]}-{self._claims}"
         return await asyncio.to_thread(self._studies.claim, owner, _now(), self._lease, states)
 
-    async def _wait_for_work(self, states: frozenset[StudyState]) -> None:
+    async def _wait_for_work(self, due: datetime | None) -> None:
         seconds = _IDLE_SECONDS
-        self._bell.clear()
-        due = await self._next_due(states)
         if due is not None:
             seconds = min(seconds, max(0.02, (due - _now()).total_seconds()))
         if self._stopping:
