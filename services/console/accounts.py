@@ -234,8 +234,11 @@ class Accounts:
             )
         return token
 
-    def person(self, token: str) -> Person | None:
-        """Who holds this token; None where the session has ended, or never was."""
+    def person(self, token: str, *, renewing: bool = True) -> Person | None:
+        """Who holds this token; None where the session has ended, or never was.
+
+        Not `renewing`: a page that asks by itself, which is no sign that anybody sits before it.
+        """
         now = datetime.now(UTC)
         with self._sessions.begin() as session:
             row = session.get(SessionRow, _digest(token))
@@ -244,7 +247,7 @@ class Accounts:
             if now - _utc(row.seen_at) > self._idle or now - _utc(row.created_at) > self._longest:
                 session.delete(row)
                 return None
-            if now - _utc(row.seen_at) > self._idle / 20:  # not a write a request
+            if renewing and now - _utc(row.seen_at) > self._idle / 20:  # not a write a request
                 row.seen_at = now
             must_change = False
             if row.method == "local":

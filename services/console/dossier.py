@@ -160,6 +160,21 @@ _FIRST: Final[Mapping[str, Sequence[str]]] = {
 }
 
 
+ACTIONS: Final[Mapping[str, str]] = {
+    "K": "kept",
+    "X": "removed",
+    "Z": "emptied",
+    "D": "replaced by a value that means nothing",
+    "U": "replaced by another UID",
+    "C": "cleaned of what names somebody",
+    "PRIVATE": "removed: private",
+    "UNKNOWN": "removed: in no data dictionary",
+    "CURVE": "removed: a curve",
+    "OVERLAY": "removed: an overlay",
+}
+"""Code of an action (PS3.15 Table E.1-1, and our own) -> what became of the attribute."""
+
+
 FIELDS: Final[Mapping[str, str]] = {
     "name": "Name",
     "patient_id": "Patient number",
@@ -448,7 +463,8 @@ def as_pdf(of: Dossier, wording: Wording, *, site: str) -> bytes:
         for action, tag, name in line.redaction:
             touched.setdefault(action, []).append(f"{tag} {name}".rstrip())
         for action, tags in touched.items():  # a row of a table must fit a page
-            facts += [[cell(f"event.attributes {action}"), cell("; ".join(some))] for some in batched(tags, 100)]
+            what = f"{wording(ACTIONS.get(action, ''))} {action}".strip()
+            facts += [[cell(what), cell("; ".join(some))] for some in batched(tags, 100)]
         facts += [[cell("leaf hash (RFC 6962)"), cell(line.leaf_hash)]]
         facts += [[cell(f"proof {place}"), cell(one)] for place, one in enumerate(line.path)]
         flow += [

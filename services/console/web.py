@@ -39,6 +39,8 @@ COOKIE: Final = "__Host-stepwedge"
 """RFC 6265bis 4.1.3: only over TLS, only from this host, for every path."""
 LANGUAGE_COOKIE: Final = "stepwedge-language"
 LONGEST_BODY: Final = 65_536
+BY_ITSELF: Final = "rows"
+"""Query parameter of a page that asks by itself for what is new."""
 _VIEW_SECONDS: Final = 900.0
 _VIEWS: Final = 100_000
 
@@ -176,6 +178,7 @@ class Call:
                 navigation=[(path, title) for path, title, roles in NAVIGATION if role in roles],
                 here=self.request.url.path,
                 site=self.house.settings.site_name,
+                idle=round(self.house.settings.idle_minutes * 60) + 5,
                 csrf=self.person.csrf if self.person else "",
                 **context,
             )
@@ -214,7 +217,10 @@ async def _call(request: Request) -> Call:
     house: House = request.app.state.house
     wording = chosen(request.cookies.get(LANGUAGE_COOKIE, ""), request.headers.get("accept-language", ""))
     token = request.cookies.get(COOKIE, "")
-    person = await asyncio.to_thread(house.accounts.person, token) if 0 < len(token) < 100 else None
+    person = None
+    if 0 < len(token) < 100:
+        by_itself = BY_ITSELF in request.query_params
+        person = await asyncio.to_thread(house.accounts.person, token, renewing=not by_itself)
     return Call(request, house, wording, person)
 
 

@@ -66,6 +66,7 @@ class ConsoleHouse:
         assert admin.sign_in("admin", self.first).url.path == "/password"
         changed = admin.post("/password", page="/password", old=self.first, new=PASSWORD, again=PASSWORD)
         assert changed.url.path == "/people", changed.text
+        assert "Begin here" in changed.text
         for role in ("radiographer", "operator", "auditor"):
             made = admin.post("/people", page="/people", action="create", name=role, role=role)
             found = re.search(r"<code>([0-9a-f-]{27})</code>", made.text)

@@ -141,6 +141,12 @@ def test_a_forged_or_ended_session_is_none(house: ConsoleHouse):
     forged.http.cookies.set(COOKIE, token)
     assert forged.get("/help").url.path == "/sign-in"
     assert records(house, "authenticated", person="radiographer", act="sign_out")
+    left = house.browser("radiographer")
+    assert left.get("/studies").url.path == "/studies"
+    with sqlite3.connect(house.cluster.data / "console.db", timeout=30) as link:
+        link.execute("UPDATE sessions SET seen_at = datetime('now', '-16 minutes') WHERE person = 'radiographer'")
+    for page in ("/studies?rows=1", "/studies"):
+        assert left.get(page).url.path == "/sign-in", page
 
 
 def test_a_form_without_its_token_or_from_another_site_is_refused(house: ConsoleHouse):

@@ -93,13 +93,16 @@ class Reader:
             self.page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
         )
         assert [(one["id"], one["nodes"][0]["html"]) for one in found.response["violations"]] == []
-        wide = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide <= 0, "the page is wider than the screen"
+        assert self.overflow() <= 0, "the page is wider than the screen"
         if PICTURES:
             Path(PICTURES).mkdir(parents=True, exist_ok=True)
             if at:
                 self.page.eval_on_selector(at, "element => element.scrollIntoView()")
             self.page.screenshot(path=Path(PICTURES) / f"{name}-{self.size}.png")
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than the screen."""
+        return int(self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
 
     def close(self) -> None:
         self.context.close()
@@ -261,6 +264,7 @@ def test_script_in_any_dicom_string_stays_text_on_every_page_and_in_every_file(
             reader.page.wait_for_load_state("networkidle")
             assert reader.page.locator("[data-owned], main script, main iframe").count() == 0, address
             assert "owned" not in reader.page.title(), address
+            assert reader.overflow() <= 0, f"{address} is wider than the screen"
             shown += reader.page.inner_text("body")
         reader.close()
     for value in (SHORT, "<b data-owned>X"):

@@ -165,7 +165,7 @@ async def identified(call: Call) -> Response:
 
 
 def _shown(call: Call, made: dossier.Dossier) -> Response:
-    return call.page("dossier.html", of=made, purposes=PURPOSES)
+    return call.page("dossier.html", of=made, purposes=PURPOSES, actions=dossier.ACTIONS)
 
 
 async def _printed(call: Call, made: dossier.Dossier) -> Response:

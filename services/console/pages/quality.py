@@ -22,6 +22,7 @@ from services.console import pictures
 from services.console.gateway import call as ask
 from services.console.gateway import call_or_none
 from services.console.web import AUDITOR, OPERATOR, RADIOGRAPHER, Call, invalid, route
+from shared import reasons
 from shared.spreadsheet import guard
 from stepwedge.common.v1.common_pb2 import Reason, Verdict
 from stepwedge.inference.v1 import inference_pb2
@@ -86,6 +87,7 @@ async def quality(call: Call) -> Response:
         opinions=opinions,
         opinions_chart=pictures.bars(call.wording(f"Judgements {when}"), columns, opinions),
         overruled=overruled.most_common(),
+        words=reasons.WORDS,
         reviewed=sum(one.count for one in found.reviews),
         agreed=sum(one.count for one in found.reviews if one.decided == one.verdict),
         total=sum(one.count for one in found.decisions),

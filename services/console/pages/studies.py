@@ -18,7 +18,7 @@ from services.console import dossier, pictures
 from services.console.gateway import call as ask
 from services.console.gateway import not_found
 from services.console.pages.guide import WHAT_TO_DO
-from services.console.web import OPERATOR, RADIOGRAPHER, Call, form, invalid, route, text_of
+from services.console.web import BY_ITSELF, OPERATOR, RADIOGRAPHER, Call, form, invalid, route, text_of
 from shared import reasons
 from stepwedge.audit.v1 import audit_pb2
 from stepwedge.common.v1.common_pb2 import Outcome, Structure, Verdict
@@ -66,7 +66,7 @@ async def work_list(call: Call) -> Response:
     found = await ask(call.house.gateway.ingest.ListStudies, request)
     await call.listed("work_list", (one.pseudonym for one in found.studies), always=False)
     now = datetime.now(UTC)
-    template = "study_rows.html" if call.query("rows") else "studies.html"
+    template = "study_rows.html" if call.query(BY_ITSELF) else "studies.html"
     return call.page(
         template,
         studies=found.studies,

@@ -1,5 +1,16 @@
-// All that the pages cannot do by themselves: a list that stays fresh, and an image that answers at once.
+// All that the pages cannot do by themselves: a list that stays fresh, an image that answers at once, an end.
 "use strict";
+
+const idle = Number(document.body.dataset.idle);
+if (idle) {  // the session ends with it: what is shown does not outlast it on the screen
+  let end = 0;
+  const rest = () => {
+    clearTimeout(end);
+    end = setTimeout(() => location.replace("/"), 1000 * idle);
+  };
+  for (const event of ["keydown", "pointerdown", "input"]) addEventListener(event, rest);
+  rest();
+}
 
 const live = document.querySelector("[data-live]");
 if (live) {
@@ -11,10 +22,11 @@ if (live) {
     return tidy(copy);
   };
   const refresh = async () => {
-    if (document.hidden || live.contains(document.activeElement)) return;
+    if (document.hidden) return;
     try {
-      const answer = await fetch(live.dataset.live, { credentials: "same-origin", redirect: "error" });
-      if (!answer.ok) return;
+      const answer = await fetch(live.dataset.live, { credentials: "same-origin", redirect: "manual" });
+      if (answer.type === "opaqueredirect") location.reload();  // the session has ended
+      if (!answer.ok || live.contains(document.activeElement)) return;
       const rows = document.createElement("tbody");
       rows.innerHTML = await answer.text();
       if (tidy(rows) === tidy(live)) return;

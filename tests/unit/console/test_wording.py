@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.console import wording
-from services.console.dossier import HOW_TO_CHECK
+from services.console.dossier import ACTIONS, HOW_TO_CHECK
 from services.console.pages.guarding import ACTS, PURPOSES
 from services.console.pages.guide import FIRST_STEPS, WHAT_TO_DO
 from services.console.pages.people import SEES
@@ -61,6 +61,7 @@ def texts() -> set[str]:
         | set(WHAT_TO_DO.values())
         | {text for steps in FIRST_STEPS.values() for _, *words in steps for text in words}
         | {HOW_TO_CHECK}
+        | set(ACTIONS.values())
         | set(SEES.values())
         | set(ACTS.values())
         | set(PURPOSES.values())
