@@ -88,6 +88,17 @@ def shares(repeated: int, rejected: int, of: int, most: float) -> str:
     )
 
 
+def interval(low: float, mean: float, high: float) -> str:
+    """A mean with its interval between 0.5 and 1 as SVG without a style; the figures stand beside it."""
+    left, middle, right = (round(160 * min(1.0, max(0.0, 2 * value - 1)), 1) for value in (low, mean, high))
+    return (
+        '<svg class="interval" aria-hidden="true" viewBox="0 0 160 12">'
+        '<line x1="0" x2="160" y1="11" y2="11"/>'
+        f'<rect x="{left}" y="4" width="{max(1.0, right - left):.1f}" height="4"/>'
+        f'<circle cx="{middle}" cy="6" r="3"/></svg>'
+    )
+
+
 def line(title: str, values: Sequence[float | None], *, width: int = 160, height: int = 32) -> str:
     """A small line of values over time as SVG without a style, with gaps; its figures stand beside it."""
     known = [value for value in values if value is not None]

@@ -374,6 +374,10 @@ def test_operation_tells_of_disk_policy_and_models_and_quality_of_groups(house: 
     assert "in force since" in page
     assert "LUNG_MARGIN_TOP" in page  # the file of the policy
     quality = house.browser("auditor").get("/quality?days=7").text
+    table = list(csv.DictReader(io.StringIO(house.browser("auditor").get("/quality.csv?days=7").text)))
+    groups = [row for row in table if row["what"] == "group"]
+    assert {row["group"].partition(":")[0] for row in groups} >= {"sex", "view"}
+    assert all(float(row["low"]) <= float(row["mean"]) <= float(row["high"]) <= 1 for row in groups)
     for said in ("Throughput of the last 24 hours", "Errors of the last 24 hours"):
         assert said in page
     for said in ("By room", "By device", "chest-student", "covid: F", "confidence", "too few images"):

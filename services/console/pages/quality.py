@@ -99,21 +99,27 @@ async def quality(call: Call) -> Response:
         shares_of=_shares,
         rates_chart=pictures.bars(call.wording("Rejected and repeated images, by week"), *_drawn(call, rates.by_week)),
         line=lambda one: pictures.line(one.name, one.means),
+        interval=pictures.interval,
         drifted=DRIFTED,
         enough=ENOUGH,
     )
 
 
+COLUMNS: Final = (
+    *("day", "what", "modality", "room", "device", "verdict", "reason", "count"),
+    *("measurement", "unit", "mean", "sd"),
+    *("model", "group", "low", "high"),
+)
+
+
 async def as_csv(call: Call) -> Response:
     """The counts and means behind the charts, a row each; of more than a month by the week, called after its Monday."""
     asked = _asked(call)
-    found, measured = await asyncio.gather(_summary(call, asked), _measured(call, asked))
+    found, measured, models = await asyncio.gather(_summary(call, asked), _measured(call, asked), _models(call))
     names = {one.id: _name_of(one) for one in found.devices}
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\r\n")
-    rows.writerow(
-        ["day", "what", "modality", "room", "device", "verdict", "reason", "count", "measurement", "unit", "mean", "sd"]
-    )
+    rows.writerow(COLUMNS)
     for one in found.decisions:
         rows.writerow([one.day, "decided", one.modality, "", "", _verdict(one.verdict), "", one.count])
     for given in found.reasons:
@@ -130,6 +136,12 @@ async def as_csv(call: Call) -> Response:
     for day in measured:
         values = [day.name, day.unit, f"{day.mean:.6g}", f"{day.deviation:.6g}"]
         rows.writerow([day.day, "measured", "", "", "", "", "", day.count, *values])
+    for model in models:
+        for part in model.subgroups:
+            figures = [f"Dice, {part.measure}", "1", f"{part.mean:.6g}", ""]
+            named = [f"{model.name}/{model.version}", f"{part.attribute}: {part.group}"]
+            ends = [f"{part.low:.6g}", f"{part.high:.6g}"]
+            rows.writerow(["", "group", *[""] * 5, part.images, *figures, *named, *ends])
     headers = {"Content-Disposition": 'attachment; filename="quality.csv"'}
     return Response(text.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
