@@ -404,6 +404,11 @@ def witnessed(of: Cosigned | None, wording: Wording) -> list[str]:
     ]
 
 
+def _legible(text: str) -> str:
+    """What the fonts of every PDF reader can show; any other character by its number, and not as an empty box."""
+    return text.encode("cp1252", "backslashreplace").decode("cp1252")
+
+
 def as_pdf(of: Dossier, wording: Wording, *, site: str) -> bytes:
     """The dossier on paper (A4): what happened, in order, then the proofs, then how to check them."""
     from xml.sax.saxutils import escape
@@ -426,7 +431,7 @@ def as_pdf(of: Dossier, wording: Wording, *, site: str) -> bytes:
     )
 
     def cell(text: str, style: ParagraphStyle = small) -> Paragraph:
-        return Paragraph(escape(text), style)
+        return Paragraph(escape(_legible(text)), style)
 
     flow: list[Any] = [
         Paragraph(escape(wording("Dossier of a decision")), title),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import ssl
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +102,13 @@ class ConsoleHouse:
         assert answer.status_code == 200, answer.text
         assert answer.url.path not in ("/sign-in", "/password")
         return person
+
+
+def words_of(paper: bytes) -> str:
+    """What stands on a PDF of ours."""
+    streams = re.findall(rb"ASCII85Decode.*?stream\r?\n(.*?)~>", paper, re.DOTALL)
+    pages = (zlib.decompress(base64.a85decode(one)).decode("latin-1") for one in streams)
+    return " ".join(text for page in pages for text in re.findall(r"\((.*?)\) Tj", page))
 
 
 @contextmanager

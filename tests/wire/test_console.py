@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import csv
 import io
 import json
@@ -11,7 +10,6 @@ import re
 import sqlite3
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -34,7 +32,7 @@ from shared.transparency.cosignature import WitnessKey
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 from stepwedge.ingest.v1 import ingest_pb2
 from tests.wire.cluster import eventually
-from tests.wire.console_house import ACCESSION, PASSWORD, PATIENT, Browser, ConsoleHouse, console_house
+from tests.wire.console_house import ACCESSION, PASSWORD, PATIENT, Browser, ConsoleHouse, console_house, words_of
 from tests.wire.witness_house import House as Witness
 from tests.wire.witness_house import running
 
@@ -572,13 +570,6 @@ def witness(house: ConsoleHouse, tmp_path: Path) -> Iterator[Witness]:
             cluster.release(service)
         cluster.wait_ready()
         yield made
-
-
-def words_of(paper: bytes) -> str:
-    """What stands on a PDF of ours."""
-    streams = re.findall(rb"ASCII85Decode.*?stream\r?\n(.*?)~>", paper, re.DOTALL)
-    pages = (zlib.decompress(base64.a85decode(one)).decode("latin-1") for one in streams)
-    return " ".join(text for page in pages for text in re.findall(r"\((.*?)\) Tj", page))
 
 
 def test_a_dossier_shows_the_checkpoint_that_a_witness_cosigned_and_the_verifier_bears_it_out(

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shutil
+import sqlite3
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,6 +171,20 @@ def test_an_operator_and_an_administrator_see_the_cluster_and_the_accounts(
     administrator.close()
 
 
+def test_an_administrator_is_told_where_to_begin_until_each_role_has_somebody(house: ConsoleHouse, browser: Any):
+    reader = Reader(house, browser, "admin", "desktop")
+    page, row = reader.page, 'tr:has(th:text-is("{}")) button[value="{}"]'
+    assert page.locator("#begin").count() == 0
+    for role in ("radiographer", "operator", "auditor"):
+        page.click(row.format(role, "disable"))
+    assert "Nobody has this role yet: radiographer, operator, auditor" in page.inner_text("main")
+    reader.look("first-accounts")
+    for role in ("radiographer", "operator", "auditor"):
+        page.click(row.format(role, "enable"))
+    assert page.locator("#begin").count() == 0
+    reader.close()
+
+
 def test_the_work_list_shows_what_arrives_without_being_asked(house: ConsoleHouse, browser: Any):
     reader = Reader(house, browser, "radiographer", "desktop")
     rows = reader.page.locator("tbody tr").count()
@@ -199,6 +214,24 @@ def test_a_page_is_used_by_keyboard_alone_and_in_german(house: ConsoleHouse, bro
     assert "Nichts; ein spätes Bild würde die nächste Fassung eröffnen." in told
     assert not re.search(r"\b(the|received|decided|assessed|Nothing|instance)\b", told), "nothing is left in English"
     reader.look("study-german")
+    reader.close()
+
+
+def test_what_is_shown_does_not_outlast_the_session_on_the_screen(house: ConsoleHouse, browser: Any):
+    reader = Reader(house, browser, "radiographer", "desktop")
+    page = reader.page
+    page.clock.install()
+    page.goto(f"{reader.base}/studies/{house.studies[1]}")
+    page.clock.fast_forward("14:50")
+    page.focus("[data-viewer]")
+    page.keyboard.press("+")  # somebody is there
+    page.clock.fast_forward("14:50")
+    assert page.url.endswith(house.studies[1])
+    with sqlite3.connect(house.cluster.data / "console.db", timeout=30) as link:
+        link.execute("UPDATE sessions SET seen_at = datetime('now', '-16 minutes') WHERE person = 'radiographer'")
+    page.clock.fast_forward("00:30")
+    page.wait_for_url("**/sign-in")
+    assert house.studies[1] not in page.content()
     reader.close()
 
 
