@@ -180,3 +180,17 @@ def sentences(file: str) -> Iterator[str]:
 )
 def test_the_reader_decides(cookie: str, accepted: str, language: str):
     assert wording.chosen(cookie, accepted).language == language
+
+
+def test_a_further_language_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for file in wording.FOLDER.glob("*.toml"):
+        (tmp_path / file.name).write_text(file.read_text("utf-8"))
+    (tmp_path / "fr.toml").write_text('[words]\n"Work list" = "Liste de travail"\n')
+    monkeypatch.setattr(wording, "FOLDER", tmp_path)
+    wording.languages.cache_clear()
+    try:
+        french = wording.chosen("", "fr-CH, de;q=0.5")
+        assert (french.language, french("Work list"), french("Help")) == ("fr", "Liste de travail", "Help")
+    finally:
+        monkeypatch.undo()
+        wording.languages.cache_clear()
