@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any, Final, cast
 
 from pynetdicom import AE, build_context, build_role
-from sqlalchemy import Engine, Table, select, update
+from sqlalchemy import Engine, Table, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from services.ingest.storage_commitment import (
@@ -125,7 +125,11 @@ class Commitments:
         table, now = self._table, datetime.now(UTC)
         query = (
             select(table)
-            .where(table.c.next_attempt_at <= now, table.c.ae_title.in_(ae_titles))
+            .where(
+                # What lies further ahead than any pause was written by a clock that was wrong.
+                or_(table.c.next_attempt_at <= now, table.c.next_attempt_at > now + 2 * _LONGEST_PAUSE),
+                table.c.ae_title.in_(ae_titles),
+            )
             .order_by(table.c.next_attempt_at)
             .limit(1)
         )

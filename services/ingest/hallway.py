@@ -56,6 +56,7 @@ _IDLE_SECONDS: Final = 1.0  # how often a worker looks for studies of other proc
 _LONGEST_BACKOFF_SECONDS: Final = 300.0
 _PAUSE_SECONDS: Final = 20.0  # while a dependency is away; its return ends the pause
 _WATCH_SECONDS: Final = 0.5
+_CLOCK_SECONDS: Final = 15.0  # how often times are looked at that a wrong clock may have written
 _INSTANCES_AT_ONCE: Final = 64
 
 _BEFORE_DECISION: Final = frozenset({StudyState.RECEIVING, StudyState.PROCESSING})
@@ -179,7 +180,7 @@ class Hallway:
                 await self._bell.wait()
 
     async def _watch_dependencies(self) -> None:
-        was_open = dict.fromkeys(self._gates, False)
+        was_open, clocks_at = dict.fromkeys(self._gates, False), 0.0
         while True:
             for name, gate in self._gates.items():
                 if gate.open and not was_open[name]:
@@ -187,7 +188,17 @@ class Hallway:
                         await asyncio.to_thread(self._studies.wake, name, _now())
                         self.ring()
                 was_open[name] = gate.open
+            if time.monotonic() >= clocks_at:
+                clocks_at = time.monotonic() + _CLOCK_SECONDS
+                await self._set_right()
             await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _set_right(self) -> None:
+        with suppress(StepwedgeError):  # the database is away: later
+            found = await asyncio.to_thread(self._studies.set_right, _now(), self._lease)
+            if found:
+                _log.warning("a clock was wrong: studies waited for a time far ahead", studies=found)
+                self.ring()
 
     async def _work(self, claim: Claim) -> None:
         """Do what is due for one study, then let go of it."""

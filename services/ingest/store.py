@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, case, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
-from services.ingest import drift, light_rows, repeats
+from services.ingest import drift, light_rows, repeats, wrong_clock
 from services.ingest.arrival import Arrival as Arrival
 from services.ingest.arrival import Said
 from services.ingest.completion import Announced, Held, Missing, missing
@@ -62,6 +62,9 @@ MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 CONFIRM_GRACE: Final = timedelta(seconds=30)
 """How long a door has to confirm the record of what it stored before a worker does it in its place."""
+
+_LONGEST_PAUSE: Final = timedelta(minutes=10)
+"""More than there ever is between two attempts."""
 
 _DECISIONS: Final = "decisions"
 """Name of the counter that puts decisions in the order in which they became visible."""
@@ -402,6 +405,11 @@ class StudyStore:
                 .execution_options(synchronize_session=False)
             )
             return int(getattr(result, "rowcount", 0))
+
+    def set_right(self, now: datetime, lease: timedelta) -> int:
+        """Have what a wrong clock dated into the future be due now, see `wrong_clock`. Returns how many studies."""
+        longest = max(self._quiet, self._wait, _LONGEST_PAUSE)
+        return wrong_clock.set_right(self._engine, now, lease=lease, longest=longest)
 
     def next_due(self, states: Collection[StudyState] = ACTIVE_STATES) -> datetime | None:
         """When the next study in one of `states` may be claimed; None where none may."""

@@ -191,6 +191,32 @@ def test_a_lease_that_ends_is_taken_by_another_and_the_first_can_write_no_more(s
     settled(studies, second, instance_id)
 
 
+def test_what_a_clock_dated_two_hours_ahead_is_due_once_the_clock_is_right(studies: StudyStore, arrival: Make):
+    ahead = NOW + timedelta(hours=2)
+    for study in ("1", "2", "3"):
+        received(studies, arrival(instance=study, study=study), at=ahead)
+    dead = claimed(studies, ahead, "killed while its clock was wrong")
+    failed = claimed(studies, ahead)
+    instance = studies.snapshot(failed.study_id).instances[0].id
+    studies.attempt_failed(failed, instance, error=1, attempts=1, next_attempt_at=ahead + 4 * SECOND)
+    studies.release(failed, ahead)
+    assert studies.claim("me", NOW, LEASE) is None
+
+    assert studies.set_right(NOW, LEASE) == 3
+    assert studies.set_right(NOW, LEASE) == 0
+    due = [claimed(studies, NOW + SECOND) for _ in range(3)]
+    assert {claim.study_id for claim in due} >= {dead.study_id, failed.study_id}
+    assert studies.snapshot(failed.study_id).instances[0].next_attempt_at == NOW
+    for claim in due:
+        assert studies.snapshot(claim.study_id).study.last_received_at == NOW
+
+
+def test_clocks_that_are_a_little_apart_are_left_as_they_are(studies: StudyStore, arrival: Make):
+    received(studies, arrival(), at=NOW + timedelta(minutes=4))
+    claimed(studies, NOW + timedelta(minutes=4), "a machine before us")
+    assert studies.set_right(NOW, LEASE) == 0
+
+
 def test_a_renewed_lease_is_held(studies: StudyStore, arrival: Make):
     received(studies, arrival())
     claim = claimed(studies)
