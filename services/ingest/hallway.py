@@ -283,7 +283,7 @@ class Hallway:
     async def _finish_received(self, snapshot: Snapshot) -> None:
         """Record what a door stored and did not live to record, or could not while the log was away."""
         for instance in snapshot.instances:
-            if instance.state == InstanceState.STORED and _now() - instance.received_at > CONFIRM_GRACE:
+            if instance.state == InstanceState.STORED and abs(_now() - instance.received_at) > CONFIRM_GRACE:
                 sealed = await _in_thread(self._services.identifier.again, instance, record_key(instance))
                 index = await self.recorded(
                     record_received(self._services.recorder, instance, snapshot.study.pseudonym, sealed)

@@ -427,7 +427,7 @@ class StudyStore:
         ).all()
         if open_instances:
             return min(
-                received_at + CONFIRM_GRACE if state == InstanceState.STORED else next_attempt_at or now
+                _confirmed_by(received_at, now) if state == InstanceState.STORED else next_attempt_at or now
                 for state, received_at, next_attempt_at in open_instances
             )
         if study.state == StudyState.RECEIVING and not self._has_pending_decision(session, study):
@@ -1002,6 +1002,11 @@ class StudyStore:
             ).one()
         age = (now - oldest).total_seconds() if oldest is not None else 0.0
         return by_state, int(due), age
+
+
+def _confirmed_by(received_at: datetime, now: datetime) -> datetime:
+    """When a worker confirms what the door has not; at once where the door's clock was ahead."""
+    return received_at + CONFIRM_GRACE if received_at <= now + CONFIRM_GRACE else now
 
 
 @cache

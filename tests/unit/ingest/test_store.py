@@ -211,6 +211,13 @@ def test_what_a_clock_dated_two_hours_ahead_is_due_once_the_clock_is_right(studi
         assert studies.snapshot(claim.study_id).study.last_received_at == NOW
 
 
+def test_what_a_door_stored_with_a_clock_ahead_and_never_confirmed_is_due_at_once(studies: StudyStore, arrival: Make):
+    studies.receive(arrival(), NOW + timedelta(hours=2))
+    assert studies.set_right(NOW, LEASE) == 1
+    studies.release(claimed(studies, NOW), NOW)
+    assert studies.next_due() == NOW
+
+
 def test_clocks_that_are_a_little_apart_are_left_as_they_are(studies: StudyStore, arrival: Make):
     received(studies, arrival(), at=NOW + timedelta(minutes=4))
     claimed(studies, NOW + timedelta(minutes=4), "a machine before us")
