@@ -6,6 +6,8 @@ order themselves, and not beside an index of it.
 Revision ID: 0013
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -22,7 +24,12 @@ _OLD = ("day", "device_id", "name", "unit")
 
 def _made_anew(key: tuple[str, ...]) -> None:
     """The table with its primary key in this order, and the rows that it had."""
-    kinds = {"day": sa.String(10), "device_id": _ID, "name": sa.String(64), "unit": sa.String(16)}
+    kinds: dict[str, sa.types.TypeEngine[Any]] = {
+        "day": sa.String(10),
+        "device_id": _ID,
+        "name": sa.String(64),
+        "unit": sa.String(16),
+    }
     op.create_table(
         "measured_days_anew",
         *(sa.Column(name, kinds[name], primary_key=True, autoincrement=False) for name in key),
