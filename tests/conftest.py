@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from shared import pki
 from shared.identity import Identity
 from shared.settings import PREFIX, Settings, load
+from tests.wire.ports import port
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +57,8 @@ def make_settings(tmp_path: Path, pki_folder: Path) -> Callable[[str], Settings]
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """A TCP port on loopback that nobody held a moment ago."""
-
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
-    return find
+    """Gives TCP ports on loopback that nobody listens on."""
+    return port
 
 
 @pytest.fixture(scope="session")

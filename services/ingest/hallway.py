@@ -197,7 +197,7 @@ class Hallway:
         with suppress(StepwedgeError):  # the database is away: later
             found = await asyncio.to_thread(self._studies.set_right, _now(), self._lease)
             if found:
-                _log.warning("a clock was wrong: studies waited for a time far ahead", studies=found)
+                _log.warning("studies waited for a time that a wrong clock wrote", count=found)
                 self.ring()
 
     async def _work(self, claim: Claim) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import grpc
@@ -18,15 +17,10 @@ from stepwedge.ingest.v1 import ingest_pb2
 from tests.unit.ingest.test_completion import notification
 from tests.wire.cluster import eventually
 from tests.wire.ingest_house import DX, House, Sender, dx, house
+from tests.wire.ports import port
 
 AVAILABILITY = "1.2.840.10008.5.1.4.33"
 EXPLICIT = str(ExplicitVRLittleEndian)
-
-
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from services.ingest.conformance_text import Heading, Table
 from shared.dicom import STORAGE_SOP_CLASSES
 from tests.wire.command import stepwedge
 from tests.wire.ingest_house import DX, House, Sender, data_set, dx, house
+from tests.wire.ports import port
 
 EXPLICIT, IMPLICIT = str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)
 JPEG_XL = "1.2.840.10008.1.2.4.110"
@@ -40,12 +40,6 @@ ae_title = "ARCHIVE"
 host = "192.0.2.9"
 port = 104
 """
-
-
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pytest
@@ -12,12 +11,7 @@ from cli.exit_codes import Exit
 from shared.errors import ErrorCode, StepwedgeError
 from tests.wire.command import stepwedge
 from tests.wire.ingest_house import DX, House, Sender, dx, house
-
-
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.wire.ports import port
 
 
 @pytest.fixture(scope="module")

@@ -23,15 +23,10 @@ from shared.identity import Identity
 from stepwedge.audit.v1 import audit_pb2, audit_pb2_grpc
 from tests.wire.cluster import eventually
 from tests.wire.ingest_house import DX, House, dx, house, part10
+from tests.wire.ports import port
 
 EXPLICIT = str(ExplicitVRLittleEndian)
 needs_dcmtk = pytest.mark.skipif(shutil.which("echoscu") is None, reason="needs DCMTK: apt-get install dcmtk")
-
-
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 TLS, PEER = port(), port()

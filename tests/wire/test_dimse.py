@@ -21,6 +21,7 @@ from services.ingest.door import data_set_offset
 from tests.shared_material import SHARED, needs_shared
 from tests.wire.cluster import eventually
 from tests.wire.ingest_house import DX, House, Sender, data_set, dx, house, part10
+from tests.wire.ports import port
 
 SETTINGS = """
 max_object_bytes = 4000000
@@ -33,11 +34,6 @@ EXPLICIT = str(ExplicitVRLittleEndian)
 @pytest.fixture(scope="module")
 def at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """One house for all tests of this file."""
-
-    def port() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
 
     with house(tmp_path_factory.mktemp("dimse"), port, SETTINGS) as made:
         for said in (b"", b"\x01\x00\x00"):

@@ -1,6 +1,5 @@
 """The gRPC door and the hallway: submit, decide, explain, watch, requeue, deliver, and what each failure leads to."""
 
-import socket
 import threading
 import time
 import urllib.request
@@ -31,6 +30,7 @@ from tests.wire.ingest_house import (
     refused_with,
     submit,
 )
+from tests.wire.ports import port
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 
@@ -58,12 +58,6 @@ class Pacs:
         if self.status == 0:
             self.got.append((str(event.request.AffectedSOPInstanceUID), event.request.DataSet.getvalue()))
         return self.status
-
-
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

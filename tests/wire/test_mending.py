@@ -3,7 +3,6 @@
 The disk is damaged for real; ingest, the log and the object store are the real ones.
 """
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from shared.errors import ErrorCode, StepwedgeError
 from stepwedge.ingest.v1 import ingest_pb2
 from tests.wire.ingest_house import DX, House, Sender, dx, house, part10, submit
-
-
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.wire.ports import port
 
 
 @pytest.fixture(scope="module")

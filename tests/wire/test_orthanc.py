@@ -18,22 +18,26 @@ from tests.wire.ingest_house import DX, dx, part10
 from tests.wire.orthanc import Orthanc, needs_orthanc, needs_orthanc_dicomweb, running_orthanc
 from tests.wire.ports import port
 
-ORTHANC_DIMSE = port()
+
+@pytest.fixture(scope="module")
+def orthanc_dimse() -> int:
+    """Where Orthanc listens, which ingest is told before; chosen late, so that nobody takes it meanwhile."""
+    return port()
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    peer = f'commitment_peers = [{{ ae_title = "ORTHANC", host = "127.0.0.1", port = {ORTHANC_DIMSE} }}]'
+def web(tmp_path_factory: pytest.TempPathFactory, orthanc_dimse: int) -> Iterator[Web]:
+    peer = f'commitment_peers = [{{ ae_title = "ORTHANC", host = "127.0.0.1", port = {orthanc_dimse} }}]'
     with dicomweb_house(tmp_path_factory.mktemp("house"), port, ingest=peer) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def orthanc(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+def orthanc(web: Web, tmp_path_factory: pytest.TempPathFactory, orthanc_dimse: int) -> Iterator[Orthanc]:
     server = {"Url": web.root, "HttpHeaders": {"Authorization": f"Bearer {web.token}"}}
     with running_orthanc(
         tmp_path_factory.mktemp("peer"),
-        dimse_port=ORTHANC_DIMSE,
+        dimse_port=orthanc_dimse,
         modalities={"ours": ("STEPWEDGE", *web.house.dimse)},
         dicomweb_servers={"ours": server},
         options={"HttpsCACertificates": str(web.house.settings.cluster.pki / "ca.crt"), "HttpsVerifyPeers": True},

@@ -32,18 +32,13 @@ from stepwedge.ingest.v1 import ingest_pb2
 from tests.wire.cluster import eventually
 from tests.wire.ingest_house import DX, House, Sender, data_set, dx, house, part10
 from tests.wire.orthanc import Orthanc, needs_orthanc_dicomweb, running_orthanc
+from tests.wire.ports import port
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 SEG, SR, PDF = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.104.1"
 SECONDS = 90.0
 """For a study with results on a machine that does much else: the process that makes them starts with the first."""
 needs_storescp = pytest.mark.skipif(shutil.which("storescp") is None, reason="needs DCMTK: apt-get install dcmtk")
-
-
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ twice."""
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -24,14 +23,9 @@ from shared.settings import load
 from stepwedge.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from tests.wire.cluster import eventually
 from tests.wire.ingest_house import House, dx, house, part10
+from tests.wire.ports import port
 
 NAME = "upload-of-the-test"
-
-
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
