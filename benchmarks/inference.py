@@ -124,7 +124,9 @@ def _served(objects: list[bytes], images: int, callers: int, workers: int) -> As
             requests = itertools.cycle(inference_pb2.AssessInstanceRequest(object=one) for one in references)
             stub = house.inference()  # one connection, as ingest keeps one
             found = _asked(lambda: stub.AssessInstance(next(requests), timeout=60), images, callers, 1, process)
-            print(f"service resident {process.memory_info().rss / 2**20:.0f} MiB")
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+            print(f"service resident {process.memory_info().rss / 2**20:.0f} MiB, at its peak {peak / 1000:.0f} MB")
             return found
         finally:
             house.close()

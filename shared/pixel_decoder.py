@@ -209,7 +209,8 @@ def _limit(image: Mapping[str, Any]) -> None:
     megapixels = int(image["Rows"]) * int(image["Columns"]) * int(image.get("SamplesPerPixel", 1)) / 1e6
     seconds = time.process_time() + CPU_SECONDS + CPU_SECONDS_A_MEGAPIXEL * megapixels
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, most))
+    soft = int(seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if most == resource.RLIM_INFINITY else min(soft, most), most))
 
 
 _JP2_SIGNATURE: Final = b"\x00\x00\x00\x0cjP  "
