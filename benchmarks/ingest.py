@@ -12,6 +12,8 @@ success means on each side:
 * bare: pynetdicom as its documentation shows it, writing each object to a file and fsyncing file and folder.
 * orthanc: `SyncStorageArea` (file and folder fsynced) and a row in its index, whose commit it does not wait to be
   durable. Left out where Orthanc is not installed.
+* null: reads the bytes, keeps nothing and says success. What senders and machine leave to any server: no side can be
+  faster, so a ratio between two sides beyond null's is out of reach there.
 
 Numbers go to stdout as a table, and as JSON where asked; "ours to it" is the ratio of objects a second, of each round,
 the median of all rounds. "CPU ms" is what the processes of a side spent on an object, user and system together, which
@@ -27,9 +29,11 @@ import os
 import shutil
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -46,6 +50,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when the module is read
 
 from shared import keys, pki
@@ -151,6 +156,65 @@ def bare_server(folder: str, port: int) -> None:
     ae.maximum_pdu_size = 1 << 18
     ae.maximum_associations = 64
     ae.start_server(("127.0.0.1", port), evt_handlers=[(evt.EVT_C_STORE, on_store)])
+
+
+def null_server(port: int) -> None:
+    """A server that lets every object fall and says success, a thread for each association."""
+    with socket.create_server(("127.0.0.1", port)) as door:
+        while True:
+            connection, _ = door.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=_let_fall, args=(connection,), daemon=True).start()
+
+
+def _let_fall(connection: socket.socket) -> None:
+    """One association (PS3.8 9.3): accepted, each end of a data set answered with success, then released."""
+    with connection, connection.makefile("rb", buffering=1 << 20) as stream:
+        while head := stream.read(6):
+            body = stream.read(int.from_bytes(head[2:], "big"))
+            if head[0] == 0x01:
+                connection.sendall(_accepted(head + body))
+            elif head[0] == 0x04 and body[5] == 0x02:  # a data set's last fragment
+                connection.sendall(_success(body[4]))
+            elif head[0] == 0x05:
+                connection.sendall(struct.pack(">BxII", 0x06, 4, 0))
+
+
+def _accepted(request: bytes) -> bytes:
+    asked = A_ASSOCIATE_RQ()
+    asked.decode(request)
+    told: Any = asked.to_primitive()
+    told.result, told.presentation_context_definition_results_list = 0, told.presentation_context_definition_list
+    for context in told.presentation_context_definition_results_list:
+        context.result, context.transfer_syntax = 0, context.transfer_syntax[:1]
+    answer = A_ASSOCIATE_AC()
+    answer.from_primitive(told)
+    return answer.encode()
+
+
+def _success(context: int) -> bytes:
+    """A C-STORE-RSP (PS3.7 9.3.1.2) as a PDU; to which message it is, the senders here do not look."""
+    elements = {0x0100: 0x8001, 0x0120: 1, 0x0800: 0x0101, 0x0900: 0}
+    rest = b"".join(struct.pack("<HHIH", 0, element, 2, value) for element, value in elements.items())
+    command = struct.pack("<HHII", 0, 0, 4, len(rest)) + rest
+    return struct.pack(">BxIIBB", 0x04, len(command) + 6, len(command) + 2, context, 0x03) + command
+
+
+@contextmanager
+def null(folder: Path) -> Iterator[Server]:
+    """The server that keeps nothing, in a process of its own."""
+    port = free_port()
+    server = multiprocessing.get_context("spawn").Process(target=null_server, args=(port,), daemon=True)
+    server.start()
+    try:
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.1)
+        yield Server(port, {"server": psutil.Process(server.pid)})
+    finally:
+        server.terminate()
+        server.join()
 
 
 def free_port() -> int:
@@ -346,7 +410,12 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=2))
 
 
-SIDES: dict[str, Callable[[Path], AbstractContextManager[Server]]] = {"bare": bare, "orthanc": orthanc, "ours": ours}
+SIDES: dict[str, Callable[[Path], AbstractContextManager[Server]]] = {
+    "null": null,
+    "bare": bare,
+    "orthanc": orthanc,
+    "ours": ours,
+}
 
 if __name__ == "__main__":
     main()

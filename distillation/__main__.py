@@ -60,14 +60,10 @@ def teachers(
     for name, (encoder, seed) in TEACHERS.items():
         if only in ("", name):
             torch.manual_seed(seed)
-            plan = Plan(name, steps, seed, rate=1.5e-3, minutes=minutes, threads=threads)
-            fit(
-                Teacher(encoder),
-                teacher_loss,
-                Mixture(pool, LABELLED_MIX, seed, labelled_turns=False),
-                plan,
-                work / name,
-            )
+            plan = Plan(name, steps, seed, rate=1.5e-3, minutes=minutes, threads=threads, gentle=0.3)
+            mixture = Mixture(pool, LABELLED_MIX, seed, labelled_turns=False, gentle=plan.gentle)
+            mixture.leave_out(pool.against_the_convention())
+            fit(Teacher(encoder), teacher_loss, mixture, plan, work / name)
 
 
 @app.command()

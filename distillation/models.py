@@ -86,7 +86,9 @@ class MBConv(nn.Module):
         y = x
         if self._expand_conv is not None and self._bn0 is not None:
             y = F.relu6(self._bn0(self._expand_conv(y)))
-        y = self._bn2(self._project_conv(F.relu6(self._bn1(self._depthwise_conv(y)))))
+        with torch.autocast("cpu", enabled=False):  # in bfloat16 the way back through it takes four times as long
+            y = self._depthwise_conv(y.float())
+        y = self._bn2(self._project_conv(F.relu6(self._bn1(y))))
         out: Tensor = x + y if self.residual else y
         return out
 
