@@ -49,10 +49,13 @@ console = Console()
 def teachers(
     data: Data = DATA, work: Work = WORK, only: str = "", steps: int = 2500, minutes: Minutes = None, threads: int = 2
 ) -> None:
-    """Train the teachers on human masks (two encoders with ImageNet weights, three seeds), or ONLY one of them."""
+    """Train the teachers on human masks (two encoders with ImageNet weights, three seeds), or ONLY one of them; once
+    all are there, write ensemble.onnx for `evaluate --beside`."""
     import torch
 
     from distillation.batches import LABELLED_MIX, Mixture
+    from distillation.compress import export
+    from distillation.ensemble import Ensemble
     from distillation.models import Teacher
     from distillation.train import Plan, fit, teacher_loss
 
@@ -64,6 +67,9 @@ def teachers(
             mixture = Mixture(pool, LABELLED_MIX, seed, labelled_turns=False, gentle=plan.gentle)
             mixture.leave_out(pool.against_the_convention())
             fit(Teacher(encoder), teacher_loss, mixture, plan, work / name)
+    trained, _ = _trained(work)
+    if len(trained) == len(TEACHERS):
+        export(Ensemble(trained), work / "ensemble.onnx")
 
 
 @app.command()
@@ -228,7 +234,7 @@ def evaluate(
         Path | None, typer.Option(help="Where to write the HTML page; it shows images of DATA, so keep it private.")
     ] = None,
     beside: Annotated[
-        Path | None, typer.Option(help="Another model's folder: what distillation or a step gained.")
+        Path | None, typer.Option(help="Another model's folder, or ensemble.onnx: what lies between.")
     ] = None,
 ) -> None:
     """Measure the served file: masks against people (beside fp32), turned and foreign pictures, confidence, speed."""
@@ -350,23 +356,34 @@ def _pool(data: Path, work: Path, splits: tuple[str, ...]) -> Any:
         return load_pool(data, work / "cache", splits, partial(_show, status, "reading"))
 
 
+def _trained(work: Path) -> tuple[list[Any], dict[str, str]]:
+    """The teachers that are trained under `work`, and their digests."""
+    import torch
+
+    from distillation.models import Teacher, channels_last
+
+    found, digests = [], {}
+    for name, (encoder, _) in TEACHERS.items():
+        weights = work / name / "average.pt"
+        if weights.exists():
+            teacher = Teacher(encoder, pretrained=False)
+            teacher.load_state_dict(torch.load(weights, weights_only=True))
+            found.append(channels_last(teacher).eval())
+            digests[name] = _digest(weights)
+    return found, digests
+
+
 def _teach(work: Path, pool: Any, most: int, student: Path | None) -> dict[str, str]:
     """Gives the pool the soft labels of all teachers trained under `work` and of an earlier student, if there is one;
     returns their digests."""
     import torch
 
     from distillation.ensemble import soft_labels, worth_teaching
-    from distillation.models import Student, Teacher, channels_last
+    from distillation.models import Student, channels_last
 
-    names = [name for name in TEACHERS if (work / name / "average.pt").exists()]
-    if not names and student is None:
+    ensemble, digests = _trained(work)
+    if not ensemble and student is None:
         raise typer.BadParameter("no teacher is trained here: run `teachers` first, or say --alone")
-    ensemble: list[torch.nn.Module] = []
-    for name in names:
-        teacher = Teacher(TEACHERS[name][0], pretrained=False)
-        teacher.load_state_dict(torch.load(work / name / "average.pt", weights_only=True))
-        ensemble.append(channels_last(teacher).eval())
-    digests = {name: _digest(work / name / "average.pt") for name in names}
     if student is not None:
         earlier = Student()
         earlier.load_state_dict(torch.load(student, weights_only=True))

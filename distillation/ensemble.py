@@ -13,6 +13,27 @@ from torch import Tensor, nn
 SWAPPED = [1, 0, 2, 3]  # in a mirror the right lung stands where the left one was
 
 
+class Ensemble(nn.Module):
+    """All teachers as one network with the outputs of a student, to be exported and set beside one: image
+    [N, 1, 256, 256] -> logits [N, 4, 128, 128] of the mean probability over teachers and both looks, no flags, no
+    features."""
+
+    def __init__(self, teachers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        looks = torch.stack(
+            [
+                masks
+                for teacher in self.teachers
+                for masks in (teacher(image).sigmoid(), teacher(image.flip(3)).sigmoid().flip(3)[:, SWAPPED])
+            ]
+        )
+        empty = image.flatten(1)[:, :1]
+        return torch.logit(looks.mean(0), eps=1e-6), empty, empty
+
+
 @torch.no_grad()
 def probabilities(teachers: Sequence[nn.Module], grids: NDArray[np.uint8]) -> Tensor:
     """Mean probability [N, 4, 128, 128] over teachers and both looks at grids uint8 [N, 256, 256]."""

@@ -77,7 +77,12 @@ def report(
     items = _chosen(data, splits, most)
     whole = evaluate(session(reference), calibration, data, items, None, faults=False)
     found = evaluate(session(served), calibration, data, items, objects)
-    other = {} if beside is None else {"beside": compare(served, beside / served.name, data, splits)}
+    quick = speed(served)
+    other = {}
+    if beside is not None:
+        theirs = beside / served.name if beside.is_dir() else beside
+        slower = speed(theirs)["p50_ms"] / quick["p50_ms"]
+        other["beside"] = {**compare(served, theirs, data, splits), "times_as_fast": round(slower, 1)}
     return {
         **other,
         "most_of_a_group": most,
@@ -89,7 +94,7 @@ def report(
             "sha256": hashlib.sha256(served.read_bytes()).hexdigest(),
             **found,
             "bytes": served.stat().st_size,
-            "speed": speed(served),
+            "speed": quick,
         },
         "reference": {
             "sha256": hashlib.sha256(reference.read_bytes()).hexdigest(),
@@ -112,7 +117,7 @@ def _chosen(data: Path, splits: tuple[str, ...], most: int | None) -> list[Radio
 
 def compare(ours: Path, theirs: Path, data: Path, splits: tuple[str, ...]) -> dict[str, Any]:
     """Ours less theirs on the same images, with the bootstrap interval of the paired differences: Dice and HD95 of the
-    lungs and the heart, error of the cardiothoracic ratio."""
+    lungs and the heart, error of the cardiothoracic ratio; and the least of the differences of Dice."""
     found: dict[str, dict[str, list[float]]] = {}
     models = [session(path) for path in (ours, theirs)]
     for item in read_index(data):
@@ -125,17 +130,21 @@ def compare(ours: Path, theirs: Path, data: Path, splits: tuple[str, ...]) -> di
         )
         for name in PAIRED & set(first):
             found.setdefault(_group(item), {}).setdefault(name, []).append(first[name] - second[name])
+    differences = {
+        f"{group}, {name}": interval(np.array(values))
+        for group, names in found.items()
+        for name, values in sorted(names.items())
+    }
+    dice_means = [row["mean"] for name, row in differences.items() if row["n"] and name.split(", ")[1] in WHOLE]
     return {
         "sha256": hashlib.sha256(theirs.read_bytes()).hexdigest(),
-        "differences": {
-            f"{group}, {name}": interval(np.array(values))
-            for group, names in found.items()
-            for name, values in sorted(names.items())
-        },
+        "differences": differences,
+        "dice_difference_least": min(dice_means),
     }
 
 
-PAIRED = {"lung_fields", "heart", "lungs_full", "hd95_heart", "hd95_lungs_full", "hd95_left_lung_field", "ctr_error"}
+WHOLE = ("lung_fields", "heart", "lungs_full")
+PAIRED = {*WHOLE, "hd95_heart", "hd95_lungs_full", "hd95_left_lung_field", "ctr_error"}
 
 
 def dice_lost(served: dict[str, Any], reference: dict[str, Any]) -> float:
@@ -144,7 +153,7 @@ def dice_lost(served: dict[str, Any], reference: dict[str, Any]) -> float:
         reference["masks"][group][name]["mean"] - row["mean"]
         for group, table in served["masks"].items()
         for name, row in table.items()
-        if name in ("lung_fields", "heart", "lungs_full") and row["n"]
+        if name in WHOLE and row["n"]
     ]
     return round(float(max(drops)), 5)
 
@@ -172,7 +181,10 @@ def summary(served: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]
         "dice_lost_by_8_bits": dice_lost(served, reference),
         "dice_lost_to_faults_1_to_3": round(float(np.mean(mild)), 4),
         "dice_lost_to_faults_1_to_3_worst_family": round(max(float(np.mean(values)) for values in mild), 4),
-        "silent_failures_with_faults": round(float(np.mean([row["silent_failures"] for row in faulty])), 4),
+        **{
+            f"{name}_with_faults": round(float(np.mean([row[name] for row in faulty])), 4)
+            for name in ("silent_failures", "silent_failures_by_the_convention", "coverage")
+        },
         "band_ece_worst": max(row["band"]["ece"] for row in served["calibration"].values()),
         "turned_or_inverted_found_least": min(row["sensitivity"] for row in flags),
         "turned_or_inverted_false_alarms_most": max(row["false_alarms"] for row in flags),
@@ -392,6 +404,7 @@ def _faults(
         if image[2].masks and counts[group] <= FAULTY_OF_A_GROUP:
             chosen.append(image)
     clean = _dice_and_confidence(model, calibration, chosen, np.stack([one.grid for _, one, _ in chosen]))
+    conventional = np.array([_keeps_the_convention(truth) for _, _, truth in chosen])
     report: dict[str, Any] = {}
     for family in (*FAMILIES, *OCCLUSION):
         for severity in SEVERITIES:
@@ -408,6 +421,7 @@ def _faults(
                     "dice_lost": round(float(lost.mean()), 4),
                     "coverage": _share(kept),
                     "silent_failures": _share(kept & poor),
+                    "silent_failures_by_the_convention": _share((kept & poor)[conventional]),
                 }
             )
     return report
