@@ -150,12 +150,15 @@ SIDES: Final = {"TOP": 0, "BOTTOM": 2, "RIGHT": 3, "LEFT": 1}
 """Quarter turns against the clock that bring a side to the top."""
 FIELD_MM: Final = 430.0
 LOST_MM: Final = (5.0, 10.0, 20.0)
+CLEAR_MM: Final = 10.0
 
 
 def cut(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
     """Print how well the margins tell images of which a strip with so much lung was taken away from the same images
-    whole: AUROC of the margin, and how many of each are WARN or FAIL. Millimetres are those of a field of 43 cm."""
+    whole: AUROC of the margin, and how many of each are WARN or FAIL; once beside all whole images and once beside those
+    whose lungs keep `CLEAR_MM` away from the edge. Millimetres are those of a field of 43 cm."""
     whole: dict[str, list[Look]] = defaultdict(list)
+    clear: dict[str, list[Look]] = defaultdict(list)
     spoilt: dict[tuple[str, float], list[Look]] = defaultdict(list)
     for image, lungs in _outlined(data, most, final=final):
         result = assessor.assess_array(image)
@@ -163,15 +166,19 @@ def cut(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
             end = int(np.flatnonzero(_from(lungs, side).any(axis=1))[0])
             if end < EDGE_PIXELS:
                 continue
+            a_millimetre = len(_from(image, side)) / FIELD_MM
             if look := _look(result, side, cut=False):
                 whole[side].append(look)
+                if end >= CLEAR_MM * a_millimetre:
+                    clear[side].append(look)
             for lost in LOST_MM:
-                strip = end + max(1, round(lost / FIELD_MM * len(_from(image, side))))
+                strip = end + max(1, round(lost * a_millimetre))
                 less = np.ascontiguousarray(np.rot90(_from(image, side)[strip:], -SIDES[side]))
                 if look := _look(assessor.assess_array(less), side, cut=True):
                     spoilt[side, lost].append(look)
     for (side, lost), found in sorted(spoilt.items()):
         _print_looks(f"{side} {lost:.0f} mm", found + whole[side])
+        _print_looks(f"{side} {lost:.0f} mm, others {CLEAR_MM:.0f} mm clear", found + clear[side])
 
 
 def _outlined(data: Path, most: int, *, final: bool) -> Iterator[tuple[Image, Image]]:
@@ -198,12 +205,12 @@ def _look(result: AssessmentResult, side: str, *, cut: bool) -> Look | None:
 def _print_looks(what: str, found: list[Look]) -> None:
     cut, whole = ([one for one in found if one[0] is state] for state in (True, False))
     if not cut or not whole:
-        print(f"{what:12s}: {len(cut)} cut off of {len(found)}; nothing to compare")
+        print(f"{what:36s}: {len(cut)} cut off of {len(found)}; nothing to compare")
         return
     wins = sum((c[1] < w[1]) + 0.5 * (c[1] == w[1]) for c in cut for w in whole)
     hits, alarms = (100 * sum(one[2] in (WARN, FAIL) for one in group) / len(group) for group in (cut, whole))
     print(
-        f"{what:12s}: AUROC {wins / (len(cut) * len(whole)):.4f}; {hits:.1f} % of {len(cut)} cut off, "
+        f"{what:36s}: AUROC {wins / (len(cut) * len(whole)):.4f}; {hits:.1f} % of {len(cut)} cut off, "
         f"{alarms:.1f} % of {len(whole)} others",
         flush=True,
     )
