@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from services.ingest import collation, metrics, verdicts
+from services.ingest.backoff import backoff, jitter
 from services.ingest.baselines import Usuals
 from services.ingest.delivery import Sender
 from services.ingest.dispatch import DELIVER, RESULTS, Dispatch, Stopping
@@ -53,7 +53,6 @@ DECIDE: Final = "decide"
 
 _CALL_SECONDS: Final = 300.0  # a long multi-frame object; a dead peer is found by keepalive long before
 _IDLE_SECONDS: Final = 1.0  # how often a worker looks for studies of other processes
-_LONGEST_BACKOFF_SECONDS: Final = 300.0
 _PAUSE_SECONDS: Final = 20.0  # while a dependency is away; its return ends the pause
 _WATCH_SECONDS: Final = 0.5
 _CLOCK_SECONDS: Final = 15.0  # how often times are looked at that a wrong clock may have written
@@ -104,7 +103,7 @@ class Hallway:
             services.workshop,
             services.recorder,
             origin=services.log,
-            backoff=_backoff,
+            backoff=backoff,
             stopping=lambda: self._stopping,
         )
         self._bell = asyncio.Event()
@@ -208,7 +207,7 @@ class Hallway:
         try:
             await work
         except Waiting as waiting:
-            waiting_for, pause = waiting.dependency, timedelta(seconds=_PAUSE_SECONDS * _jitter())
+            waiting_for, pause = waiting.dependency, timedelta(seconds=_PAUSE_SECONDS * jitter())
             await self._note_waiting(claim, waiting)
         except Stopping:
             pass
@@ -218,7 +217,7 @@ class Hallway:
             return
         except StepwedgeError as error:
             _log.warning("study could not be worked on", **logs.describe(error))
-            pause = timedelta(seconds=_IDLE_SECONDS * (1 + _jitter()))
+            pause = timedelta(seconds=_IDLE_SECONDS * (1 + jitter()))
             if outcome(DECIDE, error) is Outcome.GIVE_UP:  # it would be the same for ever
                 pause = await self._stumbled(claim, error)
         except Exception as error:  # noqa: BLE001 - a defect of ours must end in the dead letter, not in a loop
@@ -270,7 +269,7 @@ class Hallway:
             await _in_thread(self._studies.study_attempt_failed, claim, error=error.code, attempts=attempts)
             if last:
                 await _in_thread(self._studies.give_up, claim, error=error.code)
-            return _backoff(attempts)
+            return backoff(attempts)
         return timedelta(seconds=_PAUSE_SECONDS)
 
     # -- what a worker before this one left unfinished ------------------------------------------------------------
@@ -455,7 +454,7 @@ class Hallway:
                 instance.id,
                 error=error.code,
                 attempts=attempts,
-                next_attempt_at=_now() + _backoff(attempts),
+                next_attempt_at=_now() + backoff(attempts),
             )
         elif follows is Outcome.NOT_ASSESSABLE:
             settled = verdicts.refused(NOT_ASSESSABLE[step, error.code])
@@ -619,15 +618,6 @@ async def _in_thread(function: Callable[..., _T], *args: object, **keywords: obj
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _jitter() -> float:
-    return random.uniform(0.75, 1.25)  # noqa: S311 - spreads load, guards nothing
-
-
-def _backoff(attempts: int) -> timedelta:
-    """How long to wait after so many failed attempts: 2, 4, 8 seconds and so on, spread, five minutes at most."""
-    return timedelta(seconds=min(_LONGEST_BACKOFF_SECONDS, 2.0 ** min(attempts, 16)) * _jitter())
 
 
 def _gravity(raised: BaseException) -> int:

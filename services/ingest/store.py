@@ -63,9 +63,6 @@ MIGRATIONS: Final = Path(__file__).parent / "migrations"
 CONFIRM_GRACE: Final = timedelta(seconds=30)
 """How long a door has to confirm the record of what it stored before a worker does it in its place."""
 
-_LONGEST_PAUSE: Final = timedelta(minutes=10)
-"""More than there ever is between two attempts."""
-
 _DECISIONS: Final = "decisions"
 """Name of the counter that puts decisions in the order in which they became visible."""
 
@@ -408,8 +405,7 @@ class StudyStore:
 
     def set_right(self, now: datetime, lease: timedelta) -> int:
         """Have what a wrong clock dated into the future be due now, see `wrong_clock`. Returns how many studies."""
-        longest = max(self._quiet, self._wait, _LONGEST_PAUSE)
-        return wrong_clock.set_right(self._engine, now, lease=lease, longest=longest)
+        return wrong_clock.set_right(self._engine, now, lease=lease, quiet=self._quiet, wait=self._wait)
 
     def next_due(self, states: Collection[StudyState] = ACTIVE_STATES) -> datetime | None:
         """When the next study in one of `states` may be claimed; None where none may."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Engine, or_, select, update
+from sqlalchemy import Connection, Engine, Row, Select, func, or_, select, update
 
-from services.ingest.states import ACTIVE_STATES
+from services.ingest.backoff import longest_pause
+from services.ingest.states import ACTIVE_STATES, StudyState
 from services.ingest.tables import Delivery, Instance, Making, Study
 from shared import database
 
@@ -19,39 +20,71 @@ TOLERANCE: Final = timedelta(minutes=5)
 """How far the clocks of several machines may be apart before the slower sets right what the faster wrote."""
 
 
-def set_right(engine: Engine, now: datetime, *, lease: timedelta, longest: timedelta) -> int:
+def set_right(engine: Engine, now: datetime, *, lease: timedelta, quiet: timedelta, wait: timedelta) -> int:
     """Have studies that wait for a time which nothing waits for be due now. Returns how many.
 
-    lease: how long a worker holds a study. longest: how far ahead the next step of a study may be dated.
+    lease: how long a worker holds a study. quiet, wait: how long a study that is being received waits for more of its
+    images, and for what it is known to lack.
     """
-    latest, furthest = now + TOLERANCE, now + TOLERANCE + longest
-    wrong = (
-        select(Study.id, Study.last_received_at, Study.waits_from, Study.lease_until)
-        .where(
-            Study.state.in_(sorted(ACTIVE_STATES)),
-            Study.next_action_at.is_not(None),
-            or_(
-                Study.next_action_at > furthest,
-                Study.last_received_at > latest,
-                Study.waits_from > latest,
-                Study.lease_until > latest + lease,
-            ),
-        )
-        .order_by(Study.id)
-    )
     with database.reader(engine).connect() as connection:
-        if connection.execute(wrong.limit(1)).first() is None:
-            return 0
+        wrong = _wrong(connection, now, lease, quiet, wait, select(*_LOOKED_AT))
+    if not wrong:
+        return 0
     with engine.begin() as connection:
-        rows = connection.execute(wrong.with_for_update(skip_locked=True)).all()
+        held = select(*_LOOKED_AT).where(Study.id.in_([row.id for row in wrong])).with_for_update(skip_locked=True)
+        rows = _wrong(connection, now, lease, quiet, wait, held)
         for row in rows:
             values: dict[str, Any] = {"next_action_at": now, "last_received_at": min(row.last_received_at, now)}
             if row.waits_from is not None:
                 values["waits_from"] = min(row.waits_from, now)
-            if row.lease_until is not None and row.lease_until > latest + lease:
+            if row.lease_until is not None and row.lease_until > now + TOLERANCE + lease:
                 values["lease_until"] = now  # a worker that lives renews it
             connection.execute(update(Study).where(Study.id == row.id).values(values))
-            for kind in (Instance, Making, Delivery):
-                ahead = kind.study_id == row.id, kind.next_attempt_at > latest
+            for kind in _STEPS:
+                ahead = kind.study_id == row.id, kind.next_attempt_at > now + TOLERANCE
                 connection.execute(update(kind).where(*ahead).values(next_attempt_at=now))
         return len(rows)
+
+
+def _wrong(
+    connection: Connection, now: datetime, lease: timedelta, quiet: timedelta, wait: timedelta, some: Select[Any]
+) -> list[Row[Any]]:
+    """Of some studies those with a time that nothing explains."""
+    latest = now + TOLERANCE
+    past = or_(Study.last_received_at > latest, Study.waits_from > latest, Study.lease_until > latest + lease)
+    rows = connection.execute(
+        some.add_columns(past.label("past"))
+        .where(Study.state.in_(sorted(ACTIVE_STATES)), Study.next_action_at.is_not(None))
+        .where(or_(past, Study.next_action_at > latest))
+        .order_by(Study.id)
+    ).all()
+
+    def is_wrong(row: Row[Any]) -> bool:
+        if row.past:
+            return True
+        began = row.waits_from or row.last_received_at
+        attempts = max(row.attempts, *(getattr(row, kind.__tablename__) or 0 for kind in _STEPS))
+        furthest = latest + longest_pause(attempts)
+        if row.state == StudyState.RECEIVING:
+            furthest = max(furthest, began + TOLERANCE + (wait if row.missing else quiet))
+        return bool(row.next_action_at > furthest)
+
+    return [row for row in rows if is_wrong(row)]
+
+
+_STEPS: Final = (Instance, Making, Delivery)
+"""What a study waits for another attempt of."""
+_LOOKED_AT: Final = (
+    Study.id,
+    Study.state,
+    Study.attempts,
+    Study.missing,
+    Study.last_received_at,
+    Study.waits_from,
+    Study.lease_until,
+    Study.next_action_at,
+    *(
+        select(func.max(kind.attempts)).where(kind.study_id == Study.id).scalar_subquery().label(kind.__tablename__)
+        for kind in _STEPS
+    ),
+)

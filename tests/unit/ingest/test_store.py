@@ -218,6 +218,32 @@ def test_what_a_door_stored_with_a_clock_ahead_and_never_confirmed_is_due_at_onc
     assert studies.next_due() == NOW
 
 
+def test_a_next_step_that_a_clock_dated_ten_minutes_ahead_is_due_at_once_without_a_failed_attempt(
+    studies: StudyStore, arrival: Make
+):
+    ahead = NOW + timedelta(minutes=10)
+    plain, failed = (received(studies, arrival(instance=name, study=name)) for name in ("1", "2"))
+    for instance, attempts, at in ((plain, 0, ahead), (failed, 9, NOW + timedelta(minutes=6))):
+        claim = claimed(studies, NOW)
+        studies.attempt_failed(claim, instance, error=1, attempts=attempts, next_attempt_at=at)
+        studies.release(claim, at if not attempts else NOW)
+    assert studies.claim("me", NOW, LEASE) is None
+
+    assert studies.set_right(NOW, LEASE) == 1, "the ninth attempt waits for its time"
+    studies.release(claimed(studies, NOW), NOW)
+    assert studies.next_due() == NOW
+
+
+def test_a_study_that_waits_long_for_what_it_lacks_goes_on_waiting(engine: Engine, arrival: Make):
+    studies = StudyStore(engine, quiet=timedelta(minutes=20))
+    instance = received(studies, arrival())
+    claim = claimed(studies)
+    settled(studies, claim, instance)
+    studies.release(claim, NOW)
+    assert studies.next_due() == NOW + timedelta(minutes=20)
+    assert studies.set_right(NOW, LEASE) == 0
+
+
 def test_clocks_that_are_a_little_apart_are_left_as_they_are(studies: StudyStore, arrival: Make):
     received(studies, arrival(), at=NOW + timedelta(minutes=4))
     claimed(studies, NOW + timedelta(minutes=4), "a machine before us")
