@@ -59,8 +59,8 @@ MODALITIES = 3
 PACE_SECONDS = 0.25
 """Between the studies of one modality: load enough that something is under way at every moment."""
 MOST_BEHIND = 12
-"""Studies that are acknowledged and not decided yet; beyond, the modalities wait. Something is under way at every moment
-all the same, and a moment does not wait for a backlog, which says nothing of faults."""
+"""Studies that are acknowledged and not decided yet; beyond, the modalities wait. Something is under way at every
+moment all the same, and a moment does not wait for a backlog, which says nothing of faults."""
 LONGEST_WAIT = 0.4
 LONGEST_CUT = 1.5
 FLOW_SECONDS = 180.0
