@@ -155,8 +155,8 @@ CLEAR_MM: Final = 10.0
 
 def cut(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
     """Print how well the margins tell images of which a strip with so much lung was taken away from the same images
-    whole: AUROC of the margin, and how many of each are WARN or FAIL; once beside all whole images and once beside those
-    whose lungs keep `CLEAR_MM` away from the edge. Millimetres are those of a field of 43 cm."""
+    whole: AUROC of the margin, and how many of each are WARN or FAIL; beside all whole images, and beside those whose
+    lungs keep `CLEAR_MM` away from the edge. Millimetres are those of a field of 43 cm."""
     whole: dict[str, list[Look]] = defaultdict(list)
     clear: dict[str, list[Look]] = defaultdict(list)
     spoilt: dict[tuple[str, float], list[Look]] = defaultdict(list)
