@@ -22,6 +22,7 @@ from services.ingest.dicomweb import qido, stow, wado
 from services.ingest.dicomweb.calls import Call
 from services.ingest.dicomweb.house import House
 from services.ingest.dicomweb.negotiation import NotAcceptableError
+from services.ingest.dicomweb.pace import Pace, TooSlowError
 from services.ingest.dicomweb.stow import RefusedError
 from services.ingest.dicomweb.tokens import Client, Scope
 from shared import logs
@@ -152,12 +153,14 @@ def _refusal(status: HTTPStatus, code: str, words: str) -> Response:
     return JSONResponse({"error": code, "detail": words}, status, headers)
 
 
-class _Admission:
-    """Tells whoever comes while as much is in progress as may be to come back later; an answer counts until its end."""
+class Admission:
+    """Tells whoever comes while as much is in progress as may be to come back later. An answer counts until its end,
+    for which its reader may not take for ever."""
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    def __init__(self, app: ASGIApp, most: int, pace: Callable[[Send], Send] = Pace) -> None:
         self._app = app
         self._left = most
+        self._pace = pace
 
     async def __call__(self, scope: Scope_, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -169,7 +172,10 @@ class _Admission:
         else:
             self._left -= 1
             try:
-                await self._app(scope, receive, send)
+                await self._app(scope, receive, self._pace(send))
+            except TooSlowError:
+                _log.warning("an answer was broken off, its reader is too slow")
+                raise
             finally:
                 self._left += 1
 
@@ -239,7 +245,7 @@ def application(house: House) -> Starlette:
         routes=[Route("/healthz", _alive), Mount(ROOT, app=Router(routes(), redirect_slashes=False))],
         exception_handlers={HTTPException: _not_there},
     )
-    made.add_middleware(_Admission, most=house.settings.max_requests)
+    made.add_middleware(Admission, most=house.settings.max_requests)
     made.state.house = house
     made.state.lingering = 0
     return made
