@@ -24,7 +24,8 @@ app = typer.Typer(
 
 1. `teachers`: three U-Nets over ImageNet encoders learn from people's masks.
 2. `distil`: the student learns from people and from the teachers' ensemble, on every image, labelled or not
-   (`--alone`: from people only; `gain` compares both with the same steps, seed by seed).
+   (`--alone`: from people only; `gain` compares both with the same steps, seed by seed; `left-out` says what a source
+   gets that training never saw).
 3. `compress`: ONNX, 8-bit integers, parity, calibration, and a table of smaller forms.
 4. `evaluate`: masks, faults, calibration, foreign pictures, speed: JSON and one HTML page.
 5. `release`: refuses unless every gate of gates.toml holds; signed by who trained.
@@ -165,6 +166,52 @@ def gain(
     console.print(shown)
     if out is not None:
         _write(out, report)
+
+
+@app.command()
+def left_out(
+    data: Data = DATA,
+    work: Work = WORK,
+    steps: int = 1000,
+    seed: int = 1,
+    splits: Annotated[str, typer.Option(help="Images of the left-out source to measure on.")] = "test",
+    threads: int = 2,
+    out: Annotated[Path | None, typer.Option(help="Where to write the JSON.")] = None,
+) -> None:
+    """What a source gets that training never saw: a student without it beside one with it, same steps, no teachers."""
+    import torch
+
+    from distillation import left_out as comparison
+    from distillation.batches import STUDENT_MIX, Mixture
+    from distillation.compress import export
+    from distillation.models import Student
+    from distillation.runtime import session
+    from distillation.train import Plan, fit, student_loss
+
+    pool = _pool(data, work, ("train", "unlabelled"))
+    odd = pool.against_the_convention()
+
+    def trained(without: str) -> Any:
+        mix = dict(STUDENT_MIX)
+        if without:
+            mix[comparison.STANDS_IN[without]] += mix.pop(without)
+        mixture = Mixture(pool, mix, seed, gentle=0.3)
+        mixture.leave_out([*odd, *(pool.rows_of(without).tolist() if without else ())])
+        torch.manual_seed(seed)
+        folder = work / "left-out" / f"{without or 'none'}{seed}-{steps}"
+        student = fit(Student(), student_loss, mixture, Plan(folder.name, steps, seed, threads=threads), folder)
+        export(student, folder / "student.fp32.onnx")
+        return session(folder / "student.fp32.onnx")
+
+    whole, rows = trained(""), []
+    for source in comparison.STANDS_IN:
+        models = trained(source), whole
+        rows.append(
+            comparison.row(source, *(comparison.measure(one, data, source, splits.split(",")) for one in models))
+        )
+        console.print_json(data=rows[-1])
+    if out is not None:
+        _write(out, {"steps": steps, "seed": seed, "splits": splits, "rows": rows})
 
 
 @app.command()

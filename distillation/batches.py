@@ -54,6 +54,7 @@ class Mixture:
     def leave_out(self, rows: Sequence[int]) -> None:
         """Draw these rows of the pool no more."""
         self.rows = {source: np.setdiff1d(own, rows) for source, own in self.rows.items()}
+        self.all_rows = np.setdiff1d(self.all_rows, rows)
 
     def batch(self, number: int) -> Batch:
         rng = np.random.default_rng((self.seed, number))

@@ -74,11 +74,11 @@ def _platt(logits: NDArray[np.float32], val: Pool) -> tuple[NDArray[np.float64],
             band = (cv2.dilate(hard, kernel) != cv2.erode(hard, kernel)) & (val.weights[i, :, :, channel] == 255)
             found = np.stack((logits[i, channel][band], truth[band]))
             groups[int(channel)].setdefault(item.source, []).append(found)
-    fitted = [_fit([np.concatenate(parts, axis=1) for parts in own.values()]) for own in groups.values()]
+    fitted = [fit_platt([np.concatenate(parts, axis=1) for parts in own.values()]) for own in groups.values()]
     return 1 / np.array([slope for slope, _ in fitted]), np.array([bias for _, bias in fitted])
 
 
-def _fit(sources: list[NDArray[np.float64]]) -> tuple[float, float]:
+def fit_platt(sources: list[NDArray[np.float64]]) -> tuple[float, float]:
     """Slope and bias of the logistic regression of truth on logits ([2, n] a source), by Newton's method."""
     x = np.concatenate([z for z, _ in sources])
     y = np.concatenate([truth for _, truth in sources])
