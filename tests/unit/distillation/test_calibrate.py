@@ -13,9 +13,9 @@ def test_platt_finds_the_slope_and_the_bias_that_made_the_truth_and_every_source
     large = rng.normal(0, 4, 200_000)
     small = rng.normal(0, 4, 20_000)
     drawn = [np.stack((z, rng.random(len(z)) < sigmoid(0.5 * z + bias))) for z, bias in ((large, -0.4), (small, -0.4))]
-    assert calibrate._fit(drawn) == pytest.approx((0.5, -0.4), abs=0.03)
+    assert calibrate.fit_platt(drawn) == pytest.approx((0.5, -0.4), abs=0.03)
     apart = [np.stack((z, rng.random(len(z)) < sigmoid(0.5 * z + bias))) for z, bias in ((large, 0.5), (small, -0.5))]
-    assert calibrate._fit(apart)[1] == pytest.approx(0.0, abs=0.05)
+    assert calibrate.fit_platt(apart)[1] == pytest.approx(0.0, abs=0.05)
 
 
 def test_confidence_is_the_expected_dice_of_the_mask_under_calibrated_probabilities():
