@@ -42,7 +42,7 @@ Minutes = Annotated[
 ]
 DATA, WORK = Path("../shared/data/cxr"), Path("var/train")
 TEACHERS = {"teacher1": ("lite0", 11), "teacher2": ("lite1", 12), "teacher3": ("lite0", 13)}
-VERSION = "0.3.0"
+VERSION = "0.4.0"
 console = Console()
 
 

@@ -61,7 +61,7 @@ def built(tmp_path: Path) -> Path:
         "speed": speed | {"vnni": True, "load": 1.0, "cores": 2},
     }
     evaluation: dict = {"most_of_a_group": None, "calibration_sha256": release.digest(folder / "calibration.json")}
-    evaluation |= {"served": served, "summary": {}}
+    evaluation |= {"served": served, "summary": {}, "beside": {"differences": {}}}
     for gate in gates.read():
         place = gate.path[:-1] if gate.path[-1] == "mean" else gate.path
         _set(evaluation, place, _row(gate.bar) if gate.path[-1] == "mean" else gate.bar)
