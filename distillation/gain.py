@@ -42,22 +42,22 @@ def measure(model: ort.InferenceSession, data: Path, split: str = "val") -> Meas
         values = against_people(item, truth, upsampled(logits) > 0)
         for name in PAIRED:
             found.by_image.setdefault((item.source, name), []).append(values.get(name, float("nan")))
-        cells.setdefault(item.source, []).extend(_band(logits, truth))
+        cells.setdefault(item.source, []).extend(about_outlines(logits, truth).values())
     for source, parts in cells.items():
-        said, true = np.concatenate(parts, axis=1)
-        found.band_ece[source] = reliability(said, true)["ece"]
+        logit, inside = np.concatenate(parts, axis=1)
+        found.band_ece[source] = reliability(sigmoid(logit), inside)["ece"]
     return found
 
 
-def _band(logits: NDArray[np.float32], truth: People) -> list[NDArray[np.float64]]:
-    """[2, n] for each channel with a mask: the probability said, and the share of the cell inside the outline."""
+def about_outlines(logits: NDArray[np.float32], truth: People) -> dict[int, NDArray[np.float64]]:
+    """By channel with a mask [2, n]: logit, and share of the cell inside the outline, in the band about the outline."""
     known = cv2.resize(truth.inside.astype(np.uint8), (MAP, MAP), interpolation=cv2.INTER_NEAREST) > 0
-    pairs = []
+    found = {}
     for channel, mask in truth.masks.items():
         share = cv2.resize(mask.astype(np.float32), (MAP, MAP), interpolation=cv2.INTER_AREA)
         near = outline_band(share > 0.5, BAND) & known
-        pairs.append(np.stack((sigmoid(logits[channel])[near], share[near])).astype(np.float64))
-    return pairs
+        found[channel] = np.stack((logits[channel][near], share[near])).astype(np.float64)
+    return found
 
 
 def table(taught: Sequence[Measured], alone: Sequence[Measured]) -> list[dict[str, Any]]:

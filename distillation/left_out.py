@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from distillation.calibrate import fit_platt
-from distillation.data import MAP, Radiograph, read_image, read_index
-from distillation.evaluate import BAND, PAIRED, People, against_people, people_of
-from distillation.measures import interval, outline_band, reliability
+from distillation.data import Radiograph, read_image, read_index
+from distillation.evaluate import PAIRED, People, against_people, people_of
+from distillation.gain import about_outlines
+from distillation.measures import interval, reliability
 from distillation.runtime import answer, sigmoid, upsampled
 from services.inference.preprocessing import preprocess
 
@@ -105,8 +105,5 @@ def _look(model: ort.InferenceSession, data: Path, item: Radiograph) -> tuple[ND
 
 
 def _gather(pairs: Pairs, logits: NDArray[np.float32], truth: People) -> None:
-    known = cv2.resize(truth.inside.astype(np.uint8), (MAP, MAP), interpolation=cv2.INTER_NEAREST) > 0
-    for channel, mask in truth.masks.items():
-        share = cv2.resize(mask.astype(np.float32), (MAP, MAP), interpolation=cv2.INTER_AREA)
-        near = outline_band(share > 0.5, BAND) & known
-        pairs.setdefault(channel, []).append(np.stack((logits[channel][near], share[near])).astype(np.float64))
+    for channel, found in about_outlines(logits, truth).items():
+        pairs.setdefault(channel, []).append(found)

@@ -18,6 +18,8 @@ from shared import database
 
 TOLERANCE: Final = timedelta(minutes=5)
 """How far the clocks of several machines may be apart before the slower sets right what the faster wrote."""
+_AT_ONCE: Final = 500
+"""Studies that are set right in one transaction; more are the next time."""
 
 
 def set_right(engine: Engine, now: datetime, *, lease: timedelta, quiet: timedelta, wait: timedelta) -> int:
@@ -30,8 +32,9 @@ def set_right(engine: Engine, now: datetime, *, lease: timedelta, quiet: timedel
         wrong = _wrong(connection, now, lease, quiet, wait, select(*_LOOKED_AT))
     if not wrong:
         return 0
+    some = [row.id for row in wrong[:_AT_ONCE]]
     with engine.begin() as connection:
-        held = select(*_LOOKED_AT).where(Study.id.in_([row.id for row in wrong])).with_for_update(skip_locked=True)
+        held = select(*_LOOKED_AT).where(Study.id.in_(some)).with_for_update(skip_locked=True)
         rows = _wrong(connection, now, lease, quiet, wait, held)
         for row in rows:
             values: dict[str, Any] = {"next_action_at": now, "last_received_at": min(row.last_received_at, now)}
@@ -51,16 +54,16 @@ def _wrong(
 ) -> list[Row[Any]]:
     """Of some studies those with a time that nothing explains."""
     latest = now + TOLERANCE
-    past = or_(Study.last_received_at > latest, Study.waits_from > latest, Study.lease_until > latest + lease)
+    surely = or_(Study.last_received_at > latest, Study.waits_from > latest, Study.lease_until > latest + lease)
     rows = connection.execute(
-        some.add_columns(past.label("past"))
+        some.add_columns(surely.label("surely"))
         .where(Study.state.in_(sorted(ACTIVE_STATES)), Study.next_action_at.is_not(None))
-        .where(or_(past, Study.next_action_at > latest))
+        .where(or_(surely, Study.next_action_at > latest))
         .order_by(Study.id)
     ).all()
 
     def is_wrong(row: Row[Any]) -> bool:
-        if row.past:
+        if row.surely:
             return True
         began = row.waits_from or row.last_received_at
         attempts = max(row.attempts, *(getattr(row, kind.__tablename__) or 0 for kind in _STEPS))
