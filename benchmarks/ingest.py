@@ -53,6 +53,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when the module is read
 
+from services.ingest import store_command
 from shared import keys, pki
 from shared.identity import Identity
 from shared.paths import ROOT
@@ -168,14 +169,18 @@ def null_server(port: int) -> None:
 
 
 def _let_fall(connection: socket.socket) -> None:
-    """One association (PS3.8 9.3): accepted, each end of a data set answered with success, then released."""
+    """One association (PS3.8 9.3): accepted, each C-STORE answered with success once its data set ended, released."""
+    request: store_command.StoreRequest | None = None
     with connection, connection.makefile("rb", buffering=1 << 20) as stream:
         while head := stream.read(6):
             body = stream.read(int.from_bytes(head[2:], "big"))
             if head[0] == 0x01:
                 connection.sendall(_accepted(head + body))
-            elif head[0] == 0x04 and body[5] == 0x02:  # a data set's last fragment
-                connection.sendall(_success(body[4]))
+            elif head[0] == 0x04 and body[5] == 0x03:  # a whole command set
+                request = store_command.read(body[6:])
+            elif head[0] == 0x04 and body[5] == 0x02 and request is not None:  # a data set's last fragment
+                for value in store_command.values(store_command.answer(request, 0x0000), 0):
+                    connection.sendall(store_command.pdu(body[4], value))
             elif head[0] == 0x05:
                 connection.sendall(struct.pack(">BxII", 0x06, 4, 0))
 
@@ -192,29 +197,33 @@ def _accepted(request: bytes) -> bytes:
     return answer.encode()
 
 
-def _success(context: int) -> bytes:
-    """A C-STORE-RSP (PS3.7 9.3.1.2) as a PDU; to which message it is, the senders here do not look."""
-    elements = {0x0100: 0x8001, 0x0120: 1, 0x0800: 0x0101, 0x0900: 0}
-    rest = b"".join(struct.pack("<HHIH", 0, element, 2, value) for element, value in elements.items())
-    command = struct.pack("<HHII", 0, 0, 4, len(rest)) + rest
-    return struct.pack(">BxIIBB", 0x04, len(command) + 6, len(command) + 2, context, 0x03) + command
+@contextmanager
+def _beside(serve: Callable[..., None], *arguments: Any) -> Iterator[psutil.Process]:
+    """A server in a process of its own."""
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True)
+    server.start()
+    try:
+        yield psutil.Process(server.pid)
+    finally:
+        server.terminate()
+        server.join()
 
 
 @contextmanager
 def null(folder: Path) -> Iterator[Server]:
-    """The server that keeps nothing, in a process of its own."""
+    """The server that keeps nothing."""
     port = free_port()
-    server = multiprocessing.get_context("spawn").Process(target=null_server, args=(port,), daemon=True)
-    server.start()
-    try:
+    with _beside(null_server, port) as process:
         deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        while not _listens(port):
             assert time.monotonic() < deadline, "the server does not answer"
             time.sleep(0.1)
-        yield Server(port, {"server": psutil.Process(server.pid)})
-    finally:
-        server.terminate()
-        server.join()
+        yield Server(port, {"server": process})
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port() -> int:
@@ -225,18 +234,12 @@ def free_port() -> int:
 
 @contextmanager
 def bare(folder: Path) -> Iterator[Server]:
-    """The bare server in a process of its own."""
+    """The bare server."""
     port = free_port()
     (folder / "objects").mkdir()
-    context = multiprocessing.get_context("spawn")
-    server = context.Process(target=bare_server, args=(str(folder / "objects"), port), daemon=True)
-    server.start()
-    try:
+    with _beside(bare_server, str(folder / "objects"), port) as process:
         answering(port)
-        yield Server(port, {"server": psutil.Process(server.pid)})
-    finally:
-        server.terminate()
-        server.join()
+        yield Server(port, {"server": process})
 
 
 @contextmanager

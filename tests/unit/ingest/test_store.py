@@ -234,7 +234,7 @@ def test_a_next_step_that_a_clock_dated_ten_minutes_ahead_is_due_at_once_without
     assert studies.next_due() == NOW
 
 
-def test_a_study_that_waits_long_for_what_it_lacks_goes_on_waiting(engine: Engine, arrival: Make):
+def test_a_study_whose_quiet_period_is_long_goes_on_waiting(engine: Engine, arrival: Make):
     studies = StudyStore(engine, quiet=timedelta(minutes=20))
     instance = received(studies, arrival())
     claim = claimed(studies)
