@@ -301,6 +301,8 @@ def evaluate(
     console.print(table)
     shown = ("selective", "flags", "not_a_chest", "speed")
     console.print_json(data={name: report["served"][name] for name in shown})
+    if beside is not None:
+        console.print_json(data=report["beside"])
     if out is not None:
         _write(out, report)
     if page is not None:
