@@ -22,14 +22,13 @@ import numpy as np
 import onnxruntime as ort
 import psutil
 
-from services.inference import chest, general, masks, tensors
-from services.inference.assess import Assessor
+from services.inference import bilevel, chest, general, masks, tensors
+from services.inference.assess import AssessmentResult, Assessor
 from services.inference.backends import OUTPUTS
 from services.inference.batching import Batching
 from services.inference.pixels import frame_of
 from services.inference.preprocessing import preprocess
 from services.inference.registry import load
-from services.inference.service import png
 from shared import dicom, paths, phantom
 from shared.identity import Identity
 from stepwedge.inference.v1 import inference_pb2
@@ -71,7 +70,7 @@ def speed(images: int, columns: int, rows: int, callers: int, workers: int) -> N
         str(paths.MODEL / "student.int8.onnx"), _options(), providers=["CPUExecutionProvider"]
     )
     seen = chest.look(assessor.model, prepared.grid, prepared.geometry, None, 0)
-    one = masks.full_size(seen.answer.logits, seen.where)["lungs_full"]
+    bits = masks.full_size(seen.answer.logits, seen.where)
     stages: dict[str, Callable[[], object]] = {
         "bare model": lambda: session.run(None, {"image": prepared.tensor}),
         "read the object": lambda: dicom.read(data),
@@ -80,8 +79,8 @@ def speed(images: int, columns: int, rows: int, callers: int, workers: int) -> N
         "preprocess": lambda: preprocess(frame.values, frame.inverted),
         "model and measurements": lambda: chest.look(assessor.model, prepared.grid, prepared.geometry, None, 0),
         "masks at full size": lambda: masks.full_size(seen.answer.logits, seen.where),
-        "PNG of four masks": lambda: [png(one) for _ in range(4)],
-        "engine, whole": lambda: assessor.assess_dicom(data).masks,
+        "PNG of four masks": lambda: [bilevel.png(one, columns) for one in bits.values()],
+        "engine, whole": lambda: _pictures(assessor.assess_dicom(data)),
     }
     print(f"{columns} x {rows} pixels, {len(data) / 2**20:.1f} MiB; load average {psutil.getloadavg()[0]:.1f}")
     medians = {}
@@ -91,7 +90,7 @@ def speed(images: int, columns: int, rows: int, callers: int, workers: int) -> N
         print(f"{stage:24s} p50 {medians[stage]:8.2f} ms   p95 {slow:8.2f} ms")
     # The same answer, masks as pictures, by a loop without server, store and log.
     turn = itertools.cycle(objects)
-    alone = _asked(lambda: [png(one) for one in assessor.assess_dicom(next(turn)).masks.values()], images, workers, 1)
+    alone = _asked(lambda: _pictures(assessor.assess_dicom(next(turn))), images, workers, 1)
     served = _served(objects, images, callers, workers)
     print(f"bare model {1000 / medians['bare model']:8.1f} images/s")
     for name, one in (("engine", alone), ("service", served)):
@@ -101,6 +100,11 @@ def speed(images: int, columns: int, rows: int, callers: int, workers: int) -> N
         f"{served.images_per_second / alone.images_per_second:.2f} of the engine, and "
         f"{alone.cpu / served.cpu:.2f} by processor time of the process that answers"
     )
+
+
+def _pictures(result: AssessmentResult) -> list[bytes]:
+    """The masks as the service stores them."""
+    return [bilevel.png(bits, result.columns) for bits in result.bits.values()]
 
 
 def _options() -> ort.SessionOptions:

@@ -22,9 +22,9 @@ import numpy as np
 import psutil
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
+from services.inference import bilevel
 from services.inference.assess import Assessor
 from services.inference.pixels import frame_of
-from services.inference.service import png
 from services.redaction.engine import redact
 from services.redaction.profile import Profile
 from shared import dicom, paths, phantom
@@ -75,7 +75,7 @@ def one_pass(data: bytes, profile: Profile, assessor: Assessor, policy: Policy) 
     done("decode")
     result = assessor.assess_dataset(dataset)
     done("assess")
-    assert [png(mask) for mask in result.masks.values()]
+    assert [bilevel.png(bits, result.columns) for bits in result.bits.values()]
     done("masks")
     policy.instance_verdict(result.findings, modality="DX")
     done("decide")

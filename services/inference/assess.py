@@ -13,7 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from services.inference import chest, collimation, facts, general, header, in_the_way, masks, registry, thresholds
+from services.inference import (
+    bilevel,
+    chest,
+    collimation,
+    facts,
+    general,
+    header,
+    in_the_way,
+    masks,
+    registry,
+    thresholds,
+)
 from services.inference.backends import REMOTE, Execution
 from services.inference.chest import Look
 from services.inference.coverage import DERIVED, RADIOGRAPHY, VOLUMES, Coverage, coverage, modality_of
@@ -87,9 +98,14 @@ class AssessmentResult:
     _look: Look | None = field(default=None, repr=False)
 
     @cached_property
+    def bits(self) -> Mapping[str, NDArray[np.uint8]]:
+        """Channel -> mask at the image's own size, a bit for a pixel (`bilevel.enlarged`); empty where no model ran."""
+        return {} if self._look is None else masks.full_size(self._look.answer.logits, self._look.where)
+
+    @property
     def masks(self) -> Mapping[str, NDArray[np.uint8]]:
         """Channel -> mask uint8 [rows, columns], 0 outside and 255 inside; empty where no model ran."""
-        return {} if self._look is None else masks.full_size(self._look.answer.logits, self._look.where)
+        return {channel: bilevel.unpacked(bits, self.columns) for channel, bits in self.bits.items()}
 
     @property
     def lungs(self) -> NDArray[np.bool_] | None:

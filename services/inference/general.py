@@ -186,7 +186,7 @@ def estimates(values: NDArray[Any]) -> Iterator[Value]:
     part = np.clip((part - low) / (high - low), -1.0, 2.0)
     # The difference of two Laplacians is blind to slopes and curves (Immerkaer 1996).
     residue = cv2.filter2D(part, -1, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32))
-    yield Value("noise", float(np.median(np.abs(residue[1:-1, 1:-1]))) / (0.6745 * 6))
+    yield Value("noise", float(_median(np.abs(residue[1:-1, 1:-1]).ravel())) / (0.6745 * 6))
     steep, blurred = (_steepest(part, sigma) for sigma in (1.0, 2.0))
     if blurred > 0:
         yield Value("sharpness", steep / blurred)
@@ -194,9 +194,23 @@ def estimates(values: NDArray[Any]) -> Iterator[Value]:
 
 def _levels(values: NDArray[Any]) -> int:
     if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
-        low = int(values.min())
-        return int(np.count_nonzero(np.bincount(values.ravel().astype(np.int32) - low)))
+        levels = 1 << 8 * values.dtype.itemsize
+        plane = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+        return int(np.count_nonzero(cv2.calcHist([plane], [0], None, [levels], [0, levels])))
     return len(np.unique(values))
+
+
+def _median(values: NDArray[np.float32]) -> np.float32:
+    """`np.median` of [n], n above 0, in a tenth of its time for many: a sample tells between which values it lies, and
+    only those are put in order."""
+    first, last = (len(values) - 1) // 2, len(values) // 2
+    sample = np.sort(values[:: max(1, len(values) // 4096)])
+    middle, near = len(sample) // 2, 2 * math.isqrt(len(sample))
+    low, high = sample[max(0, middle - near)], sample[min(len(sample) - 1, middle + near)]
+    below, between = int(np.count_nonzero(values < low)), values[(values >= low) & (values <= high)]
+    if below <= first and last < below + len(between):
+        values, first, last = between, first - below, last - below
+    return np.float32(np.mean(np.partition(values, (first, last))[first : last + 1]))
 
 
 def _steepest(part: NDArray[np.float32], sigma: float) -> float:

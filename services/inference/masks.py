@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inference.preprocessing import GRID, Letterbox, to_image
+from services.inference import bilevel
+from services.inference.preprocessing import GRID, Letterbox
 from services.inference.registry import CHANNELS
 from services.inference.thresholds import NESTED
 
@@ -55,14 +56,13 @@ def chances(logits: NDArray[np.float32], where: Letterbox, channel: str, one: Ne
 
 
 def full_size(logits: NDArray[np.float32], where: Letterbox) -> dict[str, NDArray[np.uint8]]:
-    """Clean masks uint8 [rows, columns], 0 outside and 255 inside, of every channel; one channel at a time in memory
-    as floating numbers."""
+    """Clean masks of every channel at the image's own size, a bit for a pixel: see `bilevel.enlarged`."""
     found: dict[str, NDArray[np.uint8]] = {}
     for channel, plane in zip(CHANNELS, logits, strict=True):
         fine = cv2.resize(plane, (GRID, GRID), interpolation=cv2.INTER_LINEAR)
         specks = (fine > 0) & ~largest(fine > 0, _PIECES[channel])
         fine[specks] = -np.abs(fine[specks])
-        found[channel] = (to_image(fine, where) > 0).view(np.uint8) * np.uint8(255)
+        found[channel] = bilevel.enlarged(fine, where)
     return found
 
 

@@ -8,12 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from services.inference import meters, recording, releases, rendering
+from services.inference import bilevel, meters, recording, releases, rendering
 from services.inference.assess import AssessmentResult, Assessor
 from services.inference.registry import CHANNELS, Model
 from services.inference.shadow import Shadow
@@ -82,8 +79,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         _check(reference)
         loop = asyncio.get_running_loop()
         began = time.perf_counter()
-        instance, result, assessment = await loop.run_in_executor(self._workers, self._assess, reference)
+        instance, result, assessment, pictures = await loop.run_in_executor(self._workers, self._assess, reference)
         meters.DURATION.observe(time.perf_counter() - began)
+        # Beside each other and outside the workers: a disk that makes them durable keeps no image waiting.
+        stored = [asyncio.to_thread(self._stored, channel, picture) for channel, picture in pictures.items()]
+        assessment.masks.extend(await asyncio.gather(*stored))
         index = await self._record(reference.sha256, instance, assessment, context.time_remaining())
         meters.count(assessment.findings)
         if self._shadow is not None:
@@ -167,23 +167,23 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     def _assess(
         self, reference: common_pb2.ObjectReference
-    ) -> tuple[dicom.Uids, AssessmentResult, inference_pb2.Assessment]:
-        """The blocking part: read, assess, store the masks."""
+    ) -> tuple[dicom.Uids, AssessmentResult, inference_pb2.Assessment, dict[str, bytes]]:
+        """The part that computes: read, assess, and make a picture of each channel's mask."""
+        dataset = self._read(reference)
+        instance = dicom.uids(dataset)
+        result = self._assessor.assess_dataset(dataset)
+        pictures = {channel: bilevel.png(bits, result.columns) for channel, bits in result.bits.items()}
+        return instance, result, recording.message(result), pictures
+
+    def _read(self, reference: common_pb2.ObjectReference) -> Dataset:
+        """The data set of an object; its file is in memory no longer than this."""
         data = self._store.get(Zone.DEIDENTIFIED, reference.sha256)
         if reference.size_bytes not in (0, len(data)):
             raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the object has another length than was said")
-        dataset: Dataset = dicom.read(data)
-        instance = dicom.uids(dataset)
-        result = self._assessor.assess_dataset(dataset)
-        return instance, result, self._message(result)
+        return dicom.read(data)
 
-    def _message(self, result: AssessmentResult) -> inference_pb2.Assessment:
-        message = recording.message(result)
-        message.masks.extend(self._stored(channel, mask) for channel, mask in result.masks.items())
-        return message
-
-    def _stored(self, channel: str, mask: NDArray[np.uint8]) -> inference_pb2.Mask:
-        stored = self._store.put(Zone.DEIDENTIFIED, png(mask))
+    def _stored(self, channel: str, picture: bytes) -> inference_pb2.Mask:
+        stored = self._store.put(Zone.DEIDENTIFIED, picture)
         reference = common_pb2.ObjectReference(
             zone=common_pb2.ZONE_DEIDENTIFIED, sha256=stored.sha256, size_bytes=stored.size
         )
@@ -193,14 +193,6 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 def _commitment(event: audit_pb2.ModelReleasedEvent) -> str:
     """Of who signed and who asked: another signature, or another who asks, is another act."""
     return hashlib.sha256(event.SerializeToString(deterministic=True)).hexdigest()[:32]
-
-
-def png(mask: NDArray[np.uint8]) -> bytes:
-    """A mask uint8 [rows, columns] as a PNG, 8-bit grey."""
-    whole, data = cv2.imencode(".png", mask)
-    if not whole:
-        raise StepwedgeError(ErrorCode.ERROR_CODE_INTERNAL, "a mask could not be encoded")
-    return bytes(data)
 
 
 def _check(reference: common_pb2.ObjectReference) -> None:

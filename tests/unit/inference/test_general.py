@@ -138,3 +138,25 @@ def test_less_exposure_is_more_noise_and_blur_is_less_sharp() -> None:
 )
 def test_where_nothing_can_be_estimated_only_the_levels_are_counted(values: NDArray[Any]) -> None:
     assert set(estimated(values)) == {"grey_levels"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4095, 4096, 100_000, 100_001])
+@pytest.mark.parametrize("kind", ["spread", "few values", "in order", "nearly one value"])
+def test_the_median_is_that_of_numpy(count: int, kind: str) -> None:
+    drawn = np.random.default_rng(count).normal(size=count)
+    values = {
+        "spread": drawn,
+        "few values": np.round(drawn),
+        "in order": np.sort(drawn),
+        "nearly one value": np.where(np.arange(count) < count // 3, drawn, 0.0),
+    }[kind].astype(np.float32)
+    found = general._median(values)
+    assert found == np.median(values)
+    assert found.dtype == np.median(values).dtype
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int16])
+def test_every_level_counts_once(kind: type[Any]) -> None:
+    ends = np.iinfo(kind)
+    values = RNG.integers(ends.min, ends.max, (80, 90), endpoint=True).astype(kind)
+    assert general._levels(values) == len(np.unique(values))
