@@ -94,18 +94,16 @@ def distil(
     """Train the student on human masks and on the teachers' soft labels for every image, labelled or not."""
     import torch
 
-    from distillation.batches import STUDENT_MIX, Mixture
-    from distillation.models import Student
+    from distillation.batches import STUDENT_MIX, STUDENT_PARTS, Mixture
+    from distillation.models import Student, earlier_student
     from distillation.train import Plan, fit, student_loss
 
     pool = _pool(data, work, ("train", "unlabelled"))
     taught = {} if alone else _teach(work, pool, most, start)
     torch.manual_seed(seed)
-    student = Student()
-    if start is not None:
-        student.load_state_dict(torch.load(start, weights_only=True))
+    student = Student() if start is None else earlier_student(start)
     plan = Plan(run, steps, seed, rate=rate, minutes=minutes, threads=threads, average=average, gentle=gentle)
-    mixture = Mixture(pool, STUDENT_MIX, seed, gentle=gentle)
+    mixture = Mixture(pool, STUDENT_MIX, seed, gentle=gentle, parts=STUDENT_PARTS)
     mixture.leave_out(odd := pool.against_the_convention())
     fit(student, student_loss, mixture, plan, work / run)
     lineage = {
@@ -425,18 +423,15 @@ def _trained(work: Path) -> tuple[list[Any], dict[str, str]]:
 def _teach(work: Path, pool: Any, most: int, student: Path | None) -> dict[str, str]:
     """Gives the pool the soft labels of all teachers trained under `work` and of an earlier student, if there is one;
     returns their digests."""
-    import torch
 
     from distillation.ensemble import soft_labels, worth_teaching
-    from distillation.models import Student, channels_last
+    from distillation.models import channels_last, earlier_student
 
     ensemble, digests = _trained(work)
     if not ensemble and student is None:
         raise typer.BadParameter("no teacher is trained here: run `teachers` first, or say --alone")
     if student is not None:
-        earlier = Student()
-        earlier.load_state_dict(torch.load(student, weights_only=True))
-        ensemble.append(channels_last(earlier).eval())
+        ensemble.append(channels_last(earlier_student(student)).eval())
         digests["an earlier student"] = _digest(student)
     rows = worth_teaching([item.source for item in pool.radiographs], most)
     key = hashlib.sha256(json.dumps([digests, rows.tolist()]).encode()).hexdigest()[:16]

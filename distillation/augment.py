@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -12,7 +12,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from distillation.data import FLAGS, MAP
-from services.inference.preprocessing import GRID, HIGH_PERCENTILE, LOW_PERCENTILE, Letterbox
+from services.inference.preprocessing import GRID, HIGH_PERCENTILE, LOW_PERCENTILE, Letterbox, letterbox
+from services.inference.registry import EDGES, SHARES
 
 Image = NDArray[Any]  # float32 [256, 256], about 0..1
 Box = tuple[int, int, int, int]  # top, bottom, left, right
@@ -21,11 +22,14 @@ TURN_FLAG = {1: FLAGS.index("rotated_90"), 2: FLAGS.index("rotated_180"), 3: FLA
 
 @dataclass
 class View:
-    """One augmented image: grid uint8 [256, 256], maps uint8 [128, 128, 4] moved with it, flags float32 [6]."""
+    """One augmented image: grid uint8 [256, 256], maps uint8 [128, 128, 4] moved with it, flags float32 [6]; edges,
+    known: float32 [4, 7], whether the lungs end within each share of each edge, and 1 where that is known."""
 
     grid: NDArray[np.uint8]
     maps: list[NDArray[np.uint8]]
     flags: NDArray[np.float32]
+    edges: NDArray[np.float32] = field(default_factory=lambda: np.zeros((len(EDGES), len(SHARES)), np.float32))
+    known: NDArray[np.float32] = field(default_factory=lambda: np.zeros((len(EDGES), len(SHARES)), np.float32))
 
 
 def view(
@@ -77,6 +81,77 @@ def _gentle(grid: NDArray[np.uint8], box: Letterbox, maps: list[NDArray[np.uint8
         image = np.asarray(cv2.pow(image, float(np.exp(rng.uniform(-0.25, 0.25)))))
     grid = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     return View(grid, _moved(maps, matrix), np.zeros(len(FLAGS), np.float32))
+
+
+def part(
+    grid: NDArray[np.uint8],
+    box: Letterbox,
+    margins: NDArray[np.float32],
+    maps: list[NDArray[np.uint8]],
+    rng: Generator,
+) -> View:
+    """A look at a part of one image, of which it is known where the lungs end beside each edge, also beyond it.
+
+    margins: of `Pool`. Whole and cut images pass through the same resampling, so that its traces tell nothing.
+    """
+    cut = _cuts(margins, rng)
+    height, width = (box.height * (1 - cut[0] - cut[1]), box.width * (1 - cut[2] - cut[3]))
+    top, left = box.top + box.height * cut[0], box.left + box.width * cut[2]
+    stretch = float(np.exp(rng.uniform(-0.12, 0.12))) if rng.random() < 0.35 else 1.0
+    new = letterbox(max(1, round(1000 * height)), max(1, round(1000 * width * stretch)))
+    across, down = new.width / width, new.height / height
+    matrix = np.array(
+        [[across, 0, new.left - 0.5 - across * (left - 0.5)], [0, down, new.top - 0.5 - down * (top - 0.5)]]
+    )
+    moved = _moved(maps, matrix)
+    frame = (new.top, new.top + new.height, new.left, new.left + new.width)
+    hidden = np.ones((MAP, MAP), bool)
+    hidden[(frame[0] + 1) // 2 : frame[1] // 2, (frame[2] + 1) // 2 : frame[3] // 2] = False
+    for m, value in zip(moved, (0, 255, 0), strict=False):
+        m[hidden] = value
+    image = _resampled(grid[box.top : box.top + box.height, box.left : box.left + box.width], box, matrix, rng)
+    if rng.random() < 0.8:
+        image = _expose(image, rng)
+    seen = View(finish(image, frame, rng), moved, np.zeros(len(FLAGS), np.float32), *_ends(margins, cut))
+    return _mirror_image(seen) if rng.random() < 0.15 else seen
+
+
+def _cuts(margins: NDArray[np.float32], rng: Generator) -> NDArray[np.float64]:
+    """What is taken away at each edge, as shares of height and width: about as much as brings the edge to the lungs."""
+    while True:
+        wished = np.where(margins > 0, margins - rng.uniform(-0.075, 0.07, 4), rng.uniform(0, 0.07, 4))
+        cut = np.where(rng.random(4) < 0.45, 0.0, np.maximum(0.0, wished))
+        if max(cut[0] + cut[1], cut[2] + cut[3]) < 0.4:
+            return np.asarray(cut, np.float64)
+
+
+def _ends(margins: NDArray[np.float32], cut: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What `View` calls edges and known. Of lungs that were cut off before, only the least that is missing is known."""
+    left = 1 - np.repeat((cut[0] + cut[1], cut[2] + cut[3]), 2)
+    ends = ((np.where(np.isnan(margins), 0.0, margins) - cut) / left)[:, None]
+    shares = np.array(SHARES)
+    known = np.where(margins[:, None] > 0, True, (margins[:, None] == 0) & (shares > ends))
+    return (ends < shares).astype(np.float32), known.astype(np.float32)
+
+
+def _resampled(inside: NDArray[np.uint8], box: Letterbox, matrix: NDArray[np.float64], rng: Generator) -> Image:
+    """The image without its letterbox, made coarser by chance, moved by `matrix` (from grid to grid)."""
+    share = float(rng.uniform(0.65, 1.0)) if rng.random() < 0.7 else 1.0
+    size = (max(1, round(inside.shape[1] * share)), max(1, round(inside.shape[0] * share)))
+    coarse = cv2.resize(np.ascontiguousarray(inside), size, interpolation=cv2.INTER_AREA)
+    step = np.array([inside.shape[1] / size[0], inside.shape[0] / size[1]])
+    own = matrix.copy()
+    own[:, 2] += matrix[:, :2] @ (np.array([box.left, box.top]) - 0.5 + step / 2)
+    own[:, :2] *= step
+    moved = cv2.warpAffine(coarse, own, (GRID, GRID), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(moved, np.float32) / 255
+
+
+def _mirror_image(seen: View) -> View:
+    flags, sides = seen.flags.copy(), [0, 1, 3, 2]
+    flags[FLAGS.index("mirrored")] = 1
+    maps = [np.ascontiguousarray(m[:, ::-1][..., (1, 0, 2, 3)]) for m in seen.maps]
+    return View(np.ascontiguousarray(seen.grid[:, ::-1]), maps, flags, seen.edges[sides], seen.known[sides])
 
 
 def _moved(maps: list[NDArray[np.uint8]], matrix: NDArray[np.float64]) -> list[NDArray[np.uint8]]:

@@ -93,7 +93,7 @@ def fit_platt(sources: list[NDArray[np.float64]]) -> tuple[float, float]:
 
 def _flag_thresholds(clean: Answer, val: Pool) -> dict[str, dict[str, float]]:
     """On probabilities: the least that keeps false alarms on upright chests rare in every source, and at least 0.5."""
-    p = sigmoid(clean.flags)
+    p = sigmoid(clean.flags[:, : len(FLAGS)])
     sources = sorted({item.source for item in val.radiographs})
     worst = np.max([np.quantile(p[val.rows_of(source)], 1 - FALSE_ALARMS, axis=0) for source in sources], axis=0)
     return {

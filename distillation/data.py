@@ -43,7 +43,8 @@ class Pool:
 
     grids: uint8 [n, 256, 256]; targets, weights: uint8 [n, 128, 128, 4], 255 = one; soft: teachers' answers, same
     shape, or None, and taught: bool [n], which images have them; complete: bool [n, 4], where a person labelled the
-    whole channel; boxes: the letterboxes.
+    whole channel; boxes: the letterboxes; margins: float32 [n, 4], from the lungs to the upper, lower, left and right
+    edge of the image as shares of its height or width, 0 where the lungs are cut off there, NaN where nobody says.
     """
 
     radiographs: list[Radiograph]
@@ -52,6 +53,7 @@ class Pool:
     weights: NDArray[np.uint8]
     complete: NDArray[np.bool_]
     boxes: list[Letterbox]
+    margins: NDArray[np.float32]
     soft: NDArray[np.uint8] | None = None
     taught: NDArray[np.bool_] | None = None
 
@@ -123,16 +125,16 @@ def load_pool(root: Path, cache: Path, splits: tuple[str, ...], progress: Callab
     if set(splits) & set(HELD_OUT):
         raise ValueError("the test splits are for the final report only")
     items = [item for item in read_index(root) if item.split in splits]
-    key = hashlib.sha256(json.dumps([PREPROCESSING_VERSION, MAP, 2, [i.id for i in items]]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([PREPROCESSING_VERSION, MAP, 3, [i.id for i in items]]).encode()).hexdigest()[:16]
     place = cache / key
     boxes = [letterbox(*_size(root, item)) for item in items] if not (place / "boxes.npy").exists() else []
     if not (place / "boxes.npy").exists():
         _build(root, items, boxes, place, progress)
     boxes = [Letterbox(*(int(value) for value in row)) for row in np.load(place / "boxes.npy")]
-    grids, targets, weights, complete = (
-        np.load(place / f"{name}.npy", mmap_mode="r") for name in ("grids", "targets", "weights", "complete")
+    grids, targets, weights, complete, margins = (
+        np.load(place / f"{name}.npy", mmap_mode="r") for name in ("grids", "targets", "weights", "complete", "margins")
     )
-    return Pool(items, grids, targets, weights, complete, boxes)
+    return Pool(items, grids, targets, weights, complete, boxes, margins)
 
 
 def _size(root: Path, item: Radiograph) -> tuple[int, int]:
@@ -148,13 +150,17 @@ def _build(
     targets = np.zeros((len(items), MAP, MAP, len(CHANNELS)), np.uint8)
     weights = np.zeros_like(targets)
     complete = np.zeros((len(items), len(CHANNELS)), bool)
+    margins = np.full((len(items), 4), np.nan, np.float32)
     for i, (item, box) in enumerate(zip(items, boxes, strict=True)):
         grids[i] = preprocess(read_image(root, item)).grid
         if item.convention:
-            targets[i], weights[i] = _IMPLIED[item.convention](*read_truth(root, item), box)
+            truth = read_truth(root, item)
+            targets[i], weights[i] = _IMPLIED[item.convention](*truth, box)
+            margins[i] = _margins(item.convention, truth[0])
             complete[i, CONVENTION_CHANNELS[item.convention]] = True
         progress(i + 1, len(items))
     arrays: dict[str, NDArray[Any]] = {"grids": grids, "targets": targets, "weights": weights, "complete": complete}
+    arrays["margins"] = margins
     for name, array in arrays.items():
         np.save(place / f"{name}.npy", array)
     np.save(place / "boxes.npy", np.array([[b.rows, b.columns, b.top, b.left, b.height, b.width] for b in boxes]))
@@ -191,6 +197,21 @@ def _from_full(
     weights[..., :3] = np.minimum(weights[..., :3], weights[..., 3:])
     return targets, weights
 
+
+def _margins(convention: str, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """See `Pool.margins`. Lung fields stop at the diaphragm: they do not say where the lungs end below."""
+    lungs = masks[0] if convention == "full" else masks[0] | masks[1]
+    if not lungs.any():
+        return np.full(4, np.nan, np.float32)
+    found: list[float] = []
+    for filled in (lungs.any(1), lungs.any(0)):
+        inside = np.flatnonzero(filled)
+        cells = (int(inside[0]), len(filled) - 1 - int(inside[-1]))
+        found += [0.0 if one < CUT_OFF else one / len(filled) for one in cells]
+    return np.array([found[0], found[1] if convention == "full" else np.nan, *found[2:]], np.float32)
+
+
+CUT_OFF = 2  # pixels: a mask that comes so close to the edge is cut off there (README of the set)
 
 _IMPLIED = {"field": _from_field, "full": _from_full}
 

@@ -55,6 +55,7 @@ POOR = 0.90
 """Dice under which a mask that was not abstained from is a silent failure."""
 WATTS_PER_CORE = 5.0
 """For joules, which are modelled: CPU-seconds times this."""
+_FOREIGN = FLAGS.index("not_a_chest")
 BAND = 4  # cells of the map of 128
 FAULTY_OF_A_GROUP = 40  # images of a source and split that the faults are tried on
 TURNS = {"rotated_90": -1, "rotated_180": 2, "rotated_270": 1}  # np.rot90 turns against the clock
@@ -510,7 +511,7 @@ def _foreign(
             "by_flag": _share(flag),
             "by_distance": _share(far),
             "by_either": _share(flag | far),
-            "auroc_flag": auroc(answers.flags[:, -1], upright.flags[:, -1]),
+            "auroc_flag": auroc(answers.flags[:, _FOREIGN], upright.flags[:, _FOREIGN]),
             "auroc_distance": auroc(away, distance(upright.features, statistics)),
         }
     return report

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor
 
+from distillation.data import FLAGS
+
 _WHISPER = 0.3
 
 
@@ -40,9 +42,10 @@ def distilled(logits: Tensor, soft: Tensor, taught: Tensor, complete: Tensor, te
 
 
 def flagged(logits: Tensor, flags: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy of the global flags, [N, 6] each."""
-    entropy = F.binary_cross_entropy_with_logits(logits, flags, reduction="none")
-    return (entropy * weight).sum() / weight.sum().clamp_min(1.0)
+    """Cross-entropy of the global flags, and of the edges behind them, [N, 34] each."""
+    entropy = F.binary_cross_entropy_with_logits(logits, flags, reduction="none") * weight
+    parts = zip(entropy.tensor_split([len(FLAGS)], 1), weight.tensor_split([len(FLAGS)], 1), strict=True)
+    return torch.stack([part.sum() / known.sum().clamp_min(1.0) for part, known in parts]).sum()
 
 
 def _dice_loss(p: Tensor, target: Tensor, weight: Tensor) -> Tensor:

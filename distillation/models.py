@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor, nn
 
 from distillation.data import CHANNELS, FLAGS
+from services.inference.registry import EDGE_FLAGS
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -32,7 +33,8 @@ class ConvBlock(nn.Sequential):
 
 
 class Student(nn.Module):
-    """Image [N, 1, 256, 256] -> mask logits [N, 4, 128, 128], flag logits [N, 6], features [N, 160].
+    """Image [N, 1, 256, 256] -> mask logits [N, 4, 128, 128], flag logits [N, 34] (the six flags, then
+    where the lungs end beside each edge), features [N, 160].
 
     The stem divides by four at once, all convolutions are dense 3x3 and every activation is a ReLU: quantised, this
     is faster on CPUs than depthwise-separable networks of a quarter of its arithmetic. The head answers at 64 x 64
@@ -52,6 +54,9 @@ class Student(nn.Module):
         )
         self.head = nn.Conv2d(widths[0], 4 * len(CHANNELS), 1)
         self.where = nn.Sequential(nn.Conv2d(widths[-1], 32, 1), nn.ReLU(inplace=True))
+        self.edges = nn.Sequential(
+            nn.Conv2d(widths[-2], 24, 1), nn.ReLU(inplace=True), ConvBlock(24, 16, 2), nn.Conv2d(16, len(EDGE_FLAGS), 8)
+        )
         self.flags = nn.Sequential(nn.Linear(4 * 32, 32), nn.ReLU(inplace=True), nn.Linear(32, len(FLAGS)))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,10 +67,21 @@ class Student(nn.Module):
         features = torch.cat((third.mean((2, 3)), deepest.mean((2, 3))), 1)
         # The four quarters keep apart what turning and mirroring exchange.
         flags = self.flags(F.avg_pool2d(self.where(deepest), 4).flatten(1))
-        x = deepest
+        x, flagged = deepest, [flags]
         for up, skip in zip(self.ups, levels[-2:0:-1], strict=True):
             x = up(torch.cat((F.interpolate(x, scale_factor=2.0, mode="nearest"), skip), 1))
-        return F.pixel_shuffle(self.head(x), 2), flags, features
+            if len(flagged) == 1:  # at 16 x 16
+                flagged.append(self.edges(x).flatten(1))
+        return F.pixel_shuffle(self.head(x), 2), torch.cat(flagged, 1), features
+
+
+def earlier_student(path: Path) -> Student:
+    """The student of an earlier run (average.pt). One of before 0.5.0 says nothing of the edges: that part is new."""
+    student = Student()
+    absent, strange = student.load_state_dict(torch.load(path, weights_only=True), strict=False)
+    if strange or not all(name.startswith("edges.") for name in absent):
+        raise ValueError("these are not the weights of a student")
+    return student
 
 
 class MBConv(nn.Module):

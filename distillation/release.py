@@ -18,7 +18,7 @@ from distillation import cards, gates, not_a_chest, procedural
 from distillation.data import CHANNELS, FLAGS
 from distillation.runtime import answer, session
 from services.inference.preprocessing import GRID, PREPROCESSING_VERSION
-from services.inference.registry import instructions
+from services.inference.registry import EDGE_FLAGS, instructions
 from shared.model_signatures import SIGNATURES, lacking, sign, signature
 
 NAME = "chest-student"
@@ -135,6 +135,7 @@ def release(
         write_golden(folder / NARROW, folder / "golden.int7.npz")
         forms = {"served_without_vnni": NARROW, "whole": SERVED_WITHOUT_VNNI}
         golden |= {"file_without_vnni": "golden.int7.npz", "file_whole": "golden.fp32.npz"}
+    flags = [*FLAGS, *EDGE_FLAGS][: session(folder / SERVED).get_outputs()[1].shape[1]]
     manifest = {
         "schema": 1,
         "name": NAME,
@@ -145,7 +146,7 @@ def release(
         "input": {"name": "image", "type": "float32", "shape": ["batch", 1, GRID, GRID], "range": [0, 1]},
         "outputs": {
             "logits": {"type": "float32", "shape": ["batch", len(CHANNELS), 128, 128], "channels": list(CHANNELS)},
-            "flags": {"type": "float32", "shape": ["batch", len(FLAGS)], "channels": list(FLAGS)},
+            "flags": {"type": "float32", "shape": ["batch", len(flags)], "channels": flags},
             "features": {"type": "float32", "shape": ["batch", 160]},
         },
         "preprocessing_version": PREPROCESSING_VERSION,

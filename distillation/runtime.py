@@ -17,7 +17,8 @@ OUTPUTS = ("logits", "flags", "features")
 
 @dataclass
 class Answer:
-    """logits float32 [N, 4, 128, 128]; flags float32 [N, 6] (logits); features float32 [N, 160]."""
+    """logits float32 [N, 4, 128, 128]; flags float32 [N, 34] (logits of the six, then of the edges, which students
+    before 0.5.0 have not); features float32 [N, 160]."""
 
     logits: NDArray[np.float32]
     flags: NDArray[np.float32]

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inference import masks, thresholds
+from services.inference import edges, masks, thresholds
 from services.inference.findings import FAIL, NOT_ASSESSABLE, PASS, WARN, Value, finding
 from services.inference.masks import Mask, Nested
 from services.inference.preprocessing import Letterbox
@@ -63,6 +63,8 @@ class Look:
     distance: float
     confidences: Mapping[str, float]
     nested: Mapping[str, Nested]
+    ends: Mapping[str, NDArray[np.float64]] | None = None
+    """Where the lungs end beside each edge, as `edges.beside` gives it; None where the release does not say."""
     turned: int = 0
     """Quarter turns clockwise by which the image was found turned, and by which it was turned back for this look."""
     first_turned: float = 0.0
@@ -132,6 +134,7 @@ def upright(model: Model, grid: NDArray[np.uint8], seen: Look) -> Look:
         answer=again.answer._replace(logits=logits),
         spacing_mm=seen.spacing_mm,
         nested=masks.nested(logits, seen.where),
+        ends=None,
         turned=turns,
         first_turned=seen.probabilities[list(_TURNS)[turns - 1]],
     )
@@ -156,7 +159,7 @@ def look(
 ) -> Look:
     """Let the model look at a grid uint8 [256, 256]."""
     answer = model.answer(grid)
-    flags = 0.5 * (1 + np.tanh(0.5 * answer.flags.astype(np.float64)))
+    flags = 0.5 * (1 + np.tanh(0.5 * answer.flags[: len(FLAGS)].astype(np.float64)))
     return Look(
         answer,
         where,
@@ -166,6 +169,7 @@ def look(
         model.calibration.distance(answer.features),
         masks.confidence(answer.logits, model.calibration.temperature, model.calibration.bias),
         masks.nested(answer.logits, where),
+        edges.beside(answer.flags),
     )
 
 
@@ -220,16 +224,20 @@ def margins(seen: Look) -> Iterator[Finding]:
         return
     lungs = masks.chances(seen.answer.logits, seen.where, "lungs_full", seen.nested["lungs_full"])
     for name, side in SIDES.items():
-        yield _margin(seen, f"lung_margin_{name}", side, lungs)
+        yield _margin(seen, name, side, lungs)
 
 
-def _margin(seen: Look, name: str, side: Side, chances: NDArray[np.float64]) -> Finding:
+def _margin(seen: Look, edge: str, side: Side, chances: NDArray[np.float64]) -> Finding:
     lungs = seen.nested["lungs_full"]
-    cell = seen.cell[side.axis]
+    length = lungs.middle.shape[side.axis]
     unit, limit = ("mm", thresholds.MARGIN_MM) if seen.spacing_mm else ("1", thresholds.MARGIN)
-    low, high = (cell * clear_cells(mask, side) for mask in (lungs.loose, lungs.tight))
-    expected = cell * expected_cells(chances, side)
-    value = Value(name, expected, unit, min(low, expected), max(high, expected))
+    low, high = (clear_cells(mask, side) / length for mask in (lungs.loose, lungs.tight))
+    expected = expected_cells(chances, side) / length
+    found = edges.Margin(min(low, expected), expected, max(high, expected))
+    if seen.ends is not None:
+        found = edges.margin(seen.ends[edge], found)
+    low, expected, high = (seen.cell[side.axis] * length * one for one in found)
+    value = Value(f"lung_margin_{edge}", expected, unit, low, high)
     outcome = FAIL if high <= limit.fail else WARN if low <= limit.warn else PASS
     words = {
         PASS: "the lungs end clear of this edge",

@@ -21,7 +21,7 @@ from services.inference import meters, tensors
 from services.inference.backends import OUTPUTS
 from services.inference.batching import Batching
 from services.inference.preprocessing import GRID
-from services.inference.registry import CHANNELS, FLAGS, Answer, Model
+from services.inference.registry import CHANNELS, Answer, Model
 from shared.build import software_build
 from shared.errors import ErrorCode, StepwedgeError
 from stepwedge.open_inference.v2 import open_inference_pb2 as oip
@@ -229,7 +229,7 @@ class _Statistics:
 
 def _outputs(model: Model) -> list[tuple[str, tuple[int, ...]]]:
     """Outputs and their sizes without that of the batch."""
-    sizes = (len(CHANNELS), GRID // 2, GRID // 2), (len(FLAGS),), (model.features,)
+    sizes = (len(CHANNELS), GRID // 2, GRID // 2), (model.flags,), (model.features,)
     return list(zip(OUTPUTS, sizes, strict=True))
 
 

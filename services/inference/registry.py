@@ -31,6 +31,12 @@ CHANNELS: Final[Mapping[str, Structure.ValueType]] = {
 """Mask channels in the order of the output `logits`, and what each shows."""
 FLAGS: Final = ("inverted", "rotated_90", "rotated_180", "rotated_270", "mirrored", "not_a_chest")
 """Flags in the order of the output `flags`."""
+EDGES: Final = ("top", "bottom", "right", "left")
+"""Edges of the image; the patient's right is on the image's left."""
+SHARES: Final = (-0.047, -0.023, -0.010, 0.002, 0.012, 0.020, 0.047)
+"""Margins between the lungs and an edge, as shares of the image's height or width; below zero, lung lies beyond it."""
+EDGE_FLAGS: Final = tuple(f"{edge} margin below {share:+.3f}" for edge in EDGES for share in SHARES)
+"""What stands behind the flags in the output `flags`, of a release that has it."""
 MANIFEST: Final = "manifest.json"
 EVALUATION: Final = "evaluation.json"
 
@@ -42,7 +48,8 @@ _LEAST_AGREEMENT: Final = 0.99
 
 
 class Answer(NamedTuple):
-    """What the model says of one grid: logits [4, h, w], flags [6] (logits), features [d]; float32."""
+    """What the model says of one grid: logits [4, h, w], flags [6] or, with `EDGE_FLAGS`, [34] (logits), features [d];
+    float32."""
 
     logits: NDArray[np.float32]
     flags: NDArray[np.float32]
@@ -111,6 +118,7 @@ class Model:
         self.calibration = calibration
         self.preprocessing = PREPROCESSING_VERSION
         self.features = len(calibration.mean)
+        self.flags = len(manifest["outputs"]["flags"]["channels"])
         self.self_test = "not made"
         self.subgroups: tuple[Subgroup, ...] = ()
         self._check: tuple[NDArray[np.uint8], str] | None = None
@@ -138,7 +146,7 @@ class Model:
         take what is no number for an answer.
         """
         found, n, half = self._backend.run(images), len(images), GRID // 2
-        sizes = ((n, len(CHANNELS), half, half), (n, len(FLAGS)), (n, self.features))
+        sizes = ((n, len(CHANNELS), half, half), (n, self.flags), (n, self.features))
         if any(one.shape != size or not np.isfinite(one).all() for one, size in zip(found, sizes, strict=True)):
             raise _failed("the model answers with other sizes than a release has, or with what is no number")
         return found
@@ -284,7 +292,7 @@ def _manifest(folder: Path, signers: Mapping[str, Collection[str]]) -> tuple[str
             and all(isinstance(manifest["files"][name]["sha256"], str) for name in wanted)
             and all(Path(name).name == name for name in manifest["files"])
             and manifest["outputs"]["logits"]["channels"] == list(CHANNELS)
-            and manifest["outputs"]["flags"]["channels"] == list(FLAGS)
+            and manifest["outputs"]["flags"]["channels"] in ([*FLAGS], [*FLAGS, *EDGE_FLAGS])
         )
     except (ValueError, KeyError, TypeError):
         ours = False

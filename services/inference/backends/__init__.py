@@ -21,7 +21,7 @@ REMOTE: Final = "open-inference"
 
 
 class Outputs(NamedTuple):
-    """What a model says of n images: logits [n, 4, h, w], flags [n, 6] (logits), features [n, d]; float32."""
+    """What a model says of n images: logits [n, 4, h, w], flags [n, 6 or 34] (logits), features [n, d]; float32."""
 
     logits: NDArray[np.float32]
     flags: NDArray[np.float32]

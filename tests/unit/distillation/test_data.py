@@ -9,7 +9,9 @@ import pytest
 from distillation import augment, data, procedural
 from distillation.augment import view
 from distillation.data import CHANNELS, FLAGS, MAP
+from distillation.measures import dice
 from services.inference.preprocessing import GRID, letterbox
+from services.inference.registry import SHARES
 from tests.shared_material import SHARED, needs_shared
 
 SQUARE = letterbox(GRID, GRID)
@@ -88,6 +90,64 @@ def _without_photometry(grid, target, seed):
             if not seen.flags[FLAGS.index("inverted")]:
                 return seen
     raise AssertionError
+
+
+def _rectangle(rng, rows, columns):
+    """A picture of bright "lungs", a mask of them, and its grid."""
+    top, bottom, left, right = rng.integers(0, 80, 4)
+    mask = np.zeros((rows, columns), bool)
+    mask[top : rows - bottom, left : columns - right] = True
+    box = letterbox(rows, columns)
+    grid = np.zeros((GRID, GRID), np.uint8)
+    small = cv2.resize(np.where(mask, 200, 40).astype(np.uint8), (box.width, box.height), interpolation=cv2.INTER_AREA)
+    grid[box.top : box.top + box.height, box.left : box.left + box.width] = small
+    return mask, box, grid
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(600, 480), (480, 600), (520, 516)])
+def test_of_a_part_of_an_image_it_is_known_where_the_lungs_end(rows, columns):
+    """What is seen of them ends where it says, and what is not seen lies beyond the edge."""
+    rng, frames = np.random.default_rng(rows), []
+
+    def finish(image, frame, rng):
+        frames.append(frame)
+        return np.rint(image * 255).astype(np.uint8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augment, "_PHOTOMETRIC", ())
+        patch.setattr(augment, "finish", finish)
+        for _ in range(40):
+            mask, box, grid = _rectangle(rng, rows, columns)
+            target = np.rint(data.on_grid(mask, box, MAP) * 255).astype(np.uint8)[..., None].repeat(4, 2)
+            margins = data._margins("full", mask[None])
+            seen = augment.part(grid, box, margins, [target, np.full_like(target, 255)], rng)
+            top, bottom, left, right = frames[-1]
+            if seen.flags[FLAGS.index("mirrored")]:
+                left, right = GRID - right, GRID - left
+            lungs = seen.grid[top:bottom, left:right] > 120
+            down, across = (np.flatnonzero(lungs.mean(axis) > 0.3) for axis in (1, 0))
+            ends = [down[0], bottom - top - 1 - down[-1], across[0], right - left - 1 - across[-1]]
+            shares = np.array(ends) / np.repeat((bottom - top, right - left), 2)
+            for share, edges, known in zip(shares, seen.edges, seen.known, strict=True):
+                sure = (known > 0) & (np.abs(share - SHARES) > 0.006) & ((share > 0.004) | (np.array(SHARES) > 0.01))
+                assert ((share < np.array(SHARES)) == (edges > 0))[sure].all()
+            assert dice(seen.maps[0][..., 3] > 127, cv2.resize(_whole(lungs, top, left), (MAP, MAP)) > 0.5) > 0.97
+
+
+def _whole(inside, top, left):
+    grid = np.zeros((GRID, GRID), np.float32)
+    grid[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return grid
+
+
+def test_lungs_that_were_cut_off_before_are_known_only_by_what_is_taken_away():
+    margins = np.array([0.0, np.nan, 0.1, 0.1], np.float32)
+    edges, known = augment._ends(margins, np.array([0.02, 0.02, 0.0, 0.0]))
+    assert known[0].tolist() == [share > -0.02 / 0.96 for share in SHARES]
+    assert edges[0][known[0] > 0].all()
+    assert not known[1].any()
+    assert known[2:].all()
+    assert not edges[2:].any()
 
 
 @needs_shared

@@ -27,7 +27,8 @@ def drawn_pool(count: int, seed: int) -> tuple[Pool, np.ndarray]:
     everything = np.rint(targets * 255).astype(np.uint8)
     items = [Radiograph(str(i), "drawn", "train", str(i), "field", {}) for i in range(count)]
     full = np.full_like(everything, 255)
-    return Pool(items, grids, everything, full, np.ones((count, 4), bool), [SQUARE] * count), masks
+    margins = np.full((count, 4), 0.05, np.float32)
+    return Pool(items, grids, everything, full, np.ones((count, 4), bool), [SQUARE] * count, margins), masks
 
 
 def test_unlabelled_channels_and_ignored_cells_move_nothing():
@@ -43,6 +44,35 @@ def test_unlabelled_channels_and_ignored_cells_move_nothing():
     assert not logits.grad[:, 3].any()
     assert not logits.grad[0, 1, :8].any()
     assert logits.grad[0, 1, 8:].all()
+
+
+def test_edges_that_nobody_knows_move_nothing_and_count_apart_from_the_flags():
+    torch = pytest.importorskip("torch")
+    from distillation.losses import flagged
+
+    logits = torch.zeros(2, 34, requires_grad=True)
+    weight = torch.ones(2, 34)
+    weight[0, 6:] = 0
+    loss = flagged(logits, torch.ones(2, 34), weight)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(2 * np.log(2))
+    assert logits.grad is not None
+    assert not logits.grad[0, 6:].any()
+    assert logits.grad[:, :6].all()
+
+
+def test_a_student_of_before_the_edges_is_taken_up_and_other_weights_are_not(tmp_path):
+    torch = pytest.importorskip("torch")
+    from distillation.models import Student, earlier_student
+
+    state = {name: value for name, value in Student().state_dict().items() if not name.startswith("edges.")}
+    torch.save(state, tmp_path / "average.pt")
+    taken = earlier_student(tmp_path / "average.pt").state_dict()
+    assert all(torch.equal(taken[name], value) for name, value in state.items())
+    del state["head.bias"]
+    torch.save(state, tmp_path / "average.pt")
+    with pytest.raises(ValueError, match="not the weights"):
+        earlier_student(tmp_path / "average.pt")
 
 
 def test_images_without_teachers_are_not_distilled():
