@@ -111,6 +111,7 @@ def distil(
         "began_from": _digest(start) if start else None,
         "index": _digest(data / "index.csv"),
         "left_out": [pool.radiographs[row].id for row in odd],
+        "images_a_step": sum(STUDENT_MIX.values()) + sum(STUDENT_PARTS.values()),
     }
     _merge(work / run / "run.json", lineage)
 

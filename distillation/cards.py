@@ -207,8 +207,9 @@ def _selective_table(selective: dict[str, Any], calibration: dict[str, Any]) -> 
 def _speed(speed: dict[str, Any]) -> str:
     times = f"best {speed['best_ms']} ms, p50 {speed['p50_ms']} ms, p99 {speed['p99_ms']} ms at batch 1 on one thread"
     dots = "with" if speed["vnni"] else "without"
-    spent = (1000 * speed[name] for name in ("cpu_seconds_an_image", "joules_an_image_modelled"))
-    cost = "{:.2f} CPU-ms and {:.1f} mJ an image".format(*spent)
+    modelled, measured = speed["joules_an_image_modelled"], speed.get("joules_an_image_measured")
+    joules = f"{1000 * modelled:.1f} mJ (modelled)" if measured is None else f"{1000 * measured:.1f} mJ (measured)"
+    cost = f"{1000 * speed['cpu_seconds_an_image']:.2f} CPU-ms and {joules} an image"
     where = f"at load average {speed['load']} on {speed['cores']} cores"
     return f"{times}, {cost}, {dots} 8-bit dot products (VNNI), {where}"
 
@@ -229,7 +230,8 @@ def _lineage(run: dict[str, Any]) -> str:
         else "without teachers, from human masks alone"
     )
     gentle = f", {100 * plan['gentle']:.0f} % gentle looks" if plan.get("gentle") else ""
-    effort = f"{run['steps_done']} steps of 16 images, seed {plan['seed']}, {run['seconds'] / 60:.0f} minutes on CPU"
+    steps = f"{run['steps_done']} steps of {run.get('images_a_step', 16)} images"
+    effort = f"{steps}, seed {plan['seed']}, {run['seconds'] / 60:.0f} minutes on CPU"
     return f"{effort}{gentle}, {taught}"
 
 
@@ -242,7 +244,8 @@ _MODEL = """# Model card: chest-student {version}
 
 **What it does.** Reads one frontal chest radiograph, prepared by `services/inference/preprocessing.py` to 256 x 256,
 and gives (a) four maps: right lung field, left lung field, heart, and both lungs in full; (b) six flags: inverted,
-turned by 90, 180 or 270 degrees clockwise, mirrored, not a chest; (c) 160 features, to tell how far an image lies from
+turned by 90, 180 or 270 degrees clockwise, mirrored, not a chest; behind them, for each edge, how likely the lungs
+end within seven distances of it, three of which lie beyond it; (c) 160 features, to tell how far an image lies from
 those it was trained on. The right lung is on the image's left; in a mirrored image the channels name the side in the
 picture. *Field* stops at heart and diaphragm; *full* goes on behind them. The two are never merged.
 

@@ -32,6 +32,7 @@ from distillation.data import (
     read_index,
     read_truth,
 )
+from distillation.energy import Energy
 from distillation.measures import (
     Mask,
     auroc,
@@ -523,10 +524,11 @@ def speed(path: Path, seconds: float = 4.0) -> dict[str, Any]:
     times: list[float] = []
     began = time.process_time()
     stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(times) < 20:
-        start = time.perf_counter()
-        model.run(None, {"image": image})
-        times.append((time.perf_counter() - start) * 1000)
+    with Energy() as energy:
+        while time.perf_counter() < stop or len(times) < 20:
+            start = time.perf_counter()
+            model.run(None, {"image": image})
+            times.append((time.perf_counter() - start) * 1000)
     cpu = (time.process_time() - began) / len(times)
     p50, p99 = np.percentile(times[5:], (50, 99))
     rates = {"best_ms": min(times), "p50_ms": p50, "p99_ms": p99, "images_per_second": 1000 / np.mean(times)}
@@ -535,6 +537,8 @@ def speed(path: Path, seconds: float = 4.0) -> dict[str, Any]:
         "cpu_seconds_an_image": round(cpu, 6),
         "joules_an_image_modelled": round(cpu * WATTS_PER_CORE, 5),
         "watts_a_core_assumed": WATTS_PER_CORE,
+        # Of all processors of the machine, idle ones too; absent where they count nothing, or only root may read it.
+        "joules_an_image_measured": None if energy.joules is None else round(energy.joules / len(times), 5),
         "peak_memory_of_this_process_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
     return {**{k: round(float(v), 3) for k, v in rates.items()}, **spent, **machine}
