@@ -183,10 +183,10 @@ def estimates(values: NDArray[Any]) -> Iterator[Value]:
     low, high = (float(end) for end in np.percentile(part[::4, ::4], (1, 99))) if min(part.shape) >= 32 else (0.0, 0.0)
     if not high > low:
         return
-    part = np.clip((part - low) / (high - low), -1.0, 2.0)
-    # The difference of two Laplacians is blind to slopes and curves (Immerkaer 1996).
-    residue = cv2.filter2D(part, -1, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32))
-    yield Value("noise", float(_median(np.abs(residue[1:-1, 1:-1]).ravel())) / (0.6745 * 6))
+    part -= low
+    part /= high - low
+    np.clip(part, -1.0, 2.0, out=part)
+    yield Value("noise", _noise(part))
     steep, blurred = (_steepest(part, sigma) for sigma in (1.0, 2.0))
     if blurred > 0:
         yield Value("sharpness", steep / blurred)
@@ -213,8 +213,15 @@ def _median(values: NDArray[np.float32]) -> np.float32:
     return np.float32(np.mean(np.partition(values, (first, last))[first : last + 1]))
 
 
+def _noise(part: NDArray[np.float32]) -> float:
+    """By the difference of two Laplacians, which is blind to slopes and curves (Immerkaer 1996)."""
+    residue = cv2.filter2D(part, -1, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32))
+    inside = np.asarray(residue[1:-1, 1:-1], np.float32).ravel()
+    return float(_median(np.abs(inside, out=inside))) / (0.6745 * 6)
+
+
 def _steepest(part: NDArray[np.float32], sigma: float) -> float:
     """The slope that one pixel in 200 reaches, after a blur of `sigma` pixels."""
     soft = cv2.GaussianBlur(part, (0, 0), sigma)
     across, down = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
-    return float(np.percentile(cv2.magnitude(across, down)[::2, ::2], 99.5))
+    return float(np.percentile(cv2.magnitude(across, down, across)[::2, ::2], 99.5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.tag import BaseTag
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from shared import dicom
 from shared.errors import ErrorCode, StepwedgeError
@@ -20,9 +22,14 @@ from shared.errors import ErrorCode, StepwedgeError
 MAX_FRAME_BYTES: Final = 256 << 20
 """Most bytes that a decoded frame may take; the largest detectors give 40 MB."""
 
+_PLAIN: Final = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
+_SIGNED: Final = ("<u2", "<i2")
+"""By Pixel Representation (PS3.3 C.7.6.3.1)."""
+
 _SPACING_MM: Final = (0.01, 5.0)
 """Distances between pixel centres that an X-ray detector or a digitizer can have, mm."""
 _PIXELS: Final = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_PIXELS_OF_REAL_NUMBERS: Final = frozenset(map(BaseTag, _PIXELS[:2]))
 _NATIVE: Final = {np.dtype(kind) for kind in (np.uint8, np.uint16, np.int16, np.float32)}
 _WIDENED: Final[Mapping[str, str]] = {"b1": "u1", "i1": "i2"}
 _MAX_LUT: Final = 1 << 16  # PS3.3 C.11.1.1.1: the number of entries fits 16 bits
@@ -65,8 +72,10 @@ def frame_of(dataset: Dataset, *, middle: bool) -> Frame:
     count = _number(dataset, "NumberOfFrames", 1)
     index = count // 2 if middle else 0
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip()
-    wanted = dicom.frames(dataset, max_bytes=MAX_FRAME_BYTES, rgb=photometric.startswith("YBR"), only=[index])
-    stored = next(wanted, None)
+    stored = _as_it_lies(dataset)
+    if stored is None:
+        wanted = dicom.frames(dataset, max_bytes=MAX_FRAME_BYTES, rgb=photometric.startswith("YBR"), only=[index])
+        stored = next(wanted, None)
     if stored is None or stored.ndim not in (2, 3) or stored.size == 0:
         raise _undecodable("the frame is empty")
     colour = stored.ndim == 3 or photometric == "PALETTE COLOR"
@@ -80,6 +89,30 @@ def frame_of(dataset: Dataset, *, middle: bool) -> Frame:
         values = _filled(values, padding, inverted=inverted)
     values = _finite(_modality_table(values, dataset))
     return Frame(values, inverted, padding, spacing_mm(dataset), index, count, colour, bits)
+
+
+def _as_it_lies(dataset: Dataset) -> NDArray[Any] | None:
+    """The frame of an uncompressed grey image of 16 bits, read-only and without a copy of what may be 40 MB; None where
+    decoding it would change anything, or the object is not plainly such an image."""
+    said = [dataset.get(keyword) for keyword in _PLAIN]
+    data = dataset.get("PixelData")
+    if not (isinstance(data, bytes) and all(isinstance(one, int) for one in said)) or sys.byteorder != "little":
+        return None
+    rows, columns, samples, allocated, stored, signed = said
+    if (
+        dataset.file_meta.get("TransferSyntaxUID") not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+        or dataset.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2")
+        or (samples, allocated) != (1, 16)
+        or dataset.get("NumberOfFrames", 1) != 1
+        or not (0 < 2 * rows * columns <= min(len(data), MAX_FRAME_BYTES) and 1 < stored <= 16 and signed in (0, 1))
+        or _PIXELS_OF_REAL_NUMBERS & dataset.keys()
+    ):
+        return None
+    values: NDArray[Any] = np.frombuffer(data, _SIGNED[signed], rows * columns).reshape(rows, columns)
+    if stored == allocated:
+        return values
+    ends = (-(1 << stored - 1), 1 << stored - 1) if signed else (0, 1 << stored)
+    return values if ends[0] <= int(values.min()) and int(values.max()) < ends[1] else None
 
 
 def rendered_frame(dataset: Dataset, index: int, *, max_bytes: int) -> tuple[NDArray[Any], bool, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,6 +21,8 @@ from pydicom.dataset import Dataset
 _FILES: Final = ("sop_class_iod_map", "iod_module_map", "module_attribute_map")
 _OF_PIXELS: Final = frozenset({"PixelData", "FloatPixelData", "DoubleFloatPixelData"})
 """Told by other findings."""
+_PART: Final = 1 << 20
+"""Bytes that are read at once."""
 
 
 class Required(NamedTuple):
@@ -64,9 +67,20 @@ def of_sop_class(uid: str) -> Required | None:
     return _tables().get(uid)
 
 
+def _modules(file: Path) -> Iterator[tuple[str, list[Any]]]:
+    """Module and its attributes, a few modules at a time: as a whole the file takes 60 MB. It is written with an indent
+    of two; one that is not is read all the same, at once."""
+    part = b""
+    with file.open("rb") as opened:
+        while more := opened.read(_PART):
+            *whole, part = (part + more).split(b"\n  ]")
+            for one in whole:
+                yield from json.loads(b"{" + one.lstrip(b"{,\n ") + b"]}", object_hook=_wanted).items()
+    yield from json.loads(b"{" + part.lstrip(b"{,\n "), object_hook=_wanted).items()
+
+
 def _wanted(found: dict[str, Any]) -> Any:
-    """Of an attribute type and keyword, None for one that is not wanted: read as a whole the file takes 60 MB, and
-    leaves them behind in pieces."""
+    """Of an attribute type and keyword, None for one that is not wanted."""
     if "keyword" not in found:
         return found
     wanted = not found["path"] and found["type"] in ("1", "2")
@@ -81,9 +95,8 @@ def _tables() -> dict[str, Required]:
     if folder is None or not folder.is_dir():
         return {}
     classes, iods = (json.loads((folder / f"{name}.json").read_bytes()) for name in _FILES[:2])
-    modules = json.loads((folder / f"{_FILES[2]}.json").read_bytes(), object_hook=_wanted)
     by_module: dict[str, dict[str, list[str]]] = {}
-    for key, attributes in modules.items():
+    for key, attributes in _modules(folder / f"{_FILES[2]}.json"):
         types = by_module.setdefault(key, {"1": [], "2": []})
         for type_of, keyword in filter(None, attributes):
             types[type_of].append(keyword)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -229,6 +231,16 @@ def test_a_long_list_of_what_is_absent_is_cut() -> None:
     found = header.attributes(bare)
     assert found.measurement.value > 20
     assert found.detail.endswith(" more")
+
+
+@pytest.mark.parametrize("indent", [None, 2, 4])
+def test_a_table_is_read_however_it_is_indented(tmp_path: Path, indent: int | None) -> None:
+    one = {"keyword": "Rows", "type": "1", "path": []}
+    within = {"keyword": "CodeValue", "type": "1", "path": ["CodeSequence"]}
+    written = tmp_path / "modules.json"
+    written.write_text(json.dumps({"image": [one, within], "empty": [], "other": [one]}, indent=indent))
+    read = {module: [each for each in found if each] for module, found in required._modules(written)}
+    assert read == {"image": [("1", "Rows")], "empty": [], "other": [("1", "Rows")]}
 
 
 def test_where_the_tables_are_not_installed_the_short_list_counts(monkeypatch: pytest.MonkeyPatch) -> None:

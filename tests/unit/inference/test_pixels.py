@@ -14,6 +14,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
 
 from services.inference import pixels
+from shared import dicom
 from shared.errors import ErrorCode, StepwedgeError
 
 UNDECODABLE, NOT_DICOM = ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE, ErrorCode.ERROR_CODE_NOT_DICOM
@@ -179,6 +180,42 @@ def test_of_several_frames_the_first_or_the_middle_one_is_taken() -> None:
     assert pixels.frame_of(_object(values), middle=False).values[0, 0] == 0
     middle = pixels.frame_of(_object(values), middle=True)
     assert (middle.values[0, 0], middle.index, middle.count) == (2, 2, 5)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 15, 16])
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+@pytest.mark.parametrize("beyond", [False, True])
+def test_what_is_taken_as_it_lies_is_what_decoding_gives(bits: int, kind: type[Any], beyond: bool) -> None:
+    used = 16 if beyond else bits
+    ends = (-(1 << used - 1), 1 << used - 1) if kind is np.int16 else (0, 1 << used)
+    ds = _object(np.random.default_rng(bits).integers(*ends, (50, 40)).astype(kind), BitsStored=bits, HighBit=bits - 1)
+    (decoded,) = dicom.frames(ds)
+    lying = pixels._as_it_lies(ds)
+    assert (lying is None) == (beyond and bits < 16)
+    frame = pixels.frame_of(ds, middle=False)
+    assert np.array_equal(frame.values, decoded)
+    assert frame.values.dtype == decoded.dtype
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"NumberOfFrames": 2},
+        {"PhotometricInterpretation": "PALETTE COLOR"},
+        {"BitsAllocated": 8},
+        {"BitsStored": 0},
+        {"BitsStored": None},
+        {"PixelRepresentation": 2},
+        {"Rows": 9},
+        {"Rows": 0},
+        {"Rows": "8"},
+    ],
+)
+def test_what_is_not_plainly_a_grey_image_is_decoded(attributes: dict[str, Any]) -> None:
+    ds = _object(_ramp())
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
+    assert pixels._as_it_lies(ds) is None
 
 
 def test_bits_of_an_embedded_overlay_are_taken_out() -> None:
