@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnxruntime as ort
 import psutil
 
-from services.inference import bilevel, chest, general, masks, tensors
+from services.inference import bilevel, chest, general, heap, masks, tensors
+from services.inference.__main__ import ONE_THREAD
 from services.inference.assess import AssessmentResult, Assessor
 from services.inference.backends import OUTPUTS
 from services.inference.batching import Batching
@@ -34,6 +39,8 @@ from shared.identity import Identity
 from stepwedge.inference.v1 import inference_pb2
 from stepwedge.open_inference.v2 import open_inference_pb2_grpc
 from tests.wire.inference_house import House, as_bytes, uid
+
+_STARTED = "STEPWEDGE_BENCHMARK_STARTED"
 
 
 def _object(seed: int, columns: int, rows: int) -> bytes:
@@ -102,6 +109,16 @@ def speed(images: int, columns: int, rows: int, callers: int, workers: int) -> N
     )
 
 
+def _as_served() -> None:
+    """Hold memory and threads as the service does, so that what it is set beside has no worse terms: numpy reads how
+    many threads it may have while it is loaded, so start once more."""
+    if not os.environ.get(_STARTED):
+        os.environ.update(dict.fromkeys((*ONE_THREAD, _STARTED), "1"))
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.inference", *sys.argv[1:]])
+    heap.keep_one()
+    cv2.setNumThreads(1)
+
+
 def _pictures(result: AssessmentResult) -> list[bytes]:
     """The masks as the service stores them."""
     return [bilevel.png(bits, result.columns) for bits in result.bits.values()]
@@ -127,7 +144,12 @@ def _served(objects: list[bytes], images: int, callers: int, workers: int) -> As
             process = psutil.Process(house.processes["inference"].pid)
             requests = itertools.cycle(inference_pb2.AssessInstanceRequest(object=one) for one in references)
             stub = house.inference()  # one connection, as ingest keeps one
+            others = {"log": psutil.Process(house.processes["audit"].pid), "callers": psutil.Process()}
+            before = {name: _cpu(one) for name, one in others.items()}
             found = _asked(lambda: stub.AssessInstance(next(requests), timeout=60), images, callers, 1, process)
+            asked = images + 2 * callers
+            for name, one in others.items():
+                print(f"beside it the {name} took {1000 * (_cpu(one) - before[name]) / asked:.1f} ms CPU an image")
             lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
             peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
             print(f"service resident {process.memory_info().rss / 2**20:.0f} MiB, at its peak {peak / 1000:.0f} MB")
@@ -179,7 +201,7 @@ def model(images: int, callers: int, batches: Sequence[int]) -> None:
     """Print throughput of the bare model and of the model over the Open Inference Protocol, beside each other."""
     bare = ort.InferenceSession(str(paths.MODEL / "student.int8.onnx"), _options(), providers=["CPUExecutionProvider"])
     with tempfile.TemporaryDirectory() as folder:
-        house = House(Path(folder))
+        house = House(Path(folder), workers=callers)  # as many threads as the bare model has
         try:
             house.start("audit")
             house.start("inference")
@@ -190,9 +212,9 @@ def model(images: int, callers: int, batches: Sequence[int]) -> None:
             for size in batches:
                 grids = np.random.default_rng(1).random((size, 1, 256, 256)).astype(np.float32)
                 request = tensors.request_of(paths.MODEL.parent.name, "", grids, OUTPUTS)
-                ways = {
-                    "bare": lambda grids=grids: bare.run(None, {"image": grids}),
-                    "over gRPC": lambda request=request: stub.ModelInfer(request, timeout=30),
+                ways: dict[str, Callable[[], object]] = {
+                    "bare": partial(bare.run, None, {"image": grids}),
+                    "over gRPC": partial(stub.ModelInfer, request, timeout=30),
                 }
                 server = psutil.Process(house.processes["inference"].pid)
                 found = {
@@ -219,7 +241,7 @@ def batching(images: int, callers: int) -> None:
     for size, delay in ((1, 0), (2, 500), (4, 1000), (8, 2000)):
         served = load(paths.MODEL)
         served.batched(Batching(size, (size,), delay))
-        found = _asked(lambda served=served: served.answer(grid), images, callers, 1)
+        found = _asked(partial(served.answer, grid), images, callers, 1)
         print(
             f"max_batch_size {size}, max_queue_delay {delay:4d} us: {found.images_per_second:7.1f} images/s"
             f"   p50 {found.median:7.2f} ms   p95 {found.slow:7.2f} ms"
@@ -245,6 +267,7 @@ def main() -> None:
     together.add_argument("--images", type=int, default=400)
     together.add_argument("--callers", type=int, default=8)
     chosen = parser.parse_args()
+    _as_served()
     if chosen.command == "speed":
         speed(chosen.images, chosen.columns, chosen.rows, chosen.callers, chosen.workers)
     elif chosen.command == "model":

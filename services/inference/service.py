@@ -81,9 +81,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         began = time.perf_counter()
         instance, result, assessment, pictures = await loop.run_in_executor(self._workers, self._assess, reference)
         meters.DURATION.observe(time.perf_counter() - began)
-        # Beside each other and outside the workers: a disk that makes them durable keeps no image waiting.
-        stored = [asyncio.to_thread(self._stored, channel, picture) for channel, picture in pictures.items()]
-        assessment.masks.extend(await asyncio.gather(*stored))
+        # Outside the workers: a disk that makes them durable keeps no image waiting.
+        assessment.masks.extend(await asyncio.to_thread(self._stored, pictures))
         index = await self._record(reference.sha256, instance, assessment, context.time_remaining())
         meters.count(assessment.findings)
         if self._shadow is not None:
@@ -182,12 +181,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the object has another length than was said")
         return dicom.read(data)
 
-    def _stored(self, channel: str, picture: bytes) -> inference_pb2.Mask:
-        stored = self._store.put(Zone.DEIDENTIFIED, picture)
-        reference = common_pb2.ObjectReference(
-            zone=common_pb2.ZONE_DEIDENTIFIED, sha256=stored.sha256, size_bytes=stored.size
-        )
-        return inference_pb2.Mask(structure=CHANNELS[channel], png=reference)
+    def _stored(self, pictures: Mapping[str, bytes]) -> list[inference_pb2.Mask]:
+        masks = []
+        for channel, picture in pictures.items():
+            stored = self._store.put(Zone.DEIDENTIFIED, picture)
+            reference = common_pb2.ObjectReference(
+                zone=common_pb2.ZONE_DEIDENTIFIED, sha256=stored.sha256, size_bytes=stored.size
+            )
+            masks.append(inference_pb2.Mask(structure=CHANNELS[channel], png=reference))
+        return masks
 
 
 def _commitment(event: audit_pb2.ModelReleasedEvent) -> str:

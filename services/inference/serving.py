@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from services.inference import meters, open_inference, releases
+from services.inference import heap, meters, open_inference, releases
 from services.inference.assess import Assessor
 from services.inference.backends import REMOTE, Execution
 from services.inference.execution import batching, execution
@@ -104,6 +104,7 @@ def build_with(*, confined: bool) -> Build:
         telling: list[asyncio.Task[None]] = []
 
         def tell() -> None:
+            heap.give_back()  # what loading has left: 20 MB
             candidate = shadow.model if shadow else None
             telling.append(asyncio.create_task(_tell(recorder, *releases.served(model, candidate, index))))
 
