@@ -15,11 +15,12 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,19 +41,27 @@ from stepwedge.inference.v1 import inference_pb2
 from stepwedge.open_inference.v2 import open_inference_pb2_grpc
 from tests.wire.inference_house import House, as_bytes, uid
 
+ROUNDS = 3
 _STARTED = "STEPWEDGE_BENCHMARK_STARTED"
 
 
 def _object(seed: int, columns: int, rows: int) -> bytes:
+    return _as_object(phantom.chest(seed, columns=columns, rows=rows), 1000 + seed)
+
+
+def _as_object(drawn: phantom.Phantom, number: int) -> bytes:
     dataset = phantom.to_dicom(
-        phantom.chest(seed, columns=columns, rows=rows),
-        patient_name="",
-        patient_id="",
-        study_uid=uid(1),
-        series_uid=uid(2),
-        sop_instance_uid=uid(1000 + seed),
+        drawn, patient_name="", patient_id="", study_uid=uid(1), series_uid=uid(2), sop_instance_uid=uid(number)
     )
     return as_bytes(dataset)
+
+
+def _different(columns: int, rows: int) -> Iterator[bytes]:
+    """Objects of which no two are alike, nor their masks: one that was assessed before costs no record and no file."""
+    drawn = [phantom.chest(seed, columns=columns, rows=rows) for seed in range(4)]
+    for number in itertools.count():
+        one = drawn[number % len(drawn)]
+        yield _as_object(replace(one, image=np.roll(one.image, number // len(drawn), axis=0)), 2000 + number)
 
 
 def _milliseconds(work: Callable[[], object], repeats: int) -> tuple[float, float]:
@@ -68,8 +77,7 @@ def _milliseconds(work: Callable[[], object], repeats: int) -> tuple[float, floa
 def speed(images: int, columns: int, rows: int, callers: int, workers: int) -> None:
     """Print throughput of model, engine and service, and the stages of one image."""
     assessor = Assessor(paths.MODEL)
-    objects = [_object(seed, columns, rows) for seed in range(min(images, 6))]
-    data = objects[0]
+    data = _object(0, columns, rows)
     dataset = dicom.read(data)
     frame = frame_of(dataset, middle=False)
     prepared = preprocess(frame.values, frame.inverted)
@@ -95,17 +103,20 @@ def speed(images: int, columns: int, rows: int, callers: int, workers: int) -> N
         work()
         medians[stage], slow = _milliseconds(work, images)
         print(f"{stage:24s} p50 {medians[stage]:8.2f} ms   p95 {slow:8.2f} ms")
-    # The same answer, masks as pictures, by a loop without server, store and log.
-    turn = itertools.cycle(objects)
-    alone = _asked(lambda: _pictures(assessor.assess_dicom(next(turn))), images, workers, 1)
-    served = _served(objects, images, callers, workers)
+    alone, served = _in_turns(assessor, columns, rows, images, callers, workers)
     print(f"bare model {1000 / medians['bare model']:8.1f} images/s")
-    for name, one in (("engine", alone), ("service", served)):
-        print(f"{name:10s} {one.images_per_second:8.1f} images/s   p50 {one.median:7.1f} ms   CPU {one.cpu:6.1f} ms")
+    for name, rounds in (("engine", alone), ("service", served)):
+        speeds, cpu = [one.images_per_second for one in rounds], np.median([one.cpu for one in rounds])
+        print(
+            f"{name:10s} {np.median(speeds):8.1f} images/s ({min(speeds):.1f} to {max(speeds):.1f})"
+            f"   p50 {np.median([one.median for one in rounds]):7.1f} ms   CPU {cpu:6.1f} ms"
+        )
+    pairs = list(zip(served, alone, strict=True))
+    ratios = [one.images_per_second / other.images_per_second for one, other in pairs]
     print(
-        f"service, {callers} callers, {workers} workers: "
-        f"{served.images_per_second / alone.images_per_second:.2f} of the engine, and "
-        f"{alone.cpu / served.cpu:.2f} by processor time of the process that answers"
+        f"service, {callers} callers, {workers} workers: {np.median(ratios):.2f} of the engine "
+        f"({min(ratios):.2f} to {max(ratios):.2f}), and {np.median([other.cpu / one.cpu for one, other in pairs]):.2f} "
+        "by processor time of the process that answers"
     )
 
 
@@ -131,8 +142,13 @@ def _options() -> ort.SessionOptions:
     return options
 
 
-def _served(objects: list[bytes], images: int, callers: int, workers: int) -> Asked:
-    """What comes through gRPC, references, record and all."""
+def _in_turns(
+    assessor: Assessor, columns: int, rows: int, images: int, callers: int, workers: int
+) -> tuple[list[Asked], list[Asked]]:
+    """The engine by a loop without server, store and log, and what comes through gRPC, references, record and all;
+    both give the same answer, masks as pictures. In turns, so that a machine that changes its pace changes both."""
+    alone, served = [], []
+    turn = itertools.cycle([_object(seed, columns, rows) for seed in range(4)])
     with tempfile.TemporaryDirectory() as folder:
         house = House(Path(folder), workers=workers)
         try:
@@ -140,22 +156,30 @@ def _served(objects: list[bytes], images: int, callers: int, workers: int) -> As
             began = time.perf_counter()
             house.start("inference")
             print(f"service ready after {time.perf_counter() - began:.2f} s")
-            references = [house.reference(data) for data in objects]
             process = psutil.Process(house.processes["inference"].pid)
-            requests = itertools.cycle(inference_pb2.AssessInstanceRequest(object=one) for one in references)
             stub = house.inference()  # one connection, as ingest keeps one
             others = {"log": psutil.Process(house.processes["audit"].pid), "callers": psutil.Process()}
-            before = {name: _cpu(one) for name, one in others.items()}
-            found = _asked(lambda: stub.AssessInstance(next(requests), timeout=60), images, callers, 1, process)
-            asked = images + 2 * callers
-            for name, one in others.items():
-                print(f"beside it the {name} took {1000 * (_cpu(one) - before[name]) / asked:.1f} ms CPU an image")
+            each = images + 2 * callers  # with those that warm up
+            fresh = _different(columns, rows)
+            for _ in range(ROUNDS):
+                alone.append(_asked(lambda: _pictures(assessor.assess_dicom(next(turn))), images, workers, 1))
+                requests = iter(
+                    [inference_pb2.AssessInstanceRequest(object=house.reference(next(fresh))) for _ in range(each)]
+                )
+                before = {name: _cpu(one) for name, one in others.items()}
+                served.append(_asked(partial(_ask, stub, requests), images, callers, 1, process))
+                told = [f"the {name} {1000 * (_cpu(one) - before[name]) / each:.1f}" for name, one in others.items()]
+            print(f"beside it took, of the processor: {', '.join(told)} ms an image")
             lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
             peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-            print(f"service resident {process.memory_info().rss / 2**20:.0f} MiB, at its peak {peak / 1000:.0f} MB")
-            return found
+            print(f"service resident {process.memory_info().rss / 1e6:.0f} MB, at its peak {peak * 1024 / 1e6:.0f} MB")
         finally:
             house.close()
+    return alone, served
+
+
+def _ask(stub: Any, requests: Iterator[inference_pb2.AssessInstanceRequest]) -> None:
+    stub.AssessInstance(next(requests), timeout=60)
 
 
 @dataclass(frozen=True)

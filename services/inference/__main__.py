@@ -17,9 +17,9 @@ for _variable in ONE_THREAD:
     os.environ.setdefault(_variable, "1")
 
 
-_UNUSED = ("gdcm", "pylibjpeg", "PIL", "requests", "rich", "psutil")
-"""What pydicom, structlog and OpenTelemetry load where they find it, and nothing here uses: codestreams are decoded by
-a process of their own (`shared.pixel_decoder`)."""
+_UNUSED = ("gdcm", "pylibjpeg", "PIL", "requests", "rich", "psutil", "grpc_tools")
+"""What pydicom, structlog, OpenTelemetry and gRPC load where they find it, and nothing here uses: codestreams are
+decoded by a process of their own (`shared.pixel_decoder`)."""
 
 
 @contextmanager
@@ -37,11 +37,11 @@ def without(names: tuple[str, ...]) -> Iterator[None]:
 def run() -> None:
     """Confine the process, then serve."""
     heap.keep_one()
-    from services.inference.confinement import confined
-
-    is_confined = confined()
-
     with without(_UNUSED):
+        from services.inference.confinement import confined
+
+        is_confined = confined()
+
         import cv2
 
         from services.inference.serving import build_with

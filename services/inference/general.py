@@ -223,5 +223,6 @@ def _noise(part: NDArray[np.float32]) -> float:
 def _steepest(part: NDArray[np.float32], sigma: float) -> float:
     """The slope that one pixel in 200 reaches, after a blur of `sigma` pixels."""
     soft = cv2.GaussianBlur(part, (0, 0), sigma)
-    across, down = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
+    across = cv2.Sobel(soft, cv2.CV_32F, 1, 0)
+    down = cv2.Sobel(soft, cv2.CV_32F, 0, 1, soft)
     return float(np.percentile(cv2.magnitude(across, down, across)[::2, ::2], 99.5))
