@@ -25,6 +25,7 @@ def model_card(
         dice=_dice_table(served["masks"], evaluation["reference"]["masks"]),
         distances=_distance_table(served["masks"]),
         flags=_flag_table(served["flags"]),
+        edges=_edge_table(served["edges"]),
         foreign=_foreign_table(served["not_a_chest"]),
         selective=_selective_table(served["selective"], calibration),
         temperature=_by_channel(calibration["mask_temperature"]),
@@ -180,6 +181,10 @@ def _flag_table(flags: dict[str, Any]) -> str:
     return _table(("flag", "source", "n", "sensitivity", "false alarms"), rows)
 
 
+def _edge_table(edges: dict[str, Any]) -> str:
+    return _table(("edge", "n", "AUROC"), [(name, str(v["n"]), f"{v['auroc']:.4f}") for name, v in edges.items()])
+
+
 def _foreign_table(foreign: dict[str, Any]) -> str:
     rows = [
         (name, str(v["n"]), f"{v['by_flag']:.2f}", f"{v['by_distance']:.2f}", f"{v['by_either']:.2f}")
@@ -316,6 +321,11 @@ Mean Dice of the lungs lost, by severity.
 Each image turned, mirrored or inverted exactly (sensitivity) and as it is (false alarms).
 
 {flags}
+
+Lungs that reach an edge: images of which 10 mm of lung (of a field of 43 cm) were taken away there, against the same
+images whole, many of which end a few millimetres from it.
+
+{edges}
 
 Pictures that are no chests, of families never trained on, and DICOM objects of other modalities:
 

@@ -156,7 +156,7 @@ def _build(
         if item.convention:
             truth = read_truth(root, item)
             targets[i], weights[i] = _IMPLIED[item.convention](*truth, box)
-            margins[i] = _margins(item.convention, truth[0])
+            margins[i] = margins_of(item.convention, truth[0])
             complete[i, CONVENTION_CHANNELS[item.convention]] = True
         progress(i + 1, len(items))
     arrays: dict[str, NDArray[Any]] = {"grids": grids, "targets": targets, "weights": weights, "complete": complete}
@@ -198,7 +198,7 @@ def _from_full(
     return targets, weights
 
 
-def _margins(convention: str, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+def margins_of(convention: str, masks: NDArray[np.bool_]) -> NDArray[np.float32]:
     """See `Pool.margins`. Lung fields stop at the diaphragm: they do not say where the lungs end below."""
     lungs = masks[0] if convention == "full" else masks[0] | masks[1]
     if not lungs.any():

@@ -27,6 +27,7 @@ from distillation.data import (
     MAP,
     Radiograph,
     draws_the_heart_border,
+    margins_of,
     on_grid,
     read_image,
     read_index,
@@ -48,9 +49,11 @@ from distillation.measures import (
 )
 from distillation.runtime import Answer, answer, session, upsampled
 from distillation.runtime import sigmoid as probability
-from services.inference.masks import GROUPS, calibrated, confidence
-from services.inference.preprocessing import GRID, Letterbox, preprocess
-from services.inference.registry import by_channel
+from services.inference import edges
+from services.inference.chest import margin_beside
+from services.inference.masks import GROUPS, calibrated, chances, confidence, nested
+from services.inference.preprocessing import GRID, Letterbox, Preprocessed, preprocess
+from services.inference.registry import EDGES, by_channel
 
 POOR = 0.90
 """Dice under which a mask that was not abstained from is a silent failure."""
@@ -190,6 +193,7 @@ def summary(served: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]
         "band_ece_worst": max(row["band"]["ece"] for row in served["calibration"].values()),
         "turned_or_inverted_found_least": min(row["sensitivity"] for row in flags),
         "turned_or_inverted_false_alarms_most": max(row["false_alarms"] for row in flags),
+        "cut_off_auroc_least": min(row["auroc"] for row in served["edges"].values()),
         "foreign_found_least": min(foreign),
         "foreign_false_alarms": served["not_a_chest"]["distance_false_alarms"],
     }
@@ -226,6 +230,7 @@ def evaluate(
     if faults:
         report |= {
             "flags": _flags(model, calibration, items, grids, answers),
+            "edges": _edges(model, items, prepared, answers, data),
             "not_a_chest": _foreign(model, calibration, answers, objects),
             "faults": _faults(model, calibration, [(i, p, t) for i, p, t in zip(items, prepared, people, strict=True)]),
         }
@@ -481,6 +486,43 @@ def _flags(
         source: {"false_alarms": _share(alarms["not_a_chest"][groups == source])} for source in sorted(set(groups))
     }
     return report
+
+
+LOST = 10 / 430
+"""Of the height or width: 10 mm of lung on a field of 43 cm."""
+
+
+def _edges(
+    model: ort.InferenceSession, items: list[Radiograph], prepared: list[Preprocessed], answers: Answer, data: Path
+) -> dict[str, Any]:
+    """How well the margin that is served tells images of which `LOST` of lung was taken away at an edge from the same
+    images whole; of images whose lungs a person saw end inside."""
+    whole: dict[str, list[float]] = {edge: [] for edge in EDGES}
+    cut: dict[str, list[float]] = {edge: [] for edge in EDGES}
+    for i, (item, one) in enumerate(zip(items, prepared, strict=True)):
+        if not item.convention:
+            continue
+        image, (masks, _) = read_image(data, item), read_truth(data, item)
+        margins = _margins(answers.logits[i], answers.flags[i], one.geometry)
+        for place, (edge, share) in enumerate(zip(EDGES, margins_of(item.convention, masks), strict=True)):
+            if not share > 0:  # cut off as it is, or nobody says
+                continue
+            less = preprocess(_without(image, place, round((share + LOST) * image.shape[place // 2])))
+            found = answer(model, less.grid[None])
+            whole[edge].append(-margins[edge])
+            cut[edge].append(-_margins(found.logits[0], found.flags[0], less.geometry)[edge])
+    return {edge: {"n": len(cut[edge]), "auroc": auroc(np.array(cut[edge]), np.array(whole[edge]))} for edge in EDGES}
+
+
+def _margins(logits: NDArray[np.float32], flags: NDArray[np.float32], box: Letterbox) -> dict[str, float]:
+    lungs = nested(logits, box)["lungs_full"]
+    likely, ends = chances(logits, box, "lungs_full", lungs), edges.beside(flags)
+    return {edge: margin_beside(edge, lungs, likely, ends).value for edge in EDGES}
+
+
+def _without(image: NDArray[np.uint8], edge: int, pixels: int) -> NDArray[np.uint8]:
+    along = slice(pixels, None) if edge % 2 == 0 else slice(None, -pixels)
+    return np.ascontiguousarray(image[along] if edge < 2 else image[:, along])
 
 
 def _changed(grids: NDArray[np.uint8], flag: str) -> NDArray[np.uint8]:

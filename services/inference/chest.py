@@ -229,14 +229,10 @@ def margins(seen: Look) -> Iterator[Finding]:
 
 def _margin(seen: Look, edge: str, side: Side, chances: NDArray[np.float64]) -> Finding:
     lungs = seen.nested["lungs_full"]
-    length = lungs.middle.shape[side.axis]
     unit, limit = ("mm", thresholds.MARGIN_MM) if seen.spacing_mm else ("1", thresholds.MARGIN)
-    low, high = (clear_cells(mask, side) / length for mask in (lungs.loose, lungs.tight))
-    expected = expected_cells(chances, side) / length
-    found = edges.Margin(min(low, expected), expected, max(high, expected))
-    if seen.ends is not None:
-        found = edges.margin(seen.ends[edge], found)
-    low, expected, high = (seen.cell[side.axis] * length * one for one in found)
+    found = margin_beside(edge, lungs, chances, seen.ends)
+    length = seen.cell[side.axis] * lungs.middle.shape[side.axis]
+    low, expected, high = (length * one for one in found)
     value = Value(f"lung_margin_{edge}", expected, unit, low, high)
     outcome = FAIL if high <= limit.fail else WARN if low <= limit.warn else PASS
     words = {
@@ -246,6 +242,19 @@ def _margin(seen: Look, edge: str, side: Side, chances: NDArray[np.float64]) -> 
     }
     boxes = [] if outcome == PASS else [edge_box(seen, lungs.middle, side)]
     return finding(side.code, outcome, words[outcome], value=value, threshold=limit.fail, boxes=boxes)
+
+
+def margin_beside(
+    edge: str, lungs: Nested, chances: NDArray[np.float64], ends: Mapping[str, NDArray[np.float64]] | None
+) -> edges.Margin:
+    """The margin between the lungs and an edge, by their outlines and, where the release has it, by what the model says
+    of the edge (`edges.beside`). chances: [height, width], of `masks.chances`."""
+    side = SIDES[edge]
+    length = lungs.middle.shape[side.axis]
+    low, high = (clear_cells(mask, side) / length for mask in (lungs.loose, lungs.tight))
+    expected = expected_cells(chances, side) / length
+    outlined = edges.Margin(min(low, expected), expected, max(high, expected))
+    return outlined if ends is None else edges.margin(ends[edge], outlined)
 
 
 def clear_cells(mask: Mask, side: Side) -> int:

@@ -119,7 +119,7 @@ def test_of_a_part_of_an_image_it_is_known_where_the_lungs_end(rows, columns):
         for _ in range(40):
             mask, box, grid = _rectangle(rng, rows, columns)
             target = np.rint(data.on_grid(mask, box, MAP) * 255).astype(np.uint8)[..., None].repeat(4, 2)
-            margins = data._margins("full", mask[None])
+            margins = data.margins_of("full", mask[None])
             seen = augment.part(grid, box, margins, [target, np.full_like(target, 255)], rng)
             top, bottom, left, right = frames[-1]
             if seen.flags[FLAGS.index("mirrored")]:

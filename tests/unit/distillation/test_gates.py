@@ -56,6 +56,7 @@ def built(tmp_path: Path) -> Path:
         "faults": {"dead lines": [{"severity": s, "dice_lost": 0.0} for s in (1, 2, 3, 4, 5)]},
         "subgroups": {},
         "flags": {},
+        "edges": {},
         "not_a_chest": {"distance_false_alarms": 0.0},
         "selective": {},
         "speed": speed | {"vnni": True, "load": 1.0, "cores": 2},

@@ -32,16 +32,17 @@ def test_lungs_that_surely_end_far_inside_end_where_the_outlines_say() -> None:
     assert edges.margin(np.zeros(len(SHARES)), OUTLINED) == OUTLINED
 
 
-def test_lungs_that_surely_lie_far_beyond_the_edge_have_a_margin_below_zero() -> None:
-    low, value, high = edges.margin(np.ones(len(SHARES)), OUTLINED)
-    assert edges.FURTHEST <= low <= value <= high <= SHARES[0]
+def test_lungs_that_surely_lie_beyond_the_edge_have_a_margin_below_zero() -> None:
+    low, value, high = edges.margin(np.ones(len(SHARES)), Margin(0.0, 0.0, 0.0))
+    assert edges.FURTHEST / 2 <= low <= value <= high < 0
 
 
-def test_a_margin_between_two_shares_lies_between_them() -> None:
+def test_what_chances_and_outlines_say_counts_the_same() -> None:
     below = np.array([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    read = (SHARES[3] + SHARES[4]) / 2
     low, value, high = edges.margin(below, OUTLINED)
-    assert SHARES[3] <= low < value < high <= SHARES[4]
-    assert value == pytest.approx((SHARES[3] + SHARES[4]) / 2)
+    assert value == pytest.approx((read + OUTLINED.value) / 2)
+    assert (SHARES[3] + OUTLINED.low) / 2 <= low < value < high <= (SHARES[4] + OUTLINED.high) / 2
 
 
 def test_the_less_is_known_the_wider_the_interval() -> None:
@@ -52,7 +53,7 @@ def test_the_less_is_known_the_wider_the_interval() -> None:
     assert sure.value == pytest.approx(unsure.value, abs=0.005)
 
 
-def test_where_the_chance_of_ending_inside_is_more_than_the_tail_the_interval_reaches_the_outlines() -> None:
+def test_where_it_is_likely_that_lungs_end_further_inside_the_upper_end_is_that_of_the_outlines() -> None:
     below = np.full(len(SHARES), 0.5)
     low, value, high = edges.margin(below, OUTLINED)
-    assert low < SHARES[0] < value < high == OUTLINED.high
+    assert low < 0 < value < high == OUTLINED.high
