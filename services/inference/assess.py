@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,9 +96,10 @@ class AssessmentResult:
     """Every look at an image that the model was unsure of; none where the first was the only one."""
     _look: Look | None = field(default=None, repr=False)
 
-    @cached_property
+    @property
     def bits(self) -> Mapping[str, NDArray[np.uint8]]:
-        """Channel -> mask at the image's own size, a bit for a pixel (`bilevel.enlarged`); empty where no model ran."""
+        """Channel -> mask at the image's own size, a bit for a pixel (`bilevel.enlarged`), made each time it is asked
+        for; empty where no model ran."""
         return {} if self._look is None else masks.full_size(self._look.answer.logits, self._look.where)
 
     @property
