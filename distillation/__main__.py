@@ -87,9 +87,8 @@ def distil(
     gentle: Annotated[float, typer.Option(help="Share of looks that are hardly changed.")] = 0.3,
     average: Annotated[float, typer.Option(help="Decay of the running average of the weights.")] = 0.99,
     alone: Annotated[bool, typer.Option(help="Without teachers: from human masks only.")] = False,
-    start: Annotated[
-        Path | None, typer.Option(help="Weights (average.pt) of an earlier run: begin there, and teach with it.")
-    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Weights (average.pt) of an earlier run: begin there.")] = None,
+    earlier: Annotated[Path | None, typer.Option(help="Weights of an earlier student that teaches too.")] = None,
 ) -> None:
     """Train the student on human masks and on the teachers' soft labels for every image, labelled or not."""
     import torch
@@ -99,7 +98,7 @@ def distil(
     from distillation.train import Plan, fit, student_loss
 
     pool = _pool(data, work, ("train", "unlabelled"))
-    taught = {} if alone else _teach(work, pool, most, start)
+    taught = {} if alone else _teach(work, pool, most, earlier)
     torch.manual_seed(seed)
     student = Student() if start is None else earlier_student(start)
     plan = Plan(run, steps, seed, rate=rate, minutes=minutes, threads=threads, average=average, gentle=gentle)

@@ -66,11 +66,11 @@ def test_the_client_of_triton_lists_describes_and_infers(house: House) -> None:
     assert told["config"]["max_batch_size"] == 8
     assert told["config"]["output"][0] == {"name": "logits", "data_type": "TYPE_FP32", "dims": ["4", "128", "128"]}
     assert told["model_ready"] == [True, False, False]
-    assert told["shapes"] == {"logits": [3, 4, 128, 128], "flags": [3, 6], "features": [3, 160]}
     assert told["id"] == "seven"
     # The same answers as the engine's, and its pins.
     model = load(MODEL)
     expected = model.run(IMAGES)
+    assert told["shapes"] == {name: list(values.shape) for name, values in expected._asdict().items()}
     assert np.array_equal(np.array(told["flags"], np.float32), expected.flags)
     assert told["only_flags"] == [["flags"], told["flags"]]
     pins = told["pins"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
+import json
 import os
 import shutil
 import site
@@ -25,6 +26,7 @@ from typing import Final
 import pytest
 
 from shared.identity import Identity
+from shared.paths import MODEL
 from tests.wire.ports import port
 
 
@@ -46,6 +48,7 @@ needs_triton = pytest.mark.skipif(
 
 _START_SECONDS: Final = 60.0
 
+_FLAGS: Final = len(json.loads((MODEL / "manifest.json").read_text())["outputs"]["flags"]["channels"])
 _CONFIG: Final = """
 name: "{name}"
 backend: "python"
@@ -53,7 +56,7 @@ max_batch_size: 8
 input [ {{ name: "image" data_type: TYPE_FP32 dims: [ 1, 256, 256 ] }} ]
 output [
   {{ name: "logits" data_type: TYPE_FP32 dims: [ 4, 128, 128 ] }},
-  {{ name: "flags" data_type: TYPE_FP32 dims: [ 6 ] }},
+  {{ name: "flags" data_type: TYPE_FP32 dims: [ {flags} ] }},
   {{ name: "features" data_type: TYPE_FP32 dims: [ 160 ] }}
 ]
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
@@ -108,7 +111,7 @@ class Triton:
         place.mkdir(parents=True)
         shutil.copy(file, place / "model.onnx")
         (place / "model.py").write_text(_MODEL)
-        (place.parent / "config.pbtxt").write_text(_CONFIG.format(name=self.name))
+        (place.parent / "config.pbtxt").write_text(_CONFIG.format(name=self.name, flags=_FLAGS))
 
     def start(self) -> None:
         """Returns when it is ready."""
