@@ -58,7 +58,7 @@ class Mixture:
     ) -> None:
         self.pool, self.mix, self.seed, self.labelled_turns, self.gentle = pool, mix, seed, labelled_turns, gentle
         self.parts = parts or {}
-        self.rows = {source: pool.rows_of(source) for source in mix if source != NOT_A_CHEST}
+        self.rows = {source: pool.rows_of(source) for source in {**mix, **self.parts} if source != NOT_A_CHEST}
         self.all_rows = np.arange(len(pool.radiographs))
 
     def leave_out(self, rows: Sequence[int]) -> None:

@@ -33,10 +33,10 @@ class Definition:
 
 _EUR = "EUR 16260 EN, European guidelines on quality criteria for diagnostic radiographic images, chest PA, 1996"
 _MARGIN = (
-    "Distance from the lungs to the {} edge of the image that is to be expected, below zero where lung lies beyond it: "
-    "the mean of what the outlines say (with the least distances of the nested masks of probability 0.1 and 0.9) and "
-    "of what the model says of the edge itself. FAIL where all of the interval is within the threshold, WARN where "
-    "some of it is within a wider one"
+    "Distance from the lungs to the {} edge of the image that their probability lets expect, and the least distances "
+    "of the nested masks of probability 0.1 and 0.9; of a release that also says where the lungs end beside an edge, "
+    "the mean of both readings, below zero where lung lies beyond it. FAIL where all of that interval is within the "
+    "threshold, WARN where some of it is within a wider one"
 )
 
 TABLE: Final = (
@@ -304,8 +304,7 @@ MEASUREMENTS: Final[Mapping[str, str]] = {
     "structure": "How far the picture is from an empty one, in multiples of the noise",
     "clipped_low": "Share of the region at the lower end of the grey values",
     "clipped_high": "Share of the region at the upper end of the grey values",
-    "lung_margin_top": "Upper edge of the image to the lungs, below zero where lung lies beyond it; mm, or share of "
-    "the height where no spacing is known",
+    "lung_margin_top": "Upper edge of the image to the lungs; mm, or share of the height where no spacing is known",
     "lung_margin_bottom": "Lungs to the lower edge of the image; mm, or share of the height",
     "lung_margin_right": "Image's left edge to the right lung; mm, or share of the width",
     "lung_margin_left": "Left lung to the image's right edge; mm, or share of the width",
