@@ -42,7 +42,7 @@ Minutes = Annotated[
 ]
 DATA, WORK = Path("../shared/data/cxr"), Path("var/train")
 TEACHERS = {"teacher1": ("lite0", 11), "teacher2": ("lite1", 12), "teacher3": ("lite0", 13)}
-VERSION = "0.4.0"
+VERSION = "0.5.0"
 console = Console()
 
 
@@ -89,11 +89,14 @@ def distil(
     alone: Annotated[bool, typer.Option(help="Without teachers: from human masks only.")] = False,
     start: Annotated[Path | None, typer.Option(help="Weights (average.pt) of an earlier run: begin there.")] = None,
     earlier: Annotated[Path | None, typer.Option(help="Weights of an earlier student that teaches too.")] = None,
+    edges_alone: Annotated[
+        bool, typer.Option(help="With --start and --alone: only where the lungs end is learnt.")
+    ] = False,
 ) -> None:
     """Train the student on human masks and on the teachers' soft labels for every image, labelled or not."""
     import torch
 
-    from distillation.batches import STUDENT_MIX, STUDENT_PARTS, Mixture
+    from distillation.batches import ONLY_PARTS, STUDENT_MIX, STUDENT_PARTS, Mixture
     from distillation.models import Student, earlier_student
     from distillation.train import Plan, fit, student_loss
 
@@ -102,7 +105,11 @@ def distil(
     torch.manual_seed(seed)
     student = Student() if start is None else earlier_student(start)
     plan = Plan(run, steps, seed, rate=rate, minutes=minutes, threads=threads, average=average, gentle=gentle)
-    mixture = Mixture(pool, STUDENT_MIX, seed, gentle=gentle, parts=STUDENT_PARTS)
+    mix, parts = STUDENT_MIX, STUDENT_PARTS
+    if edges_alone:
+        mix, parts = {}, ONLY_PARTS
+        student.train_edges_alone()
+    mixture = Mixture(pool, mix, seed, gentle=gentle, parts=parts)
     mixture.leave_out(odd := pool.against_the_convention())
     fit(student, student_loss, mixture, plan, work / run)
     lineage = {
@@ -110,7 +117,8 @@ def distil(
         "began_from": _digest(start) if start else None,
         "index": _digest(data / "index.csv"),
         "left_out": [pool.radiographs[row].id for row in odd],
-        "images_a_step": sum(STUDENT_MIX.values()) + sum(STUDENT_PARTS.values()),
+        "images_a_step": sum(mix.values()) + sum(parts.values()),
+        **_before(start, edges_alone),
     }
     _merge(work / run / "run.json", lineage)
 
@@ -440,6 +448,15 @@ def _teach(work: Path, pool: Any, most: int, student: Path | None) -> dict[str, 
         pool.soft = soft_labels(ensemble, pool.grids, rows, work / f"soft-{key}.npy", show)
     pool.taught = np.isin(np.arange(len(pool.grids)), rows)
     return digests
+
+
+def _before(start: Path | None, edges_alone: bool) -> dict[str, Any]:
+    """What the run that a student began from was, where it says so."""
+    if start is None or not (start.parent / "run.json").exists():
+        return {}
+    run = json.loads((start.parent / "run.json").read_text(encoding="utf-8"))
+    kept = {key: run[key] for key in ("plan", "steps_done", "seconds", "images_a_step") if key in run}
+    return {"before": kept, "edges_alone": edges_alone}
 
 
 def _show(status: Any, what: str, done: int, of: int) -> None:

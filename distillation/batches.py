@@ -23,6 +23,8 @@ LABELLED_MIX = {"wingspan": 3, "covid": 2, "kermany": 3}
 STUDENT_MIX = {"wingspan": 5, "covid": 3, "kermany": 4, "hannover": 2, NOT_A_CHEST: 2}
 STUDENT_PARTS = {"wingspan": 3, "covid": 2, "kermany": 7}
 """Further images of a batch, of which only a part is shown."""
+ONLY_PARTS = {"wingspan": 6, "covid": 5, "kermany": 21}
+"""Where nothing but the edges is learnt."""
 
 
 @dataclass

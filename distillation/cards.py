@@ -237,7 +237,11 @@ def _lineage(run: dict[str, Any]) -> str:
     gentle = f", {100 * plan['gentle']:.0f} % gentle looks" if plan.get("gentle") else ""
     steps = f"{run['steps_done']} steps of {run.get('images_a_step', 16)} images"
     effort = f"{steps}, seed {plan['seed']}, {run['seconds'] / 60:.0f} minutes on CPU"
-    return f"{effort}{gentle}, {taught}"
+    told = f"{effort}{gentle}, {taught}"
+    if "before" not in run:
+        return told
+    what = "only where the lungs end learnt in" if run["edges_alone"] else "then"
+    return f"{_lineage(run['before'])}; {what} {told}"
 
 
 _ENCODERS = (

@@ -157,10 +157,11 @@ def calibration_grids(pool: Pool, count: int, seed: int) -> NDArray[np.uint8]:
 def choose_exclusions(
     source: Path, folder: Path, grids: NDArray[np.uint8], judged: NDArray[np.uint8], gain: float = 2e-4
 ) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
-    """Which convolutions stay in fp32, by validation: the first and the last two are left out in turn, and stay out
+    """Which convolutions stay in fp32, by validation: the first and the last two of
+    those that make the masks are left out in turn, and stay out
     where the masks then agree with those of fp32 better by at least `gain` (Dice, on `judged`), or where they agree as
     well and an image takes 5 % less time. Returns their names, and a row a trial."""
-    convolutions = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
+    convolutions = _leading_to(onnx.load(source).graph, "logits")
     agreement, trial = _agreement(source, judged), folder / "trial.onnx"
     kept: list[str] = []
     rows: list[dict[str, Any]] = []
@@ -177,6 +178,16 @@ def choose_exclusions(
     trial.unlink(missing_ok=True)
     quickest.unlink()
     return tuple(kept), rows
+
+
+def _leading_to(graph: Any, output: str) -> list[str]:
+    """Names of the convolutions that an output depends on, in their order."""
+    wanted, found = {output}, []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            found += [node.name] * (node.op_type == "Conv")
+    return found[::-1]
 
 
 def _agreement(source: Path, grids: NDArray[np.uint8]) -> Callable[[Path], float]:

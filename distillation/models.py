@@ -43,6 +43,7 @@ class Student(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self._edges_alone = False
         widths = (24, 48, 64, 96)
         self.stem = nn.Sequential(ConvBlock(1, 8, 2), ConvBlock(8, widths[0], 2))
         self.stages = nn.ModuleList(
@@ -54,8 +55,12 @@ class Student(nn.Module):
         )
         self.head = nn.Conv2d(widths[0], 4 * len(CHANNELS), 1)
         self.where = nn.Sequential(nn.Conv2d(widths[-1], 32, 1), nn.ReLU(inplace=True))
+        # Where the lungs end, from what the masks are made of and from the picture itself, at 64 x 64.
         self.edges = nn.Sequential(
-            nn.Conv2d(widths[-2], 24, 1), nn.ReLU(inplace=True), ConvBlock(24, 16, 2), nn.Conv2d(16, len(EDGE_FLAGS), 8)
+            ConvBlock(widths[0] + 1, 16, 2),
+            ConvBlock(16, 24, 2),
+            ConvBlock(24, 16, 2),
+            nn.Conv2d(16, len(EDGE_FLAGS), 8),
         )
         self.flags = nn.Sequential(nn.Linear(4 * 32, 32), nn.ReLU(inplace=True), nn.Linear(32, len(FLAGS)))
 
@@ -67,12 +72,24 @@ class Student(nn.Module):
         features = torch.cat((third.mean((2, 3)), deepest.mean((2, 3))), 1)
         # The four quarters keep apart what turning and mirroring exchange.
         flags = self.flags(F.avg_pool2d(self.where(deepest), 4).flatten(1))
-        x, flagged = deepest, [flags]
+        x = deepest
         for up, skip in zip(self.ups, levels[-2:0:-1], strict=True):
             x = up(torch.cat((F.interpolate(x, scale_factor=2.0, mode="nearest"), skip), 1))
-            if len(flagged) == 1:  # at 16 x 16
-                flagged.append(self.edges(x).flatten(1))
-        return F.pixel_shuffle(self.head(x), 2), torch.cat(flagged, 1), features
+        edges = self.edges(torch.cat((x, F.avg_pool2d(image, 4)), 1)).flatten(1)
+        return F.pixel_shuffle(self.head(x), 2), torch.cat((flags, edges), 1), features
+
+    def train_edges_alone(self) -> None:
+        """From now on only `edges` learns: masks, flags and features stay what they are, bit for bit."""
+        self._edges_alone = True
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("edges."))
+
+    def train(self, mode: bool = True) -> Student:
+        super().train(mode)
+        if self._edges_alone:
+            for name, child in self.named_children():
+                child.train(mode and name == "edges")
+        return self
 
 
 def earlier_student(path: Path) -> Student:

@@ -37,16 +37,10 @@ def pruned(student: Student, share: float) -> Student:
         skips.append(kept)
     for place, skip in enumerate(skips[-2::-1]):
         kept, width = narrow(made.ups, place, torch.cat((kept, skip + width)), share)
-        if place == 0:
-            made.edges[0] = _on(made.edges[0], kept)
-    made.head = _on(made.head, kept)
-    return made
-
-
-def _on(conv: Any, inputs: Tensor) -> nn.Conv2d:
-    """The 1x1 convolution on these inputs only."""
-    made = nn.Conv2d(len(inputs), conv.out_channels, 1)
-    made.weight.data, made.bias = conv.weight.data[:, inputs].clone(), conv.bias
+    narrow(made.edges, 0, torch.cat((kept, torch.tensor([width]))), 0.0)
+    head = made.head
+    made.head = nn.Conv2d(len(kept), head.out_channels, 1)
+    made.head.weight.data, made.head.bias = head.weight.data[:, kept].clone(), head.bias
     return made
 
 

@@ -75,6 +75,22 @@ def test_a_student_of_before_the_edges_is_taken_up_and_other_weights_are_not(tmp
         earlier_student(tmp_path / "average.pt")
 
 
+def test_where_edges_alone_are_learnt_nothing_else_moves(tmp_path):
+    torch = pytest.importorskip("torch")
+    from distillation.batches import Mixture
+    from distillation.models import Student
+    from distillation.train import Plan, fit, student_loss
+
+    torch.manual_seed(1)
+    student = Student()
+    before = {name: values.clone() for name, values in student.state_dict().items()}
+    student.train_edges_alone()
+    mixture = Mixture(drawn_pool(4, 1)[0], {}, 1, parts={"drawn": 3})
+    after = fit(student, student_loss, mixture, Plan("edges", 4, threads=1), tmp_path).state_dict()
+    moved = {name for name, values in after.items() if not torch.equal(values, before[name])}
+    assert moved == {name for name in before if name.startswith("edges.")}
+
+
 def test_images_without_teachers_are_not_distilled():
     torch = pytest.importorskip("torch")
     from distillation.losses import distilled
