@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 POLICY = ROOT / "shared" / "policy.toml"
 """The policy that turns findings into verdicts, unless the settings name another."""
 
-MODEL = ROOT / "models" / "chest-student" / "0.4.0"
+MODEL = ROOT / "models" / "chest-student" / "0.5.0"
 """The released model that inference serves, unless the settings name another."""
 
 

@@ -13,7 +13,7 @@ FURTHEST: Final = -0.07
 """Share of the image's height or width that lies beyond an edge at most: no more was ever taken away in training."""
 TAIL: Final = 0.3
 """Chance that is left out at either end of an interval. On validation images as many lungs that end inside are then
-told to be near an edge as by the outlines alone, and of those cut off by 10 mm three in four are sure to be, where it
+told to be near an edge as by the outlines alone, and of those cut off by 10 mm two in three are sure to be, where it
 was one in three."""
 
 
@@ -36,8 +36,8 @@ def beside(flags: NDArray[np.float32]) -> dict[str, NDArray[np.float64]] | None:
 
 
 def margin(below: NDArray[np.float64], outlined: Margin) -> Margin:
-    """The mean of two readings, which err apart: of the outlines, and of the chances that `beside` gives. The latter
-    leave it to the outlines how much further inside than the last share the lungs end."""
+    """The margin that is to be expected and the interval in which it lies, by chances as `beside` gives them. Where the
+    lungs end further inside than the last share, the outlines say where: `outlined`."""
     ends, chances = np.array((FURTHEST, *SHARES)), np.concatenate(([0.0], below))
     further = Margin(*(max(SHARES[-1], one) for one in outlined))
     mean = float((np.diff(chances) * (ends[1:] + ends[:-1]) / 2).sum() + (1 - chances[-1]) * further.value)
@@ -45,5 +45,4 @@ def margin(below: NDArray[np.float64], outlined: Margin) -> Margin:
         float(np.interp(share, chances, ends)) if share < chances[-1] else inside
         for share, inside in ((TAIL, further.low), (1 - TAIL, further.high))
     )
-    read = Margin(min(low, mean), mean, max(high, mean))
-    return Margin(*((one + other) / 2 for one, other in zip(read, outlined, strict=True)))
+    return Margin(min(low, mean), mean, max(high, mean))

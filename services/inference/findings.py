@@ -34,9 +34,9 @@ class Definition:
 _EUR = "EUR 16260 EN, European guidelines on quality criteria for diagnostic radiographic images, chest PA, 1996"
 _MARGIN = (
     "Distance from the lungs to the {} edge of the image that their probability lets expect, and the least distances "
-    "of the nested masks of probability 0.1 and 0.9; of a release that also says where the lungs end beside an edge, "
-    "the mean of both readings, below zero where lung lies beyond it. FAIL where all of that interval is within the "
-    "threshold, WARN where some of it is within a wider one"
+    "of the nested masks of probability 0.1 and 0.9; close to the edge, what the model says of where the lungs end "
+    "beside it, below zero where lung lies beyond it. FAIL where all of that interval is within the threshold, WARN "
+    "where some of it is within a wider one"
 )
 
 TABLE: Final = (

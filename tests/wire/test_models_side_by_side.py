@@ -21,7 +21,7 @@ from stepwedge.open_inference.v2 import open_inference_pb2 as oip
 from stepwedge.open_inference.v2 import open_inference_pb2_grpc
 from tests.wire.inference_house import House, chest
 
-BEFORE = MODEL.with_name("0.3.0")
+BEFORE = MODEL.with_name("0.4.0")
 SERVED, BESIDE = f"{MODEL.parent.name}/{MODEL.name}", f"{MODEL.parent.name}/{BEFORE.name}"
 
 

@@ -13,7 +13,7 @@ from distillation.evaluate import _changed
 from distillation.measures import dice
 from distillation.runtime import answer, session, sigmoid, upsampled
 from services.inference.preprocessing import GRID, PREPROCESSING_VERSION, preprocess
-from services.inference.registry import by_channel
+from services.inference.registry import EDGE_FLAGS, by_channel
 from shared.paths import MODEL
 from tests.shared_material import SHARED, needs_shared
 
@@ -49,12 +49,12 @@ def test_the_served_file_is_small_and_takes_what_the_manifest_says(manifest, stu
     assert (FOLDER / release.SERVED).stat().st_size <= 500_000
     assert manifest["preprocessing_version"] == PREPROCESSING_VERSION
     assert manifest["outputs"]["logits"]["channels"] == list(CHANNELS)
-    assert manifest["outputs"]["flags"]["channels"] == list(FLAGS)
+    assert manifest["outputs"]["flags"]["channels"] == [*FLAGS, *EDGE_FLAGS]
     assert [one.name for one in student.get_inputs()] == ["image"]
     assert [one.name for one in student.get_outputs()] == list(manifest["outputs"])
     for batch in (1, 3):
         found = student.run(None, {"image": np.zeros((batch, 1, GRID, GRID), np.float32)})
-        assert [one.shape for one in found] == [(batch, 4, 128, 128), (batch, 6), (batch, 160)]
+        assert [one.shape for one in found] == [(batch, 4, 128, 128), (batch, 34), (batch, 160)]
 
 
 def test_the_served_file_computes_in_unsigned_activations_and_signed_weights(manifest):

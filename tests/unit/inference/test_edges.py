@@ -34,15 +34,13 @@ def test_lungs_that_surely_end_far_inside_end_where_the_outlines_say() -> None:
 
 def test_lungs_that_surely_lie_beyond_the_edge_have_a_margin_below_zero() -> None:
     low, value, high = edges.margin(np.ones(len(SHARES)), Margin(0.0, 0.0, 0.0))
-    assert edges.FURTHEST / 2 <= low <= value <= high < 0
+    assert edges.FURTHEST <= low <= value <= high < 0
 
 
-def test_what_chances_and_outlines_say_counts_the_same() -> None:
-    below = np.array([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
-    read = (SHARES[3] + SHARES[4]) / 2
-    low, value, high = edges.margin(below, OUTLINED)
-    assert value == pytest.approx((read + OUTLINED.value) / 2)
-    assert (SHARES[3] + OUTLINED.low) / 2 <= low < value < high <= (SHARES[4] + OUTLINED.high) / 2
+def test_a_margin_between_two_shares_lies_between_them() -> None:
+    low, value, high = edges.margin(np.array([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]), OUTLINED)
+    assert SHARES[3] <= low < value < high <= SHARES[4]
+    assert value == pytest.approx((SHARES[3] + SHARES[4]) / 2)
 
 
 def test_the_less_is_known_the_wider_the_interval() -> None:
