@@ -129,7 +129,7 @@ Look = tuple[bool, float, int]
 def clipping(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
     """Print how well the margins tell lungs that people's outlines show to be cut off, side by side.
 
-    AUROC of the margin; how many of the cut ones are WARN or FAIL, and how many of the others.
+    AUROC of the margin; how many of the cut ones are WARN or FAIL, or FAIL alone, and how many of the others.
     """
     told: dict[str, list[Look]] = defaultdict(list)
     for image, lungs in _outlined(data, most, final=final):
@@ -208,10 +208,13 @@ def _print_looks(what: str, found: list[Look]) -> None:
         print(f"{what:36s}: {len(cut)} cut off of {len(found)}; nothing to compare")
         return
     wins = sum((c[1] < w[1]) + 0.5 * (c[1] == w[1]) for c in cut for w in whole)
-    hits, alarms = (100 * sum(one[2] in (WARN, FAIL) for one in group) / len(group) for group in (cut, whole))
+    (hits, sure), (alarms, wrong) = (
+        [100 * sum(one[2] in outcomes for one in group) / len(group) for outcomes in ((WARN, FAIL), (FAIL,))]
+        for group in (cut, whole)
+    )
     print(
-        f"{what:36s}: AUROC {wins / (len(cut) * len(whole)):.4f}; {hits:.1f} % of {len(cut)} cut off, "
-        f"{alarms:.1f} % of {len(whole)} others",
+        f"{what:36s}: AUROC {wins / (len(cut) * len(whole)):.4f}; {hits:.1f} % of {len(cut)} cut off "
+        f"(FAIL {sure:.1f}), {alarms:.1f} % of {len(whole)} others (FAIL {wrong:.1f})",
         flush=True,
     )
 

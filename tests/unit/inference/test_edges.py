@@ -38,7 +38,7 @@ def test_lungs_that_surely_lie_beyond_the_edge_have_a_margin_below_zero() -> Non
 
 
 def test_a_margin_between_two_shares_lies_between_them() -> None:
-    low, value, high = edges.margin(np.array([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]), OUTLINED)
+    low, value, high = edges.margin(np.array([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]), Margin(0.0, 0.01, 0.02))
     assert SHARES[3] <= low < value < high <= SHARES[4]
     assert value == pytest.approx((SHARES[3] + SHARES[4]) / 2)
 
@@ -55,3 +55,9 @@ def test_where_it_is_likely_that_lungs_end_further_inside_the_upper_end_is_that_
     below = np.full(len(SHARES), 0.5)
     low, value, high = edges.margin(below, OUTLINED)
     assert low < 0 < value < high == OUTLINED.high
+
+
+def test_outlines_far_inside_and_chances_beyond_the_edge_contradict_each_other_and_the_interval_spans_both() -> None:
+    low, value, high = edges.margin(np.ones(len(SHARES)), Margin(0.25, 0.26, 0.28))
+    assert low < value < 0
+    assert high == 0.28
