@@ -18,6 +18,7 @@ from services.ingest import (
     delivery,
     dicom_tls,
     dimse,
+    dimse_transport,
     storage_commitment,
     wrapping,
 )
@@ -188,8 +189,8 @@ def _specification(live: Settings) -> Iterator[Block]:
             ["Asynchronous operations window", "1 (not negotiated)"],
             ["SOP class extended negotiation", "not supported"],
             ["User identity negotiation", "not supported; mutual TLS says who is there"],
-            ["Time to ask for an association", f"{dimse.NEGOTIATION_SECONDS:g} s"],
-            ["Silence after which an association is aborted", f"{dimse.NETWORK_SECONDS:g} s"],
+            ["Time to ask for an association", f"{dimse_transport.NEGOTIATION_SECONDS:g} s"],
+            ["Silence after which an association is aborted", f"{dimse_transport.NETWORK_SECONDS:g} s"],
             ["Largest object", f"{section.max_object_bytes} bytes"],
         ],
     )

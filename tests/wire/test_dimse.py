@@ -16,8 +16,8 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
 
-from services.ingest.dimse import file_meta
 from services.ingest.door import data_set_offset
+from services.ingest.wrapping import file_meta
 from tests.shared_material import SHARED, needs_shared
 from tests.wire.cluster import eventually
 from tests.wire.ingest_house import DX, House, Sender, data_set, dx, house, part10
