@@ -414,7 +414,9 @@ def _alike(ours: Answer, theirs: Answer) -> bool:
     total = int(one.sum()) + int(other.sum())
     agreement = 2 * int((one & other).sum()) / total if total else 1.0
     furthest = float(np.abs(ours.flags - theirs.flags).max())
-    same_flags = bool(((ours.flags > 0) == (theirs.flags > 0)).all())
+    # Of the edges no chance decides by itself, and each golden input has some near one half, on either side.
+    decided = slice(len(FLAGS))
+    same_flags = bool(((ours.flags[decided] > 0) == (theirs.flags[decided] > 0)).all())
     return agreement >= _LEAST_AGREEMENT and same_flags and furthest <= _LARGEST_DIFFERENCE
 
 

@@ -314,6 +314,16 @@ def test_another_class_of_machine_must_come_to_the_same_decisions(release: Relea
     assert release.refused() == SELF_TEST
 
 
+def test_another_class_of_machine_may_be_of_another_mind_where_a_chance_beside_an_edge_is_one_half() -> None:
+    logits, features = np.ones((4, 2, 2), np.float32), np.zeros(2, np.float32)
+    flags = np.append(np.full(len(registry.FLAGS), -2.0), np.zeros(len(registry.EDGE_FLAGS))).astype(np.float32)
+    released = registry.Answer(logits, flags, features)
+    for place, change, alike in ((-1, 0.1, True), (-1, 1.5, False), (0, 2.5, False)):
+        other = flags.copy()
+        other[place] += change
+        assert registry._alike(registry.Answer(logits, other, features), released) is alike
+
+
 def test_golden_tensors_that_are_none_are_refused(release: Release) -> None:
     release.golden["grids"] = release.golden["grids"].astype(np.float32)
     release.seal()
