@@ -500,7 +500,7 @@ def _check_codestreams(dataset: Dataset, syntax: UID, layout: _Layout, max_bytes
             expected = layout.frame_bytes * layout.frames
             if layout.samples == 3 and str(dataset.get("PhotometricInterpretation", "")).startswith("YBR_FULL_422"):
                 expected = expected // 3 * 2
-            if len(dataset.PixelData) < expected:
+            if len(dataset.PixelData or b"") < expected:  # an empty element reads as None
                 raise _undecodable("the pixel data is shorter than its frames")
         return
     pixels = dataset.get("PixelData")

@@ -267,6 +267,15 @@ def test_truncated_pixels_are_a_code() -> None:
     assert caught.value.code == UNDECODABLE
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_pixel_data_that_is_there_and_empty_is_a_code(kind: type) -> None:
+    ds = _object(_ramp(kind))
+    ds.PixelData = None
+    with pytest.raises(StepwedgeError) as caught:
+        pixels.frame_of(ds, middle=False)
+    assert caught.value.code == UNDECODABLE
+
+
 @pytest.mark.parametrize("form", [".png", ".jpg", ".tif"])
 @pytest.mark.parametrize("colour", [False, True])
 def test_pictures_are_read(form: str, colour: bool) -> None:
