@@ -140,6 +140,15 @@ def test_where_nothing_can_be_estimated_only_the_levels_are_counted(values: NDAr
     assert set(estimated(values)) == {"grey_levels"}
 
 
+def test_sharpness_is_of_slopes_to_their_last_bit_wherever_in_memory_they_lie() -> None:
+    for size in ((65, 67), (200, 333), (64, 64), (90, 1100)):
+        part = RNG.normal(size=size).astype(np.float32)
+        soft = cv2.GaussianBlur(part, (0, 0), 1.0)
+        across, down = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
+        slopes = np.sqrt(across * across + down * down)
+        assert general._steepest(part, 1.0) == np.percentile(slopes[::2, ::2], 99.5)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4095, 4096, 100_000, 100_001])
 @pytest.mark.parametrize("kind", ["spread", "few values", "in order", "nearly one value"])
 def test_the_median_is_that_of_numpy(count: int, kind: str) -> None:
