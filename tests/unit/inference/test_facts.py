@@ -61,6 +61,13 @@ def test_the_same_pixels_are_the_same_in_another_transfer_syntax_and_under_anoth
     assert facts_of(first).pixels_sha256 == facts_of(second).pixels_sha256 != ""
 
 
+@pytest.mark.parametrize("kind", [">u2", "<i2", ">i2", "<i4", "<u4"])
+def test_the_same_values_are_the_same_pixels_in_whatever_type_they_are_held(kind: str) -> None:
+    values = np.arange(600, dtype="<u2").reshape(20, 30)
+    one, other = (pixels.Frame(held, inverted=False) for held in (values, values.astype(kind)))
+    assert facts.pixels_sha256(Dataset(), one) == facts.pixels_sha256(Dataset(), other)
+
+
 def test_one_pixel_more_is_another_image_and_an_empty_one_is_like_none() -> None:
     first, second, empty = an_object(), an_object(), an_object()
     values = np.frombuffer(second.PixelData, np.uint16).copy()
