@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Final, Self
 
@@ -15,8 +14,7 @@ class Energy:
     where no counter can be read."""
 
     def __init__(self, counters: Path = COUNTERS) -> None:
-        packages = sorted(counters.glob("*")) if counters.is_dir() else []
-        self._packages = [one for one in packages if re.fullmatch(r"[a-z-]+:\d+", one.name)]  # not parts of a package
+        self._packages = _packages(counters)
         self.joules: float | None = None
 
     def __enter__(self) -> Self:
@@ -38,3 +36,9 @@ class Energy:
             ]
         except (OSError, ValueError):
             return []
+
+
+def _packages(counters: Path) -> list[Path]:
+    """Counters of packages, and of neither their parts nor the platform around them (psys). Some machines have each
+    once more, by another road (intel-rapl-mmio)."""
+    return [one.parent for one in sorted(counters.glob("intel-rapl:*/name")) if one.read_text().startswith("package-")]
