@@ -28,6 +28,9 @@ _TURNS: Final = {
 _UNMEASURABLE: Final = "outlines that are unsure, of no chest, or of one that does not stand upright are not measured"
 _LEAST_CELLS: Final = 2
 """Cells that a row or column of a mask must have to count as its end: one alone is noise."""
+_STRETCHED: Final = 1.15
+"""Height of a cell over its width, or the other way round, up to which what the model says of the edges is heeded:
+training stretched no chest further, and of one that is, it takes clear upper and lower edges for ones that cut."""
 
 
 class Side(NamedTuple):
@@ -222,15 +225,16 @@ def margins(seen: Look) -> Iterator[Finding]:
     if not measurable(seen):
         yield from (finding(side.code, NOT_ASSESSABLE, _UNMEASURABLE) for side in SIDES.values())
         return
-    lungs = masks.chances(seen.answer.logits, seen.where, "lungs_full", seen.nested["lungs_full"])
-    for name, side in SIDES.items():
-        yield _margin(seen, name, side, lungs)
-
-
-def _margin(seen: Look, edge: str, side: Side, chances: NDArray[np.float64]) -> Finding:
     lungs = seen.nested["lungs_full"]
+    chances = masks.chances(seen.answer.logits, seen.where, "lungs_full", lungs)
+    ends = seen.ends if max(seen.aspect, 1 / seen.aspect) <= _STRETCHED else None
+    for edge in SIDES:
+        yield _margin(seen, edge, margin_beside(edge, lungs, chances, ends))
+
+
+def _margin(seen: Look, edge: str, found: edges.Margin) -> Finding:
+    side, lungs = SIDES[edge], seen.nested["lungs_full"]
     unit, limit = ("mm", thresholds.MARGIN_MM) if seen.spacing_mm else ("1", thresholds.MARGIN)
-    found = margin_beside(edge, lungs, chances, seen.ends)
     length = seen.cell[side.axis] * lungs.middle.shape[side.axis]
     low, expected, high = (length * one for one in found)
     value = Value(f"lung_margin_{edge}", expected, unit, low, high)

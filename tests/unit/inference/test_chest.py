@@ -13,6 +13,8 @@ import pytest
 from services.inference import chest as measures
 from services.inference.assess import AssessmentResult, Assessor
 from services.inference.findings import as_markdown, name
+from services.inference.preprocessing import preprocess
+from services.inference.registry import EDGES, SHARES
 from shared import paths, phantom
 from shared.policy import Policy
 from stepwedge.common.v1.common_pb2 import Finding, Outcome, Reason, Verdict
@@ -105,6 +107,18 @@ def test_pixels_that_are_not_square_change_no_index(assessor: Assessor) -> None:
     square = found(assessor.assess_array(image.image, spacing_mm=(0.7, 0.7)), "INSPIRATION").measurement.value
     other = found(assessor.assess_array(half, spacing_mm=(1.4, 0.7)), "INSPIRATION").measurement.value
     assert other == pytest.approx(square, rel=0.08)
+
+
+def test_of_a_chest_that_is_stretched_further_than_training_did_only_the_outlines_tell_its_margins(
+    assessor: Assessor,
+) -> None:
+    prepared = preprocess(drawn().image)
+    look = measures.look(assessor.model, prepared.grid, prepared.geometry, (0.7, 0.7), 0)
+    cut = {edge: np.ones(len(SHARES)) for edge in EDGES}
+    for across, heeded in ((0.7, True), (0.65, True), (0.35, False), (1.4, False)):
+        seen = replace(look, spacing_mm=(0.7, across))
+        outlined, told = (list(measures.margins(replace(seen, ends=ends))) for ends in (None, cut))
+        assert (told != outlined) is heeded
 
 
 @pytest.mark.parametrize("blades_mm", [0.0, 10.0, 20.0])
