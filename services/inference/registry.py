@@ -371,13 +371,13 @@ def _self_test(model: Model, manifest: Mapping[str, Any], data: bytes, threads: 
     """Answer the golden inputs: "exact" where all bits are as released, "decisions" in another class of machine."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as golden:
-            grids, logits, flags, features = (golden[key] for key in ("grids", *OUTPUTS))
-        whole = grids.dtype == np.uint8 and grids.shape[1:] == (GRID, GRID) and 0 < len(grids) == len(logits)
+            grids, *outputs = (golden[key] for key in ("grids", *OUTPUTS))
+        released = [Answer(*one) for one in zip(*outputs, strict=True)]
+        whole = grids.dtype == np.uint8 and grids.shape[1:] == (GRID, GRID) and 0 < len(grids) == len(released)
     except Exception:  # noqa: BLE001 - a damaged archive raises what it likes
         whole = False
     if not whole:
         raise _failed("the golden tensors do not read")
-    released = [Answer(*one) for one in zip(logits, flags, features, strict=True)]
     answers = [model.answer(grid) for grid in grids]
     if all(ours.sha256() == theirs.sha256() for ours, theirs in zip(answers, released, strict=True)):
         model.tested("exact", grids[0], answers[0])

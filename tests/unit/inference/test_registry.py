@@ -324,6 +324,19 @@ def test_another_class_of_machine_may_be_of_another_mind_where_a_chance_beside_a
         assert registry._alike(registry.Answer(logits, other, features), released) is alike
 
 
+def test_a_model_that_does_not_answer_with_the_edges_that_its_manifest_names_is_refused(release: Release) -> None:
+    release.manifest["outputs"]["flags"]["channels"] += registry.EDGE_FLAGS
+    release.seal()
+    assert release.refused() == SELF_TEST
+
+
+@pytest.mark.parametrize("key", ["grids", *registry.OUTPUTS])
+def test_golden_tensors_that_are_not_of_one_number_are_refused(release: Release, key: str) -> None:
+    release.golden[key] = release.golden[key][:2]
+    release.seal()
+    assert release.refused() == SELF_TEST
+
+
 def test_golden_tensors_that_are_none_are_refused(release: Release) -> None:
     release.golden["grids"] = release.golden["grids"].astype(np.float32)
     release.seal()
