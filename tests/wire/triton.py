@@ -36,7 +36,10 @@ def _package() -> Path | None:
     home = Path(found.origin).parent / "tritonserver" if found is not None and found.origin else None
     if home is None or not (home / "python_backend_stubs" / _PYTHON).is_dir():
         return None
-    told = subprocess.run([home / "bin" / "tritonserver", "--help"], capture_output=True, check=False, timeout=30)
+    try:
+        told = subprocess.run([home / "bin" / "tritonserver", "--help"], capture_output=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return home if b"--grpc-use-ssl-mutual" in told.stdout + told.stderr else None
 
 
@@ -182,8 +185,8 @@ def running_triton(folder: Path, name: str, versions: Mapping[str, Path], pki: P
     triton = Triton(folder, name, pki)
     for version, file in versions.items():
         triton.put(version, file)
-    triton.start()
     try:
+        triton.start()
         yield triton
     finally:
         triton.stop()
