@@ -51,17 +51,16 @@ needs_triton = pytest.mark.skipif(
 
 _START_SECONDS: Final = 60.0
 
-_FLAGS: Final = len(json.loads((MODEL / "manifest.json").read_text())["outputs"]["flags"]["channels"])
+_OUTPUTS: Final = "".join(
+    f'\noutput {{ name: "{name}" data_type: TYPE_FP32 dims: {one["shape"][1:]} }}'
+    for name, one in json.loads((MODEL / "manifest.json").read_text())["outputs"].items()
+)
 _CONFIG: Final = """
 name: "{name}"
 backend: "python"
 max_batch_size: 8
 input [ {{ name: "image" data_type: TYPE_FP32 dims: [ 1, 256, 256 ] }} ]
-output [
-  {{ name: "logits" data_type: TYPE_FP32 dims: [ 4, 128, 128 ] }},
-  {{ name: "flags" data_type: TYPE_FP32 dims: [ {flags} ] }},
-  {{ name: "features" data_type: TYPE_FP32 dims: [ 160 ] }}
-]
+{outputs}
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 """
 
@@ -114,7 +113,7 @@ class Triton:
         place.mkdir(parents=True)
         shutil.copy(file, place / "model.onnx")
         (place / "model.py").write_text(_MODEL)
-        (place.parent / "config.pbtxt").write_text(_CONFIG.format(name=self.name, flags=_FLAGS))
+        (place.parent / "config.pbtxt").write_text(_CONFIG.format(name=self.name, outputs=_OUTPUTS))
 
     def start(self) -> None:
         """Returns when it is ready."""
