@@ -80,9 +80,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         loop = asyncio.get_running_loop()
         began = time.perf_counter()
         instance, result, assessment, pictures = await loop.run_in_executor(self._workers, self._assess, reference)
-        meters.DURATION.observe(time.perf_counter() - began)
         # Outside the workers: a disk that makes them durable keeps no image waiting.
         assessment.masks.extend(await asyncio.to_thread(self._stored, pictures))
+        meters.DURATION.observe(time.perf_counter() - began)
         index = await self._record(reference.sha256, instance, assessment, context.time_remaining())
         meters.count(assessment.findings)
         if self._shadow is not None:
