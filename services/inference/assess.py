@@ -41,6 +41,7 @@ from services.inference.findings import (
 )
 from services.inference.header import UNSTATED, Stated
 from services.inference.ladder import LookingTwice, Rung, climb
+from services.inference.lookup_tables import as_shown
 from services.inference.pixels import Frame, frame_of, has_pixels, picture, picture_size, plain
 from services.inference.preprocessing import Preprocessed, preprocess
 from services.inference.registry import Answer, Model
@@ -296,13 +297,14 @@ class Assessor:
         """The model's look at a radiograph; once more with black and white exchanged where they were wrong, once more
         turned upright where it was turned, by the form above it where it is unsure, at its mirror image where the side
         is not plain."""
-        prepared = preprocess(frame.values, frame.inverted)
+        values = frame.values if frame.shown is None else as_shown(frame.values, frame.shown)
+        prepared = preprocess(values, frame.inverted, frame.aspect)
         looks = [self._look_at(prepared, frame)]
         found = [chest.polarity(looks[0])]
         righted, inverted = prepared, frame.inverted
         if found[0].outcome == FAIL:
             inverted = not frame.inverted
-            righted = preprocess(frame.values, inverted)
+            righted = preprocess(values, inverted, frame.aspect)
             looks.append(self._look_at(righted, frame))
         if chest.quarter_turns(looks[-1]):
             looks.append(chest.upright(self.model, righted.grid, looks[-1]))
@@ -324,7 +326,7 @@ class Assessor:
         found += [chest.cardiothoracic(seen), chest.rotation(seen), chest.inspiration(seen)]
         found += [chest.turned(seen, stated.directions), chest.mirrored(seen, stated.directions)]
         found.append(collimation.finding_of(seen, collimation.blades(righted, stated.field)))
-        found.append(in_the_way.finding_of(seen, frame.values, inverted=inverted, low=righted.low, high=righted.high))
+        found.append(in_the_way.finding_of(seen, values, inverted=inverted, low=righted.low, high=righted.high))
         return seen, self._pin(prepared, answers, higher or self.model), found, rungs
 
     def _look_at(self, prepared: Preprocessed, frame: Frame, model: Model | None = None) -> Look:
@@ -373,7 +375,8 @@ def _which(frame: Frame) -> str:
 def _unfit(frame: Frame) -> str:
     """Why the model cannot look at a frame at all; empty where it can."""
     rows, columns = frame.values.shape
-    if max(rows, columns) > thresholds.LONGEST_ASPECT.fail * min(rows, columns):
+    tall = rows * frame.aspect
+    if max(tall, columns) > thresholds.LONGEST_ASPECT.fail * min(tall, columns):
         return "the image is too long and narrow for a chest radiograph"
     if rows * columns > MAX_CHEST_PIXELS:
         return "the image has more pixels than any detector for the chest"
@@ -401,7 +404,7 @@ def _saturated(frame: Frame, seen: Look | None, *, of_a_chest: bool) -> Finding:
     """SATURATED: of a chest by its thorax, or its central box; of other grey pictures by the white end alone, since
     air and background are black with reason."""
     code = Reason.REASON_SATURATED
-    clipping = general.grey_range(frame.values, frame.padding)
+    clipping = general.grey_range(frame.values, frame.padding, frame.aspect)
     if clipping.high <= clipping.low:
         return finding(code, NOT_ASSESSABLE, "all pixels have one value")
     thorax = None if seen is None or not chest.measurable(seen) else seen.thorax()

@@ -85,8 +85,8 @@ class Look:
 
     @property
     def aspect(self) -> float:
-        """Height of a cell of the grid over its width, in the patient; pixels without spacing count as square."""
-        rows, columns = self.spacing_mm or (1.0, 1.0)
+        """Height of a cell of the grid over its width, in the patient; about 1 by the letterbox, but for rounding."""
+        rows, columns = self.spacing_mm or (self.where.aspect, 1.0)
         return rows * self.where.rows / self.where.height / (columns * self.where.columns / self.where.width)
 
     @property

@@ -62,9 +62,10 @@ class Range:
         return float(self.at_low[region].mean()), float(self.at_high[region].mean())
 
 
-def grey_range(values: NDArray[Any], padding: NDArray[np.bool_] | None = None) -> Range:
-    """Where the grey values of `values` [rows, columns] end; `padding` marks pixels that show nothing."""
-    where = letterbox(values.shape[0], values.shape[1])
+def grey_range(values: NDArray[Any], padding: NDArray[np.bool_] | None = None, aspect: float = 1.0) -> Range:
+    """Where the grey values of `values` [rows, columns] end; `padding` marks pixels that show nothing. aspect: of
+    `preprocessing.letterbox`."""
+    where = letterbox(values.shape[0], values.shape[1], aspect)
     seen = values if padding is None or padding.all() else values[~padding]
     low, high = float(seen.min()), float(seen.max())
     near = (high - low) * _NEAR

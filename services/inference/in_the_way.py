@@ -54,10 +54,10 @@ class Piece:
     own: Mask
 
 
-def working_picture(pixels: NDArray[Any], *, inverted: bool, low: float, high: float) -> Plane:
+def working_picture(pixels: NDArray[Any], *, inverted: bool, low: float, high: float, aspect: float = 1.0) -> Plane:
     """The image [rows, columns] as uint8, `LONGEST` at its longer side; bright is dense. low, high: the values that
-    percentiles 1 and 99 have."""
-    small = shrink(pixels, LONGEST)
+    percentiles 1 and 99 have. aspect: of its pixels, `preprocessing.shrink`."""
+    small = shrink(pixels, LONGEST, aspect)
     share = (small - low) / (high - low)
     share = 1 - share if inverted else share
     return np.asarray(np.clip(np.rint(_DARKEST + _STEPS * share), 0, 255), np.uint8)
@@ -248,7 +248,7 @@ def finding_of(seen: Look, pixels: NDArray[Any], *, inverted: bool, low: float, 
         return finding(code, NOT_ASSESSABLE, "where the lungs are is not known")
     if not high > low:
         return finding(code, NOT_ASSESSABLE, "the image has one value only")
-    picture = working_picture(pixels, inverted=inverted, low=low, high=high)
+    picture = working_picture(pixels, inverted=inverted, low=low, high=high, aspect=seen.where.aspect)
     lungs = over_the_lungs(seen.nested["lungs_full"].middle, picture.shape)
     found = pieces(picture, lungs)
     value = Value("object_score", found[0].score if found else thresholds.NO_OBJECT)

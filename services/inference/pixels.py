@@ -13,9 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
+from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
+from services.inference.coverage import RADIOGRAPHY, modality_of
+from services.inference.lookup_tables import Shown, is_big_endian, shown_of, table_of
 from shared import dicom
 from shared.errors import ErrorCode, StepwedgeError
 
@@ -23,6 +31,21 @@ MAX_FRAME_BYTES: Final = 256 << 20
 """Most bytes that a decoded frame may take; the largest detectors give 40 MB."""
 
 _PLAIN: Final = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
+_UNCOMPRESSED: Final = frozenset(
+    {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian}
+)
+_MACROS: Final = (
+    "PixelValueTransformationSequence",
+    "FrameVOILUTSequence",
+    "PixelMeasuresSequence",
+    "FramePixelDataPropertiesSequence",
+)
+"""Functional groups that say something of the grey scale or of sizes (PS3.3 C.7.6.16.2, C.8.19.6)."""
+_OF_A_FRAME: Final = (
+    "PresentationLUTShape", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
+    "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
+    "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio",
+)  # fmt: skip
 _SIGNED: Final = ("<u2", "<i2")
 """By Pixel Representation (PS3.3 C.7.6.3.1)."""
 
@@ -32,7 +55,10 @@ _PIXELS: Final = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _PIXELS_OF_REAL_NUMBERS: Final = frozenset(map(BaseTag, _PIXELS[:2]))
 _NATIVE: Final = {np.dtype(kind) for kind in (np.uint8, np.uint16, np.int16, np.float32)}
 _WIDENED: Final[Mapping[str, str]] = {"b1": "u1", "i1": "i2"}
-_MAX_LUT: Final = 1 << 16  # PS3.3 C.11.1.1.1: the number of entries fits 16 bits
+_ASPECT: Final = (0.25, 4.0)
+"""Height of a pixel over its width that a digitizer can have."""
+_SQUARE: Final = 0.02
+"""By which part that ratio is off where pixels still count as square: rounding of what is stated."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +68,14 @@ class Frame:
     values: [rows, columns] in uint8, uint16, int16 or float32, finite; after a Modality LUT given as a table, before a
         linear rescale (which changes no order unless its slope is negative, and then `inverted` says so).
     inverted: the lowest value is shown white.
-    padding: bool [rows, columns], true where PixelPaddingValue says that there is no image; None where nowhere.
+    padding: bool [rows, columns], true where PixelPaddingValue or a shutter says that there is no image; None where
+        nowhere. These pixels are as dark as the darkest of the others.
     spacing_mm: distance of rows and of columns, mm; None where absent or absurd.
     index, count: which frame of how many.
     colour: the values are the luminance of a colour picture.
     bits: bits stored per sample.
+    aspect: height of a pixel over its width; 1 where nothing is said.
+    shown: how the object wants its grey values to be shown; None where it does not say.
     """
 
     values: NDArray[Any]
@@ -57,6 +86,8 @@ class Frame:
     count: int = 1
     colour: bool = False
     bits: int = 16
+    aspect: float = 1.0
+    shown: Shown | None = None
 
 
 def has_pixels(dataset: Dataset) -> bool:
@@ -74,21 +105,34 @@ def frame_of(dataset: Dataset, *, middle: bool) -> Frame:
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip()
     stored = _as_it_lies(dataset)
     if stored is None:
+        stored = _lying_high(dataset, index)
+    if stored is None:
         wanted = dicom.frames(dataset, max_bytes=MAX_FRAME_BYTES, rgb=photometric.startswith("YBR"), only=[index])
         stored = next(wanted, None)
     if stored is None or stored.ndim not in (2, 3) or stored.size == 0:
         raise _undecodable("the frame is empty")
+    said = _of_frame(dataset, index)
     colour = stored.ndim == 3 or photometric == "PALETTE COLOR"
-    values = luminance(_coloured(stored, dataset) if photometric == "PALETTE COLOR" else stored)
+    if photometric == "PALETTE COLOR":
+        stored = _coloured(stored, dataset)
+    values = luminance(stored)
+    if colour and modality_of(dataset) in RADIOGRAPHY and stored.shape[2] >= 3:
+        colour = not _channels_alike(stored)  # a screenshot of a radiograph has its grey values
     bits = _number(dataset, "BitsStored", 8 * stored.dtype.itemsize)
-    if not colour:
+    if stored.ndim == 2:
         values = _without_overlays(values, dataset, bits)
-    inverted = _inverted(dataset, photometric)
-    padding = None if colour else _padding(values, dataset)
+    inverted = _inverted(said, photometric)
+    padding = _hidden(values, dataset) if stored.ndim == 2 else None
     if padding is not None:
         values = _filled(values, padding, inverted=inverted)
-    values = _finite(_modality_table(values, dataset))
-    return Frame(values, inverted, padding, spacing_mm(dataset), index, count, colour, bits)
+    signed, big_endian = values.dtype.kind == "i", is_big_endian(dataset)
+    looked_up = bool(said.get("ModalityLUTSequence")) and values.dtype.kind in "iu"
+    values = _finite(_modality_table(values, said, big_endian=big_endian))
+    shown = None
+    if stored.ndim == 2:
+        shown = shown_of(said, signed=signed and not looked_up, big_endian=big_endian, looked_up=looked_up)
+    spacing = spacing_mm(said)
+    return Frame(values, inverted, padding, spacing, index, count, colour, bits, _aspect(said, spacing), shown)
 
 
 def _as_it_lies(dataset: Dataset) -> NDArray[Any] | None:
@@ -111,8 +155,64 @@ def _as_it_lies(dataset: Dataset) -> NDArray[Any] | None:
     values: NDArray[Any] = np.frombuffer(data, _SIGNED[signed], rows * columns).reshape(rows, columns)
     if stored == allocated:
         return values
-    ends = (-(1 << stored - 1), 1 << stored - 1) if signed else (0, 1 << stored)
-    return values if ends[0] <= int(values.min()) and int(values.max()) < ends[1] else None
+    lowest, highest = _ends(stored, signed)
+    return values if lowest <= int(values.min()) and int(values.max()) < highest else None
+
+
+def _ends(stored: int, signed: int) -> tuple[int, int]:
+    """The least value of so many bits, and the first beyond the greatest."""
+    return (-(1 << stored - 1), 1 << stored - 1) if signed else (0, 1 << stored)
+
+
+def _lying_high(dataset: Dataset, index: int) -> NDArray[Any] | None:
+    """A frame of uncompressed grey samples that lie at the top of their words, moved down; None for another.
+
+    High Bit is one less than Bits Stored now (PS3.5 8.1.1); in older objects it need not be. Some say 15 of samples
+    that lie as they should: those have nothing in the upper bits.
+    """
+    said = [dataset.get(keyword) for keyword in (*_PLAIN, "HighBit")]
+    data = dataset.get("PixelData")
+    if not (isinstance(data, bytes) and all(isinstance(one, int) for one in said)):
+        return None
+    rows, columns, samples, allocated, stored, signed, high = said
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax not in _UNCOMPRESSED or samples != 1 or allocated != 16 or not stored <= high < allocated or stored < 2:
+        return None
+    size = rows * columns
+    if not (0 < 2 * size <= MAX_FRAME_BYTES and 2 * size * (index + 1) <= len(data)):
+        return None
+    words = np.frombuffer(data, ">u2" if is_big_endian(dataset) else "<u2", size, 2 * size * index).astype(np.uint16)
+    lowest, highest = _ends(stored, signed)
+    as_they_should = words.view(np.int16) if signed else words
+    if lowest <= int(as_they_should.min()) and int(as_they_should.max()) < highest:
+        return None
+    values = ((words >> (high + 1 - stored)) & ((1 << stored) - 1)).reshape(rows, columns)
+    if not signed:
+        return np.asarray(values, np.uint16)
+    sign = 1 << (stored - 1)
+    return np.asarray((values.astype(np.int32) ^ sign) - sign, np.int16)
+
+
+def _of_frame(dataset: Dataset, index: int) -> Dataset:
+    """What an object says of the grey scale and the size of one frame: of an enhanced one, by its functional groups,
+    those of the frame before those of all (PS3.3 C.7.6.16); else the object itself."""
+    groups = [
+        *_item(dataset.get("PerFrameFunctionalGroupsSequence"), index),
+        *_item(dataset.get("SharedFunctionalGroupsSequence"), 0),
+    ]
+    if not groups:
+        return dataset
+    told = Dataset()
+    macros = [one for group in groups for macro in _MACROS for one in _item(group.get(macro), 0)]
+    for source in (*macros, dataset):
+        for keyword in _OF_A_FRAME:
+            if keyword in source and keyword not in told:
+                told[keyword] = source[keyword]
+    return told
+
+
+def _item(items: Any, index: int) -> list[Dataset]:
+    return [items[index]] if isinstance(items, DicomSequence) and index < len(items) else []
 
 
 def rendered_frame(dataset: Dataset, index: int, *, max_bytes: int) -> tuple[NDArray[Any], bool, int]:
@@ -122,7 +222,9 @@ def rendered_frame(dataset: Dataset, index: int, *, max_bytes: int) -> tuple[NDA
     if not 0 <= index < count:
         raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the object has no such frame")
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip()
-    stored = next(dicom.frames(dataset, max_bytes=max_bytes, rgb=photometric.startswith("YBR"), only=[index]), None)
+    stored = _lying_high(dataset, index)
+    if stored is None:
+        stored = next(dicom.frames(dataset, max_bytes=max_bytes, rgb=photometric.startswith("YBR"), only=[index]), None)
     if stored is None or stored.ndim not in (2, 3) or stored.size == 0:
         raise _undecodable("the frame is empty")
     if photometric == "PALETTE COLOR":
@@ -136,10 +238,11 @@ def rendered_frame(dataset: Dataset, index: int, *, max_bytes: int) -> tuple[NDA
             colour = np.clip(wide, 0, 255).astype(np.uint8)
         return np.ascontiguousarray(colour), False, count
     values = _without_overlays(luminance(stored), dataset, _number(dataset, "BitsStored", 8 * stored.dtype.itemsize))
-    inverted, padding = _inverted(dataset, photometric), _padding(values, dataset)
+    said = _of_frame(dataset, index)
+    inverted, padding = _inverted(said, photometric), _padding(values, dataset)
     if padding is not None:
         values = _filled(values, padding, inverted=inverted)
-    return _finite(_modality_table(values, dataset)), inverted, count
+    return _finite(_modality_table(values, said, big_endian=is_big_endian(dataset))), inverted, count
 
 
 def picture(data: bytes) -> Frame:
@@ -204,6 +307,16 @@ def spacing_mm(dataset: Dataset, keywords: Sequence[str] = SPACINGS) -> tuple[fl
     return None
 
 
+def _aspect(said: Dataset, spacing: tuple[float, float] | None) -> float:
+    """Height of a pixel over its width, by its spacing, else by Pixel Aspect Ratio (PS3.3 C.7.6.3.1.7)."""
+    ratio = said.get("PixelAspectRatio")
+    try:
+        found = float(ratio[0]) / float(ratio[1]) if spacing is None else spacing[0] / spacing[1]
+    except (TypeError, ValueError, IndexError, ZeroDivisionError, OverflowError):
+        return 1.0
+    return found if _ASPECT[0] <= found <= _ASPECT[1] and abs(found - 1) > _SQUARE else 1.0
+
+
 def _plausible(spacing: tuple[float, float] | None) -> tuple[float, float] | None:
     low, high = _SPACING_MM
     return spacing if spacing is not None and all(low <= value <= high for value in spacing) else None
@@ -227,24 +340,15 @@ def _coloured(stored: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
         raise _undecodable("the palette does not read") from None
 
 
-def _modality_table(values: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+def _modality_table(values: NDArray[Any], said: Dataset, *, big_endian: bool) -> NDArray[Any]:
     """Values after a Modality LUT that is given as a table (PS3.3 C.11.1)."""
-    items = dataset.get("ModalityLUTSequence")
+    items = said.get("ModalityLUTSequence")
     if not items or values.dtype.kind not in "iu":
         return values
     try:
-        length, first, _ = (int(value) for value in items[0].LUTDescriptor)
-        data = items[0].LUTData
-        table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
-        length = length or _MAX_LUT
-        if first > 0x7FFF and values.dtype == np.int16:
-            first -= 0x10000  # the descriptor's VR may be US although the pixels are signed
-        table = table[:length].astype(np.uint16)
-        positions = np.clip(values.astype(np.int32) - first, 0, len(table) - 1)
-        found: NDArray[Any] = table[positions]
+        return table_of(items[0], signed=values.dtype.kind == "i", big_endian=big_endian).of(values)
     except Exception:  # noqa: BLE001 - as above
         raise _undecodable("the Modality LUT does not read") from None
-    return found
 
 
 def _without_overlays(values: NDArray[Any], dataset: Dataset, bits: int) -> NDArray[Any]:
@@ -273,6 +377,62 @@ def _padding(values: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | None
     share = np.count_nonzero(found) / found.size
     # All of it is no padding but an empty image, and nothing of it is nothing to heed.
     return found if 0 < share < 1 else None
+
+
+def _hidden(values: NDArray[Any], dataset: Dataset) -> NDArray[np.bool_] | None:
+    """Where no image is: padding, and what lies behind a shutter; None where nowhere."""
+    padding, behind = _padding(values, dataset), _behind_shutter(values.shape[0], values.shape[1], dataset)
+    if padding is None or behind is None:
+        return behind if padding is None else padding
+    return padding if (both := padding | behind).all() else both
+
+
+def _behind_shutter(rows: int, columns: int, dataset: Dataset) -> NDArray[np.bool_] | None:
+    """What a Display Shutter (PS3.3 C.7.6.11) covers, bool [rows, columns]: by the standard it is not to be seen. None
+    where there is none, or one that leaves less open than a mistake would. Edges lie just outside; they and points
+    count from 1, rows first."""
+    shapes = dataset.get("ShutterShape") or ()
+    opening = np.ones((rows, columns), np.uint8)
+    for shape in [shapes] if isinstance(shapes, str) else shapes:
+        try:
+            _SHUTTERS[str(shape).strip().upper()](opening, dataset)
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, cv2.error):
+            return None
+    share = np.count_nonzero(opening) / opening.size
+    return opening == 0 if _LEAST_OPEN <= share < 1 else None
+
+
+def _rectangular(opening: NDArray[np.uint8], dataset: Dataset) -> None:
+    names = ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
+    top, bottom, left, right = (int(dataset.get(f"Shutter{name}Edge")) for name in names)
+    closed = np.ones_like(opening)
+    closed[max(0, top) : max(0, bottom - 1), max(0, left) : max(0, right - 1)] = 0
+    opening[closed > 0] = 0
+
+
+def _circular(opening: NDArray[np.uint8], dataset: Dataset) -> None:
+    row, column = (int(value) - 1 for value in dataset.CenterOfCircularShutter)
+    _cut(opening, lambda plane: cv2.circle(plane, (column, row), int(dataset.RadiusOfCircularShutter), 1, -1))
+
+
+def _polygonal(opening: NDArray[np.uint8], dataset: Dataset) -> None:
+    corners = np.array([int(value) - 1 for value in dataset.VerticesOfThePolygonalShutter], np.int32).reshape(-1, 2)
+    _cut(opening, lambda plane: cv2.fillPoly(plane, [np.ascontiguousarray(corners[:, ::-1])], 1))
+
+
+def _cut(opening: NDArray[np.uint8], draw: Callable[[NDArray[np.uint8]], Any]) -> None:
+    plane = np.zeros_like(opening)
+    draw(plane)
+    np.multiply(opening, plane, out=opening)
+
+
+_SHUTTERS: Final[Mapping[str, Callable[[NDArray[np.uint8], Dataset], None]]] = {
+    "RECTANGULAR": _rectangular,
+    "CIRCULAR": _circular,
+    "POLYGONAL": _polygonal,
+}
+_LEAST_OPEN: Final = 0.25
+"""Share of the picture that a shutter leaves open at least, as `header.open_field` has it."""
 
 
 def _signed_like(value: int, dtype: np.dtype[Any]) -> int:

@@ -26,7 +26,8 @@ _WIDENED = {"b": "u1", "i1": "i2", "f2": "f4"}
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """Where an image of `rows` x `columns` pixels lies on the square grid: a box of `height` x `width` cells."""
+    """Where an image of `rows` x `columns` pixels lies on the square grid: a box of `height` x `width` cells. aspect:
+    height of its pixels over their width."""
 
     rows: int
     columns: int
@@ -34,6 +35,7 @@ class Letterbox:
     left: int
     height: int
     width: int
+    aspect: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,13 @@ class Preprocessed:
         return hashlib.sha256(self.grid.tobytes()).hexdigest()
 
 
-def letterbox(rows: int, columns: int) -> Letterbox:
-    """The largest centred box with the aspect of `rows` x `columns` pixels, at least one cell thick."""
-    longest = max(rows, columns)
-    height, width = max(1, round(rows * GRID / longest)), max(1, round(columns * GRID / longest))
-    return Letterbox(rows, columns, (GRID - height) // 2, (GRID - width) // 2, height, width)
+def letterbox(rows: int, columns: int, aspect: float = 1.0) -> Letterbox:
+    """The largest centred box in proportion to `rows` x `columns` pixels, each `aspect` times as high as wide; at least
+    one cell thick."""
+    tall = rows * aspect
+    longest = max(tall, columns)
+    height, width = max(1, round(tall * GRID / longest)), max(1, round(columns * GRID / longest))
+    return Letterbox(rows, columns, (GRID - height) // 2, (GRID - width) // 2, height, width, aspect)
 
 
 def to_tensor(grid: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -73,13 +77,14 @@ def to_tensor(grid: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (grid.astype(np.float32) / np.float32(255.0))[None, None]
 
 
-def preprocess(pixels: NDArray[Any], inverted: bool = False) -> Preprocessed:
+def preprocess(pixels: NDArray[Any], inverted: bool = False, aspect: float = 1.0) -> Preprocessed:
     """Shrink, letterbox and stretch one image.
 
     pixels: [rows, columns] of any integer, boolean or real floating type, any byte order, after the Modality LUT
         (PS3.3 C.11.1) and without the VOI LUT (C.11.2): windowing is an operator's choice, not the detector's.
         NaN counts as the lowest finite value, infinities as the finite ends.
     inverted: true for Photometric Interpretation MONOCHROME1, where the lowest value is white (PS3.3 C.7.6.3.1.2).
+    aspect: height of a pixel over its width; the grid shows the patient in proportion.
 
     The shrinking is by area (no aliasing); percentiles 1 and 99 of the shrunken image, letterbox excluded, become 0
     and 255; a constant image becomes 0 everywhere.
@@ -90,7 +95,8 @@ def preprocess(pixels: NDArray[Any], inverted: bool = False) -> Preprocessed:
         raise ValueError(f"a two-dimensional, non-empty array is needed, not one of {pixels.ndim} dimensions")
     if pixels.dtype.kind not in "buif":
         raise ValueError(f"pixels of integer or real floating type are needed, not {pixels.dtype.kind!r}")
-    geometry = letterbox(*pixels.shape)
+    rows, columns = pixels.shape
+    geometry = letterbox(rows, columns, aspect)
     size = (geometry.width, geometry.height)
     small = cv2.resize(_finite(_widened(pixels)), size, interpolation=cv2.INTER_AREA).astype(np.float64)
     low, high = (float(value) for value in np.percentile(small, (LOW_PERCENTILE, HIGH_PERCENTILE)))
@@ -103,11 +109,12 @@ def preprocess(pixels: NDArray[Any], inverted: bool = False) -> Preprocessed:
     return Preprocessed(grid, geometry, low, high)
 
 
-def shrink(pixels: NDArray[Any], longest: int) -> NDArray[np.float32]:
+def shrink(pixels: NDArray[Any], longest: int, aspect: float = 1.0) -> NDArray[np.float32]:
     """Pixels [rows, columns] as `preprocess` takes them, shrunk by area to `longest` at the longer side, or as they are
-    where they are no larger."""
-    share = min(1.0, longest / max(pixels.shape))
-    size = (max(1, round(pixels.shape[1] * share)), max(1, round(pixels.shape[0] * share)))
+    where they are no larger; square, where they were `aspect` times as high as wide."""
+    rows, columns = pixels.shape
+    share = min(1.0, longest / max(rows * aspect, columns))
+    size = (max(1, round(columns * share)), max(1, round(rows * aspect * share)))
     return cv2.resize(_finite(_widened(pixels)), size, interpolation=cv2.INTER_AREA).astype(np.float32)
 
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from services.inference import pixels
 from shared import dicom
@@ -316,3 +316,94 @@ def test_a_truncated_picture_is_a_code_or_a_picture_but_nothing_else() -> None:
     whole = bytes(cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (40, 40)).astype(np.uint8))[1])
     for length in range(0, len(whole), 37):
         assert _ending(whole[:length]) in ("decoded", "PIXELS_UNDECODABLE", "NOT_DICOM")
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_samples_at_the_top_of_their_words_are_moved_down(kind: type[Any], syntax: str) -> None:
+    values = _ramp(kind) * kind(30) - kind(900 if kind is np.int16 else 0)
+    high = ((values.astype(np.int32) << 4 | 0x5) & 0xFFFF).astype(np.uint16)  # and junk below them
+    ds = _object(high.view(kind), BitsStored=12, HighBit=15)
+    ds.PixelData = high.astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes()
+    ds.file_meta.TransferSyntaxUID = syntax
+    assert (pixels.frame_of(ds, middle=False).values == values).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_samples_that_lie_as_they_should_stay_there_whatever_high_bit_says(kind: type[Any]) -> None:
+    values = _ramp(kind) * kind(30) - kind(900 if kind is np.int16 else 0)
+    assert (pixels.frame_of(_object(values, BitsStored=12, HighBit=15), middle=False).values == values).all()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "aspect"),
+    [
+        ({"ImagerPixelSpacing": ["0.2", "0.1"]}, 2.0),
+        ({"PixelSpacing": ["0.1", "0.1"], "ImagerPixelSpacing": ["0.2", "0.1"]}, 1.0),
+        ({"ImagerPixelSpacing": ["0.2", "0.201"]}, 1.0),
+        ({"PixelAspectRatio": ["3", "2"]}, 1.5),
+        ({"PixelAspectRatio": ["3", "0"]}, 1.0),
+        ({"PixelAspectRatio": ["300", "1"]}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_the_height_of_a_pixel_over_its_width_is_what_the_object_says(
+    attributes: dict[str, Any], aspect: float
+) -> None:
+    assert pixels.frame_of(_object(_ramp(), **attributes), middle=False).aspect == pytest.approx(aspect)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "open_pixels"),
+    [
+        (
+            {
+                "ShutterShape": "RECTANGULAR",
+                "ShutterUpperHorizontalEdge": 1,
+                "ShutterLowerHorizontalEdge": 8,
+                "ShutterLeftVerticalEdge": 0,
+                "ShutterRightVerticalEdge": 7,
+            },
+            36,
+        ),
+        ({"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [5, 5], "RadiusOfCircularShutter": 3}, 29),
+        ({"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": [1, 1, 1, 8, 8, 8]}, 36),
+        ({"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [5, 5], "RadiusOfCircularShutter": 1}, 64),
+        ({"ShutterShape": "RECTANGULAR"}, 64),
+        ({"ShutterShape": "ODD"}, 64),
+    ],
+)
+def test_what_a_shutter_hides_is_dark(attributes: dict[str, Any], open_pixels: int) -> None:
+    values = _ramp() + np.uint16(100)
+    frame = pixels.frame_of(_object(values, **attributes), middle=False)
+    hidden = np.zeros(values.shape, np.bool_) if frame.padding is None else frame.padding
+    assert np.count_nonzero(~hidden) == open_pixels
+    assert (frame.values[~hidden] == values[~hidden]).all()
+    assert (frame.values[hidden] == values[~hidden].min()).all()
+
+
+def test_functional_groups_say_polarity_and_spacing_of_the_frame() -> None:
+    shared_groups, own_groups, turned, measures = Dataset(), Dataset(), Dataset(), Dataset()
+    turned.RescaleSlope, turned.RescaleIntercept = "-1", "4095"
+    measures.PixelSpacing = ["0.15", "0.15"]
+    shared_groups.PixelMeasuresSequence = Sequence([measures])
+    own_groups.PixelValueTransformationSequence = Sequence([turned])
+    ds = _object(
+        np.stack([_ramp(), _ramp()]),
+        SharedFunctionalGroupsSequence=Sequence([shared_groups]),
+        PerFrameFunctionalGroupsSequence=Sequence([own_groups, Dataset()]),
+    )
+    first = pixels.frame_of(ds, middle=False)
+    assert (first.inverted, first.spacing_mm) == (True, (0.15, 0.15))
+    assert not pixels.frame_of(ds, middle=True).inverted
+
+
+@pytest.mark.parametrize(("modality", "colour"), [("DX", False), ("US", True)])
+def test_a_screenshot_of_a_radiograph_is_grey(modality: str, colour: bool) -> None:
+    grey = _ramp(np.uint8)
+    copied = np.repeat(grey[..., None], 3, axis=2)
+    ds = _object(grey, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, Modality=modality)
+    ds.PixelData = copied.tobytes()
+    frame = pixels.frame_of(ds, middle=False)
+    assert frame.colour is colour
+    assert (frame.values == grey).all()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from services.inference.preprocessing import GRID, Letterbox, letterbox, preprocess, to_image
+from services.inference.preprocessing import GRID, Letterbox, letterbox, preprocess, shrink, to_image
 
 RAMP = np.linspace(0, 200, 300 * 200).reshape(300, 200)
 DTYPES = [
@@ -145,3 +146,13 @@ def _seconds(pixels):
     start = time.perf_counter()
     preprocess(pixels)
     return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1.25, 2.0])
+def test_pixels_that_are_not_square_are_shown_in_proportion(aspect):
+    square = np.add.outer(np.arange(240) ** 1.5, 3 * np.arange(200)).astype(np.float32)
+    stretched = cv2.resize(square, (200, round(240 / aspect)), interpolation=cv2.INTER_AREA)
+    plain, found = preprocess(square), preprocess(stretched, aspect=aspect)
+    assert (found.geometry.height, found.geometry.width) == (plain.geometry.height, plain.geometry.width)
+    assert np.abs(found.grid.astype(int) - plain.grid).max() <= 4
+    assert shrink(stretched, 120, aspect).shape == shrink(square, 120).shape
