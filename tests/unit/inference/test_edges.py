@@ -61,3 +61,7 @@ def test_outlines_far_inside_and_chances_beyond_the_edge_contradict_each_other_a
     low, value, high = edges.margin(np.ones(len(SHARES)), Margin(0.25, 0.26, 0.28))
     assert low < value < 0
     assert high == 0.28
+
+
+def test_outlines_at_the_edge_and_chances_far_inside_contradict_each_other_and_the_interval_spans_both() -> None:
+    assert edges.margin(np.zeros(len(SHARES)), Margin(0.0, 0.001, 0.002)) == Margin(0.0, SHARES[-1], SHARES[-1])
