@@ -455,8 +455,8 @@ def _before(start: Path | None, edges_alone: bool) -> dict[str, Any]:
     if start is None or not (start.parent / "run.json").exists():
         return {}
     run = json.loads((start.parent / "run.json").read_text(encoding="utf-8"))
-    kept = {key: run[key] for key in ("plan", "steps_done", "seconds", "images_a_step") if key in run}
-    return {"before": kept, "edges_alone": edges_alone}
+    kept = ("plan", "steps_done", "seconds", "images_a_step", "teachers", "before", "edges_alone")
+    return {"before": {key: run[key] for key in kept if key in run}, "edges_alone": edges_alone}
 
 
 def _show(status: Any, what: str, done: int, of: int) -> None:
