@@ -43,7 +43,7 @@ from services.inference.header import UNSTATED, Stated
 from services.inference.ladder import LookingTwice, Rung, climb
 from services.inference.lookup_tables import as_shown
 from services.inference.pixels import Frame, frame_of, has_pixels, picture, picture_size, plain
-from services.inference.preprocessing import Preprocessed, preprocess
+from services.inference.preprocessing import Preprocessed
 from services.inference.registry import Answer, Model
 from shared import dicom, paths
 from shared.errors import ErrorCode, StepwedgeError
@@ -297,14 +297,14 @@ class Assessor:
         """The model's look at a radiograph; once more with black and white exchanged where they were wrong, once more
         turned upright where it was turned, by the form above it where it is unsure, at its mirror image where the side
         is not plain."""
-        values = frame.values if frame.shown is None else as_shown(frame.values, frame.shown)
-        prepared = preprocess(values, frame.inverted, frame.aspect)
+        shown = frame.values if frame.shown is None else as_shown(frame.values, frame.shown)
+        values, prepared, white = collimation.inside(shown, frame.inverted, frame.aspect)
         looks = [self._look_at(prepared, frame)]
         found = [chest.polarity(looks[0])]
         righted, inverted = prepared, frame.inverted
         if found[0].outcome == FAIL:
             inverted = not frame.inverted
-            righted = preprocess(values, inverted, frame.aspect)
+            values, righted, white = collimation.inside(shown, inverted, frame.aspect)
             looks.append(self._look_at(righted, frame))
         if chest.quarter_turns(looks[-1]):
             looks.append(chest.upright(self.model, righted.grid, looks[-1]))
@@ -325,7 +325,8 @@ class Assessor:
         found += [chest.not_a_chest(seen), *chest.margins(seen), chest.low_confidence(seen), chest.anatomy(seen)]
         found += [chest.cardiothoracic(seen), chest.rotation(seen), chest.inspiration(seen)]
         found += [chest.turned(seen, stated.directions), chest.mirrored(seen, stated.directions)]
-        found.append(collimation.finding_of(seen, collimation.blades(righted, stated.field)))
+        edges = white if stated.field is None else collimation.blades(righted, stated.field)
+        found.append(collimation.finding_of(seen, edges))
         found.append(in_the_way.finding_of(seen, values, inverted=inverted, low=righted.low, high=righted.high))
         return seen, self._pin(prepared, answers, higher or self.model), found, rungs
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from services.inference import thresholds
 from services.inference.chest import SIDES, Look, clear_cells, edge_box, measurable
 from services.inference.findings import FAIL, NOT_ASSESSABLE, PASS, WARN, Value, finding
-from services.inference.preprocessing import Preprocessed
+from services.inference.preprocessing import Preprocessed, preprocess
 from stepwedge.common.v1.common_pb2 import Finding, Reason
 
 Edges = tuple[int, int, int, int]
@@ -48,6 +51,53 @@ def _white(rows: NDArray[np.uint8]) -> int:
     behind = (low >= _BRIGHT) & (high - low <= _ALIKE)
     count = int(np.argmin(behind)) if not behind.all() else 0
     return count if count and low[count] <= low[count - 1] - _STEP else 0
+
+
+class Inside(NamedTuple):
+    """An image as the model is to see it. values: [rows, columns], what lies behind white blades as dark as the darkest
+    of the rest. white: cells behind white blades."""
+
+    values: NDArray[Any]
+    prepared: Preprocessed
+    white: Edges
+
+
+def inside(values: NDArray[Any], inverted: bool, aspect: float = 1.0) -> Inside:
+    """Prepare an image [rows, columns] without the white of its blades, which shows nothing and takes up the grey
+    scale: the model takes every other chest within a wide white border for one that it does not know, and none within a
+    black one (`python -m benchmarks.encodings --only border`)."""
+    prepared = preprocess(values, inverted, aspect)
+    white = blades(prepared, None)
+    if not any(white):
+        return Inside(values, prepared, white)
+    top, bottom, left, right = _pixels_behind(values, prepared, white, inverted=inverted)
+    rows, columns = values.shape
+    field = (slice(top, rows - bottom), slice(left, columns - right))
+    if not values[field].size:
+        return Inside(values, prepared, white)
+    darkest = values[field].max() if inverted else values[field].min()
+    filled = np.full_like(values, darkest)
+    filled[field] = values[field]
+    return Inside(filled, preprocess(filled, inverted, aspect), white)
+
+
+def _pixels_behind(values: NDArray[Any], prepared: Preprocessed, white: Edges, *, inverted: bool) -> Edges:
+    """Rows and columns of the image behind its white blades: those of whole cells, and those white and alike that
+    follow."""
+    where, span = prepared.geometry, prepared.high - prepared.low
+    floor = prepared.low + span * (255 - _BRIGHT if inverted else _BRIGHT) / 255
+    sides = (values, values[::-1], values.T, values.T[::-1])
+    lengths = (where.rows / where.height,) * 2 + (where.columns / where.width,) * 2
+    found = []
+    for side, cells, length in zip(sides, white, lengths, strict=True):
+        count = max(0, math.floor((cells - 1) * length)) if cells else 0
+        for line in side[count : count + math.ceil(3 * length)] if cells else ():
+            low, high = np.percentile(line, (2, 98))
+            if (high > floor if inverted else low < floor) or high - low > span * _ALIKE / 255:
+                break
+            count += 1
+        found.append(count)
+    return found[0], found[1], found[2], found[3]
 
 
 def finding_of(seen: Look, edges: Edges) -> Finding:
