@@ -33,6 +33,7 @@ def model_card(
         speed=_speed(served["speed"]),
         parity=_parity(run),
         lineage=_lineage(run),
+        weights=f"{run['weights'] / 1e6:.2f} M",
         forms=_forms_table(run.get("smaller_forms", [])),
         notes="\n".join(f"- {note}" for note in run.get("notes", [])),
         gates=_gate_table(outcomes),
@@ -263,7 +264,7 @@ can the masks be relied on. **Not for** diagnosis, treatment, or measuring disea
 about clinical accuracy of rotation or inspiration. Field and heart labels come from adults (PA) only: on children,
 and on AP views, field and heart are an extrapolation that was never checked against people.
 
-**Network.** Dense 3x3 convolutions with ReLU, stem dividing by four, 0.41 M parameters, mask logits at 128 x 128.
+**Network.** Dense 3x3 convolutions with ReLU, stem dividing by four, {weights} parameters, mask logits at 128 x 128.
 Served file: static 8-bit QDQ, unsigned activations, signed weights a channel.
 Trained: {lineage}.{encoders}
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
@@ -124,7 +126,8 @@ def release(
     evaluation, calibration = (
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("evaluation", "calibration")
     )
-    card = cards.model_card(version, evaluation, calibration, run, outcomes)
+    weights = sum(math.prod(one.dims) for one in onnx.load(folder / SERVED_WITHOUT_VNNI).graph.initializer)
+    card = cards.model_card(version, evaluation, calibration, run | {"weights": weights}, outcomes)
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     (folder / "DATA_CARD.md").write_text(cards.data_card(), encoding="utf-8")
     write_golden(folder / SERVED, folder / "golden.npz")

@@ -95,6 +95,8 @@ def test_a_model_that_reaches_every_bar_is_released_approved_and_served(built: P
     for gate in gates.read():
         assert gate.name in card
     assert "Targets missed" in card
+    (millions,) = re.findall(r"([0-9.]+) M parameters", card)
+    assert 4e6 * float(millions) == pytest.approx((folder / release.SERVED_WITHOUT_VNNI).stat().st_size, rel=0.03)
 
 
 def _with_seven_bits(built: Path, lost: float) -> None:
