@@ -91,8 +91,8 @@ class Made:
 
     data: bytes
     back: Callable[[Mask], Mask] = field(default=lambda mask: mask)
-    shown: Grey | None = None
-    """What the object shows by the standard, where that is not the radiograph itself."""
+    against: bytes | None = None
+    """The plain object of what it shows by the standard, where that is not the radiograph itself."""
 
 
 Way = Callable[[Subject], Made]
@@ -366,7 +366,7 @@ def _beyond(one: Subject) -> Made:
     shown[:, :width] = shown[:, -width:] = 0
     stored[:, :width] = stored[:, -width:] = 200
     data = written(stored.astype(np.uint16), one.mm, BitsStored=14, WindowCenter="10048", WindowWidth="4096")
-    return Made(data, shown=shown)
+    return Made(data, against=written(shown, one.mm))
 
 
 def _harder(width: int, one: Subject) -> Made:
@@ -425,9 +425,10 @@ def _for_processing(decades: float, said: bool, one: Subject) -> Made:
     return Made(written(stored, one.mm, BitsStored=14, **raw))
 
 
-WAYS["FOR PROCESSING, linear to dose, 1.3 decades, MONOCHROME1"] = (False, partial(_for_processing, 1.3, True))
-WAYS["FOR PROCESSING, linear to dose, 2 decades, MONOCHROME1"] = (False, partial(_for_processing, 2.0, True))
-WAYS["FOR PROCESSING, linear to dose, MONOCHROME2 (said wrongly)"] = (False, partial(_for_processing, 1.3, False))
+WAYS["FOR PROCESSING, linear to dose, 1.3 decades, MONOCHROME1"] = (True, partial(_for_processing, 1.3, True))
+WAYS["FOR PROCESSING, linear to dose, 2 decades, MONOCHROME1"] = (True, partial(_for_processing, 2.0, True))
+WAYS["FOR PROCESSING, linear to dose, 2.7 decades, MONOCHROME1"] = (True, partial(_for_processing, 2.7, True))
+WAYS["FOR PROCESSING, linear to dose, MONOCHROME2, sign 1"] = (True, partial(_for_processing, 1.3, False))
 
 
 @way("FOR PROCESSING, log of the dose, MONOCHROME1", same=True)
@@ -455,13 +456,15 @@ def _padded(value: int, share: float, one: Subject) -> Made:
     least = np.maximum(one.grey, 1) if value == 0 else np.minimum(one.grey, 254)
     wide, back = _bordered(least, value, down, down, across, across)
     shown, _ = _bordered(least, 0, down, down, across, across)
-    return Made(written(wide, one.mm, PixelPaddingValue=value), back, shown)
+    return Made(written(wide, one.mm, PixelPaddingValue=value), back, written(shown, one.mm))
 
 
-def _collimated(value: int, one: Subject) -> Made:
-    down, across = (round(0.05 * length) for length in one.grey.shape)
+def _collimated(value: int, share: float, one: Subject) -> Made:
+    """Held against the same border in black: COLLIMATION should differ, and nothing else."""
+    down, across = (round(share * length) for length in one.grey.shape)
     wide, back = _bordered(one.grey, value, down, down, across, across)
-    return Made(written(wide, one.mm), back)
+    black, _ = _bordered(one.grey, 0, down, down, across, across)
+    return Made(written(wide, one.mm), back, written(black, one.mm) if value else None)
 
 
 def _shuttered(one: Subject) -> Made:
@@ -475,14 +478,15 @@ def _shuttered(one: Subject) -> Made:
         "ShutterPresentationValue": 0,
     }  # fmt: skip
     shown, _ = _bordered(one.grey, 0, down, down, across, across)
-    return Made(written(wide, one.mm, **shutter), back, shown)
+    return Made(written(wide, one.mm, **shutter), back, written(shown, one.mm, **shutter))
 
 
 WAYS["padding 0, border of 5 %"] = (True, partial(_padded, 0, 0.05))
 WAYS["padding 255, border of 5 %"] = (True, partial(_padded, 255, 0.05))
 WAYS["padding 255, border of 20 %"] = (True, partial(_padded, 255, 0.20))
-WAYS["black border of 5 %"] = (False, partial(_collimated, 0))
-WAYS["white border of 5 %"] = (False, partial(_collimated, 255))
+WAYS["black border of 5 %"] = (False, partial(_collimated, 0, 0.05))
+WAYS["white border of 12 %"] = (False, partial(_collimated, 255, 0.12))
+WAYS["white border of 5 %"] = (False, partial(_collimated, 255, 0.05))
 WAYS["white border of 5 %, Display Shutter"] = (True, _shuttered)
 
 
@@ -535,9 +539,11 @@ def _stretched(down: float, said: str, one: Subject) -> Made:
         "ImagerPixelSpacing": {"ImagerPixelSpacing": [f"{mm / down:.6g}", f"{mm:.6g}"]},
         "PixelAspectRatio": {"PixelAspectRatio": ["100", f"{round(100 * down)}"], "ImagerPixelSpacing": None},
     }
+    data = written(np.asarray(tall, np.uint8), mm, **either[said])
     return Made(
-        written(np.asarray(tall, np.uint8), mm, **either[said]),
+        data,
         lambda mask: np.asarray(cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_LINEAR), np.uint8),
+        written(one.grey, None) if said == "PixelAspectRatio" else None,
     )
 
 
@@ -732,6 +738,7 @@ for _part in ("THORAX", "CHEST_PA", "Thorax pa", "LUNGS"):
 header("no body part", BodyPartExamined=None)
 header("no body part, no view, no orientation", BodyPartExamined=None, ViewPosition=None, PatientOrientation=None)
 header("no orientation", PatientOrientation=None)
+header("no spacing (limits are shares then)", same=False, ImagerPixelSpacing=None)
 header("orientation P\\F (said wrongly)", same=False, PatientOrientation=["P", "F"])
 header("orientation P\\F, no view", same=False, PatientOrientation=["P", "F"], ViewPosition=None)
 header("orientation of an erect quadruped", PatientOrientation=["LE", "CD"])
@@ -765,7 +772,7 @@ def _sharpened(one: Subject) -> Made:
 # --- several at once ---------------------------------------------------------------------------------------------
 
 
-@way("MONOCHROME1, signed, slope -0.25, sigmoid-free window, JPEG 2000")
+@way("MONOCHROME1, signed, slope -0.25, window, JPEG 2000")
 def _several(one: Subject) -> Made:
     """Polarity turned twice, by the photometric interpretation and by the slope."""
     import pydicom
@@ -791,7 +798,7 @@ def _padded_lossless(one: Subject) -> Made:
         BytesIO(written(stored, one.mm, BitsStored=12, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=4095))
     )
     read.compress(JPEGLSLossless, generate_instance_uid=False)
-    return Made(_file(read), back, wide)
+    return Made(_file(read), back, written(wide, one.mm))
 
 
 # --- comparing ---------------------------------------------------------------------------------------------------
@@ -889,10 +896,12 @@ def measure(model: Path, data: Path, most: int, words: Sequence[str]) -> dict[st
         for title, (_, made) in chosen.items():
             found = made(one)
             after, back = assessor.assess_dicom(found.data), found.back
-            if found.shown is None:
+            if found.against is None:
                 rows[title].enter(before, after, back)
             else:
-                rows[title].enter(assessor.assess_dicom(written(found.shown, one.mm)), after, lambda mask: mask)
+                other = assessor.assess_dicom(found.against)
+                alike = (other.rows, other.columns) == (after.rows, after.columns)
+                rows[title].enter(other, after, (lambda mask: mask) if alike else back)
     return rows
 
 

@@ -405,7 +405,10 @@ def _saturated(frame: Frame, seen: Look | None, *, of_a_chest: bool) -> Finding:
     """SATURATED: of a chest by its thorax, or its central box; of other grey pictures by the white end alone, since
     air and background are black with reason."""
     code = Reason.REASON_SATURATED
-    clipping = general.grey_range(frame.values, frame.padding, frame.aspect)
+    # Raw values lie close together where the dose is low, and are not clipped for that.
+    raw = frame.shown if frame.shown is not None and frame.shown.linear else None
+    values = frame.values if raw is None else as_shown(frame.values, raw)
+    clipping = general.grey_range(values, frame.padding, frame.aspect)
     if clipping.high <= clipping.low:
         return finding(code, NOT_ASSESSABLE, "all pixels have one value")
     thorax = None if seen is None or not chest.measurable(seen) else seen.thorax()

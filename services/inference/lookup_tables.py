@@ -1,4 +1,4 @@
-"""Lookup tables and windows of the grey scale: what an object says its values mean, and how they are shown."""
+"""The grey scale by what an object says of it: lookup tables, windows, and what its values have to do with the dose."""
 
 from __future__ import annotations
 
@@ -60,13 +60,45 @@ class Window(NamedTuple):
         return np.asarray(np.clip((values - self.ends[0]) / self.width, 0, 1), np.float64)
 
 
+class Logarithm(NamedTuple):
+    """What the first step of every processing makes of raw values that are proportional to the dose. top: the greatest
+    of them."""
+
+    top: float
+
+    def share(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From 0 to 1 over `_DECADES` under the greatest."""
+        return np.asarray(1 + np.log10(np.clip(values / self.top, 10**-_DECADES, 1)) / _DECADES, np.float64)
+
+
+_Way = Table | Window | Logarithm
+_DECADES: Final = 3.0
+"""Of dose behind a chest, and beside it; what is less is noise."""
+
+
 class Shown(NamedTuple):
     """How an object wants to be shown. ways: the first is the one that it opens with. slope, intercept: from the values
-    of a frame to those that the ways are for."""
+    of a frame to those that the ways are for. linear: the values are raw, and proportional to the dose."""
 
     ways: tuple[Table | Window, ...]
-    slope: float
-    intercept: float
+    slope: float = 1.0
+    intercept: float = 0.0
+    linear: bool = False
+
+
+def is_raw(dataset: Dataset) -> bool:
+    """Whether the image is to be processed before anybody looks at it (PS3.3 C.8.11.1.1.1)."""
+    intent = str(dataset.get("PresentationIntentType", "")).strip().upper()
+    return intent == "FOR PROCESSING" or dataset.get("SOPClassUID") == _DX_FOR_PROCESSING
+
+
+def more_is_more_dose(dataset: Dataset) -> bool | None:
+    """Whether higher stored values are those of more dose: Pixel Intensity Relationship Sign (PS3.3 C.8.11.3.1.2);
+    None where the object does not say."""
+    return {"1": True, "-1": False}.get(str(dataset.get("PixelIntensityRelationshipSign", "")).strip())
+
+
+_DX_FOR_PROCESSING: Final = "1.2.840.10008.5.1.4.1.1.1.1.1"
 
 
 def table_of(item: Dataset, *, signed: bool, big_endian: bool) -> Table:
@@ -103,9 +135,15 @@ def shown_of(dataset: Dataset, *, signed: bool, big_endian: bool, looked_up: boo
     except (TypeError, ValueError):
         return None
     ways: list[Table | Window] = [*_tables(dataset, signed=signed, big_endian=big_endian), *_windows(dataset)]
-    if not ways or not np.isfinite((slope, intercept)).all():
+    linear = (
+        is_raw(dataset)
+        and str(dataset.get("PixelIntensityRelationship", "")).strip().upper() == "LIN"
+        and more_is_more_dose(dataset) is True
+        and (slope, intercept, looked_up) == (1.0, 0.0, False)
+    )
+    if not (ways or linear) or not np.isfinite((slope, intercept)).all():
         return None
-    return Shown(tuple(ways[:_MOST_WAYS]), slope, intercept)
+    return Shown(tuple(ways[:_MOST_WAYS]), slope, intercept, linear)
 
 
 def _tables(dataset: Dataset, *, signed: bool, big_endian: bool) -> Iterator[Table]:
@@ -138,17 +176,18 @@ def as_shown(values: NDArray[Any], shown: Shown) -> NDArray[Any]:
     is not heeded. Of a straight window only the ends are: values beyond them become its ends, in their own units. What
     a curve makes of values becomes uint16.
     """
-    for way in shown.ways:
+    most = float(values.max())
+    for way in (Logarithm(most), *shown.ways) if shown.linear and most > 0 else shown.ways:
         if _shows_the_whole(values, way, shown):
             return _straight(values, way, shown) if _is_straight(way) else _curved(values, way, shown)
     return values
 
 
-def _is_straight(way: Table | Window) -> bool:
+def _is_straight(way: _Way) -> bool:
     return isinstance(way, Window) and not way.sigmoid
 
 
-def _shows_the_whole(values: NDArray[Any], way: Table | Window, shown: Shown) -> bool:
+def _shows_the_whole(values: NDArray[Any], way: _Way, shown: Shown) -> bool:
     rows, columns = (
         slice(round(length * (1 - _CENTRE) / 2), max(1, round(length * (1 + _CENTRE) / 2)), max(1, length // 256))
         for length in values.shape
@@ -161,7 +200,7 @@ def _shows_the_whole(values: NDArray[Any], way: Table | Window, shown: Shown) ->
     return clipped <= _MOST_CLIPPED and float(high - low) >= _LEAST_SPAN
 
 
-def _straight(values: NDArray[Any], way: Table | Window, shown: Shown) -> NDArray[Any]:
+def _straight(values: NDArray[Any], way: _Way, shown: Shown) -> NDArray[Any]:
     assert isinstance(way, Window)
     low, high = sorted((end - shown.intercept) / shown.slope for end in way.ends)
     if values.dtype.kind in "iu":
@@ -173,7 +212,7 @@ def _straight(values: NDArray[Any], way: Table | Window, shown: Shown) -> NDArra
     return clipped
 
 
-def _curved(values: NDArray[Any], way: Table | Window, shown: Shown) -> NDArray[Any]:
+def _curved(values: NDArray[Any], way: _Way, shown: Shown) -> NDArray[Any]:
     if values.dtype.kind not in "iu":
         wide = values.astype(np.float64) * shown.slope + shown.intercept
         return np.rint(way.share(wide) * 65535).astype(np.uint16)

@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from services.inference.coverage import RADIOGRAPHY, modality_of
-from services.inference.lookup_tables import Shown, is_big_endian, shown_of, table_of
+from services.inference.lookup_tables import Shown, is_big_endian, is_raw, more_is_more_dose, shown_of, table_of
 from shared import dicom
 from shared.errors import ErrorCode, StepwedgeError
 
@@ -44,6 +44,7 @@ _MACROS: Final = (
 _OF_A_FRAME: Final = (
     "PresentationLUTShape", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
     "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
+    "SOPClassUID", "PresentationIntentType", "PixelIntensityRelationship", "PixelIntensityRelationshipSign",
     "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio",
 )  # fmt: skip
 _SIGNED: Final = ("<u2", "<i2")
@@ -322,12 +323,16 @@ def _plausible(spacing: tuple[float, float] | None) -> tuple[float, float] | Non
     return spacing if spacing is not None and all(low <= value <= high for value in spacing) else None
 
 
-def _inverted(dataset: Dataset, photometric: str) -> bool:
+def _inverted(said: Dataset, photometric: str) -> bool:
     """Whether the lowest stored value is white: MONOCHROME1 (PS3.3 C.7.6.3.1.2), which a Presentation LUT Shape of
-    INVERSE says once more (C.8.11.3.1.2), and a negative rescale slope turns round."""
-    white = photometric == "MONOCHROME1" or str(dataset.get("PresentationLUTShape", "")).strip() == "INVERSE"
+    INVERSE says once more (C.8.11.3.1.2), and a negative rescale slope turns round. Nobody looks at raw values as they
+    are: theirs are white where the dose is least, by Pixel Intensity Relationship Sign (C.8.11.3.1.2)."""
+    looked_up = "ModalityLUTSequence" in said
+    if is_raw(said) and not looked_up and (more_dose := more_is_more_dose(said)) is not None:
+        return more_dose
+    white = photometric == "MONOCHROME1" or str(said.get("PresentationLUTShape", "")).strip() == "INVERSE"
     try:
-        negative = float(dataset.get("RescaleSlope", 1) or 1) < 0 and "ModalityLUTSequence" not in dataset
+        negative = float(said.get("RescaleSlope", 1) or 1) < 0 and not looked_up
     except (TypeError, ValueError):
         negative = False
     return white != negative

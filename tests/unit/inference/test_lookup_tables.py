@@ -123,3 +123,13 @@ def test_a_falling_table_turns_black_and_white(kind: type[Any]) -> None:
 def test_values_behind_a_modality_table_are_not_rescaled_once_more() -> None:
     said = _said(WindowCenter="4000", WindowWidth="4001", RescaleSlope="10", RescaleIntercept="5")
     assert _as_shown(_body(), said, looked_up=True).max() == 6000
+
+
+def test_raw_values_proportional_to_the_dose_are_taken_by_their_logarithm() -> None:
+    raw = {"PresentationIntentType": "FOR PROCESSING", "PixelIntensityRelationship": "LIN"}
+    dose = np.rint(16000 * 10 ** -np.tile(np.linspace(0, 2, 100), (100, 1))).astype(np.uint16)
+    found = _as_shown(dose, _said(**raw, PixelIntensityRelationshipSign=1)).astype(np.float64)
+    assert np.ptp(np.diff(found[0])) < 0.02 * 65535 / 3  # a straight line again
+    for other in ({"PresentationIntentType": "FOR PRESENTATION"}, {"PixelIntensityRelationship": "LOG"}):
+        said = _said(**{**raw, **other}, PixelIntensityRelationshipSign=1)
+        assert shown_of(said, signed=False, big_endian=False, looked_up=False) is None

@@ -68,6 +68,10 @@ def test_values_stay_as_they_are_stored() -> None:
         ({"RescaleSlope": "-1", "RescaleIntercept": "4095"}, True),
         ({"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": "-2"}, False),
         ({"RescaleSlope": "0.5"}, False),
+        ({"PresentationIntentType": "FOR PROCESSING", "PixelIntensityRelationshipSign": 1}, True),
+        ({"PresentationIntentType": "FOR PROCESSING", "PixelIntensityRelationshipSign": -1}, False),
+        ({"PresentationIntentType": "FOR PROCESSING"}, False),
+        ({"PresentationIntentType": "FOR PRESENTATION", "PixelIntensityRelationshipSign": 1}, False),
         ({"RescaleSlope": None}, False),
     ],
 )
