@@ -431,7 +431,6 @@ def _trained(work: Path) -> tuple[list[Any], dict[str, str]]:
 def _teach(work: Path, pool: Any, most: int, student: Path | None) -> dict[str, str]:
     """Gives the pool the soft labels of all teachers trained under `work` and of an earlier student, if there is one;
     returns their digests."""
-
     from distillation.ensemble import soft_labels, worth_teaching
     from distillation.models import channels_last, earlier_student
 

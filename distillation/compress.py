@@ -177,10 +177,9 @@ def calibration_grids(pool: Pool, count: int, seed: int) -> NDArray[np.uint8]:
 def choose_exclusions(
     source: Path, folder: Path, grids: NDArray[np.uint8], judged: NDArray[np.uint8], gain: float = 2e-4
 ) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
-    """Which convolutions stay in fp32, by validation: the first and the last two of
-    those that make the masks are left out in turn, and stay out
-    where the masks then agree with those of fp32 better by at least `gain` (Dice, on `judged`), or where they agree as
-    well and an image takes 5 % less time. Returns their names, and a row a trial."""
+    """Which convolutions stay in fp32, by validation: the first and the last two of those that make the masks are left
+    out in turn, and stay out where the masks then agree with those of fp32 better by at least `gain` (Dice, on
+    `judged`), or where they agree as well and an image takes 5 % less time. Returns their names, and a row a trial."""
     convolutions = _leading_to(onnx.load(source).graph, "logits")
     agreement, trial = _agreement(source, judged), folder / "trial.onnx"
     kept: list[str] = []
