@@ -70,30 +70,27 @@ def inside(values: NDArray[Any], inverted: bool, aspect: float = 1.0) -> Inside:
     white = blades(prepared, None)
     if not any(white):
         return Inside(values, prepared, white)
-    top, bottom, left, right = _pixels_behind(values, prepared, white, inverted=inverted)
-    rows, columns = values.shape
-    field = (slice(top, rows - bottom), slice(left, columns - right))
+    top, bottom, left, right = _pixels_behind(values, prepared, white)
+    field = (slice(top, values.shape[0] - bottom), slice(left, values.shape[1] - right))
     if not values[field].size:
         return Inside(values, prepared, white)
-    darkest = values[field].max() if inverted else values[field].min()
-    filled = np.full_like(values, darkest)
+    filled = np.full_like(values, values[field].max() if inverted else values[field].min())
     filled[field] = values[field]
     return Inside(filled, preprocess(filled, inverted, aspect), white)
 
 
-def _pixels_behind(values: NDArray[Any], prepared: Preprocessed, white: Edges, *, inverted: bool) -> Edges:
-    """Rows and columns of the image behind its white blades: those of whole cells, and those white and alike that
-    follow."""
-    where, span = prepared.geometry, prepared.high - prepared.low
-    floor = prepared.low + span * (255 - _BRIGHT if inverted else _BRIGHT) / 255
+def _pixels_behind(values: NDArray[Any], prepared: Preprocessed, white: Edges) -> Edges:
+    """Rows and columns of the image behind its white blades: those of whole cells, and those that follow and are, for
+    nine tenths, as white as the first."""
+    where, near = prepared.geometry, (prepared.high - prepared.low) * _ALIKE / 255
     sides = (values, values[::-1], values.T, values.T[::-1])
     lengths = (where.rows / where.height,) * 2 + (where.columns / where.width,) * 2
     found = []
     for side, cells, length in zip(sides, white, lengths, strict=True):
         count = max(0, math.floor((cells - 1) * length)) if cells else 0
+        level = float(np.median(side[0]))
         for line in side[count : count + math.ceil(3 * length)] if cells else ():
-            low, high = np.percentile(line, (2, 98))
-            if (high > floor if inverted else low < floor) or high - low > span * _ALIKE / 255:
+            if max(abs(end - level) for end in np.percentile(line, (10, 90))) > near:
                 break
             count += 1
         found.append(count)

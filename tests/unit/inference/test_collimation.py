@@ -43,3 +43,11 @@ def test_what_is_not_white_stays(surround: int) -> None:
 @pytest.mark.parametrize("values", [np.full((80, 80), 7, np.uint8), np.eye(64, dtype=np.float32), np.ones((1, 9))])
 def test_an_odd_picture_is_only_prepared(values: NDArray[Any]) -> None:
     assert inside(values, False).values is values
+
+
+def test_noise_behind_a_blade_leaves_no_white_line() -> None:
+    values = np.pad(_chest(), 60, constant_values=3950).astype(np.float32)
+    values += np.random.default_rng(1).normal(0, 40, values.shape).astype(np.float32)
+    border = np.ones(values.shape, np.bool_)
+    border[60:-60, 60:-60] = False
+    assert (inside(values, False).values[border] < 600).all()
