@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag
@@ -275,7 +276,9 @@ def plain(image: NDArray[Any], *, inverted: bool, spacing: tuple[float, float] |
         raise ValueError("an array of real numbers of two dimensions, or three for colour, is needed")
     values = _finite(_widened(luminance(image)))
     bits = 1 if image.dtype.kind == "b" else 8 * image.dtype.itemsize
-    return Frame(values, inverted, spacing_mm=_plausible(spacing), colour=image.ndim == 3, bits=bits)
+    possible = _plausible(spacing)
+    aspect = _aspect(Dataset(), possible)
+    return Frame(values, inverted, spacing_mm=possible, colour=image.ndim == 3, bits=bits, aspect=aspect)
 
 
 def luminance(stored: NDArray[Any]) -> NDArray[Any]:
@@ -416,13 +419,22 @@ def _rectangular(opening: NDArray[np.uint8], dataset: Dataset) -> None:
 
 
 def _circular(opening: NDArray[np.uint8], dataset: Dataset) -> None:
-    row, column = (int(value) - 1 for value in dataset.CenterOfCircularShutter)
-    _cut(opening, lambda plane: cv2.circle(plane, (column, row), int(dataset.RadiusOfCircularShutter), 1, -1))
+    (row, column), (radius,) = _places(dataset, "CenterOfCircularShutter"), _places(dataset, "RadiusOfCircularShutter")
+    _cut(opening, lambda plane: cv2.circle(plane, (column - 1, row - 1), radius, 1, -1))
 
 
 def _polygonal(opening: NDArray[np.uint8], dataset: Dataset) -> None:
-    corners = np.array([int(value) - 1 for value in dataset.VerticesOfThePolygonalShutter], np.int32).reshape(-1, 2)
+    corners = np.array(_places(dataset, "VerticesOfThePolygonalShutter"), np.int32).reshape(-1, 2) - 1
     _cut(opening, lambda plane: cv2.fillPoly(plane, [np.ascontiguousarray(corners[:, ::-1])], 1))
+
+
+def _places(dataset: Dataset, keyword: str) -> list[int]:
+    """Whole numbers of pixels; ValueError for what is far beyond any image, which nobody should be made to draw."""
+    value = dataset.get(keyword)
+    places = [int(one) for one in (value if isinstance(value, MultiValue | list | tuple) else [value])]
+    if not 0 < len(places) <= _MOST_PLACES or max(map(abs, places)) > _FARTHEST:
+        raise ValueError(keyword)
+    return places
 
 
 def _cut(opening: NDArray[np.uint8], draw: Callable[[NDArray[np.uint8]], Any]) -> None:
@@ -436,6 +448,8 @@ _SHUTTERS: Final[Mapping[str, Callable[[NDArray[np.uint8], Dataset], None]]] = {
     "CIRCULAR": _circular,
     "POLYGONAL": _polygonal,
 }
+_MOST_PLACES: Final = 2048
+_FARTHEST: Final = 1 << 16
 _LEAST_OPEN: Final = 0.25
 """Share of the picture that a shutter leaves open at least, as `header.open_field` has it."""
 

@@ -292,6 +292,12 @@ def test_pictures_are_read(form: str, colour: bool) -> None:
     assert np.abs(frame.values.astype(int) - grey).max() <= 4
 
 
+def test_an_array_whose_pixels_are_not_square_is_looked_at_in_proportion_as_an_object_is() -> None:
+    ds = _object(_ramp(), PixelSpacing=[0.4, 0.2])
+    array = pixels.plain(_ramp(), inverted=False, spacing=(0.4, 0.2))
+    assert array.aspect == pixels.frame_of(ds, middle=False).aspect == 2.0
+
+
 def test_sixteen_bits_of_a_picture_are_kept() -> None:
     values = np.tile(np.arange(0, 60000, 600, dtype=np.uint16), (50, 1))
     assert (pixels.picture(bytes(cv2.imencode(".png", values)[1])).values == values).all()
@@ -375,6 +381,17 @@ def test_the_height_of_a_pixel_over_its_width_is_what_the_object_says(
         ({"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [5, 5], "RadiusOfCircularShutter": 1}, 64),
         ({"ShutterShape": "RECTANGULAR"}, 64),
         ({"ShutterShape": "ODD"}, 64),
+        ({"ShutterShape": "CIRCULAR"}, 64),
+        (
+            {
+                "ShutterShape": "CIRCULAR",
+                "CenterOfCircularShutter": [5, 5],
+                "RadiusOfCircularShutter": 2_000_000_000,
+            },
+            64,
+        ),
+        ({"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": [1, 1, 1, 8, 8]}, 64),
+        ({"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": 7}, 64),
     ],
 )
 def test_what_a_shutter_hides_is_dark(attributes: dict[str, Any], open_pixels: int) -> None:
