@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian
 
 _MAX_ENTRIES: Final = 1 << 16  # PS3.3 C.11.1.1.1: the number of entries fits 16 bits
@@ -147,7 +148,8 @@ def shown_of(dataset: Dataset, *, signed: bool, big_endian: bool, looked_up: boo
 
 
 def _tables(dataset: Dataset, *, signed: bool, big_endian: bool) -> Iterator[Table]:
-    for item in (dataset.get("VOILUTSequence") or ())[:_MOST_WAYS]:
+    items = dataset.get("VOILUTSequence")
+    for item in items[:_MOST_WAYS] if isinstance(items, Sequence) else ():
         with suppress(Exception):  # a way of showing that does not read is none; the picture is there without it
             yield table_of(item, signed=signed, big_endian=big_endian)
 
@@ -192,8 +194,9 @@ def _shows_the_whole(values: NDArray[Any], way: _Way, shown: Shown) -> bool:
         slice(round(length * (1 - _CENTRE) / 2), max(1, round(length * (1 + _CENTRE) / 2)), max(1, length // 256))
         for length in values.shape
     )
-    share = way.share(values[rows, columns].astype(np.float64) * shown.slope + shown.intercept)
-    if share.size == 0:
+    with np.errstate(all="ignore"):  # what overflows shows nothing
+        share = way.share(values[rows, columns].astype(np.float64) * shown.slope + shown.intercept)
+    if not share.size or not np.isfinite(share).all():
         return False
     clipped = max(float((share <= 1 / 256).mean()), float((share >= 255 / 256).mean()))
     low, high = np.percentile(share, (1, 99))

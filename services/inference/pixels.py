@@ -401,11 +401,11 @@ def _behind_shutter(rows: int, columns: int, dataset: Dataset) -> NDArray[np.boo
     count from 1, rows first."""
     shapes = dataset.get("ShutterShape") or ()
     opening = np.ones((rows, columns), np.uint8)
-    for shape in [shapes] if isinstance(shapes, str) else shapes:
-        try:
+    try:
+        for shape in [shapes] if isinstance(shapes, str) else shapes:
             _SHUTTERS[str(shape).strip().upper()](opening, dataset)
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError, cv2.error):
-            return None
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, cv2.error):
+        return None
     share = np.count_nonzero(opening) / opening.size
     return opening == 0 if _LEAST_OPEN <= share < 1 else None
 

@@ -133,3 +133,14 @@ def test_raw_values_proportional_to_the_dose_are_taken_by_their_logarithm() -> N
     for other in ({"PresentationIntentType": "FOR PRESENTATION"}, {"PixelIntensityRelationship": "LOG"}):
         said = _said(**{**raw, **other}, PixelIntensityRelationshipSign=1)
         assert shown_of(said, signed=False, big_endian=False, looked_up=False) is None
+
+
+@pytest.mark.parametrize("slope", ["1", "1e-300", "-1e300", "nan", "1e999"])
+@pytest.mark.parametrize("center", ["0", "1e308", "-1e308"])
+@pytest.mark.parametrize("width", ["1e-300", "2", "1e308"])
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID", "ODD"])
+def test_numbers_without_bounds_leave_the_picture_as_it_is(slope: str, center: str, width: str, function: str) -> None:
+    said = {"WindowCenter": float(center), "WindowWidth": float(width), "VOILUTFunction": function}
+    said["RescaleSlope"] = float(slope)
+    shown = shown_of(said, signed=False, big_endian=False, looked_up=False)  # type: ignore[arg-type]
+    assert shown is None or (as_shown(_body(), shown) == _body()).all()
