@@ -81,7 +81,8 @@ def preprocess(pixels: NDArray[Any], inverted: bool = False, aspect: float = 1.0
     """Shrink, letterbox and stretch one image.
 
     pixels: [rows, columns] of any integer, boolean or real floating type, any byte order, after the Modality LUT
-        (PS3.3 C.11.1) and without the VOI LUT (C.11.2): windowing is an operator's choice, not the detector's.
+        (PS3.3 C.11.1). Of the VOI LUT (C.11.2) what shows the whole picture has been heeded (`lookup_tables.as_shown`);
+        a window on a part of it is an operator's choice, not the detector's.
         NaN counts as the lowest finite value, infinities as the finite ends.
     inverted: true for Photometric Interpretation MONOCHROME1, where the lowest value is white (PS3.3 C.7.6.3.1.2).
     aspect: height of a pixel over its width; the grid shows the patient in proportion.
