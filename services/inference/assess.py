@@ -322,6 +322,7 @@ class Assessor:
         if other is not None:
             answers.append(other)
             seen = chest.with_mirror_image(seen, other)
+        seen = chest.with_sides_exchanged(seen, stated.directions)
         found += [chest.not_a_chest(seen), *chest.margins(seen), chest.low_confidence(seen), chest.anatomy(seen)]
         found += [chest.cardiothoracic(seen), chest.rotation(seen), chest.inspiration(seen)]
         found += [chest.turned(seen, stated.directions), chest.mirrored(seen, stated.directions)]

@@ -49,6 +49,9 @@ SIDES: Final[Mapping[str, Side]] = {
     "left": Side(Reason.REASON_LUNG_MARGIN_LEFT, 1, True),
 }
 """The patient's right is on the image's left."""
+_OPPOSITE: Final = {"right": "left", "left": "right"}
+_SIDES_EXCHANGED: Final = [1, 0, 2, 3]
+"""Order of `registry.CHANNELS` in which right and left are exchanged."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Look:
     """Probability of that turn, by the look before."""
     mirrored: float | None = None
     """Probability of exchanged sides by two looks, at the image and its mirror image; None where one was enough."""
+    exchanged: bool = False
+    """Whether masks and measures bear the sides of a patient whose right is on the image's right."""
 
     @property
     def cell(self) -> tuple[float, float]:
@@ -157,6 +162,21 @@ def with_mirror_image(seen: Look, other: Answer) -> Look:
     return replace(seen, mirrored=0.5 * (1 + math.tanh(0.5 * half)))
 
 
+def with_sides_exchanged(seen: Look, directions: tuple[str, str]) -> Look:
+    """The look by the patient's sides, where the header says that the image shows them exchanged: to the model the
+    right lung is the one on the image's left. directions: as `turned`."""
+    if seen.turned or not _says_exchanged(directions):
+        return seen
+    logits = np.ascontiguousarray(seen.answer.logits[_SIDES_EXCHANGED])
+    answer = seen.answer._replace(logits=logits)
+    return replace(seen, answer=answer, nested=masks.nested(logits, seen.where), exchanged=True)
+
+
+def _says_exchanged(directions: tuple[str, str]) -> bool:
+    """Whether rows run to the patient's right, and columns to the feet (PS3.3 C.7.6.1.1.1)."""
+    return (directions[0][:1], directions[1][:1]) == ("R", "F")
+
+
 def look(
     model: Model, grid: NDArray[np.uint8], where: Letterbox, spacing_mm: tuple[float, float] | None, frame: int
 ) -> Look:
@@ -234,10 +254,11 @@ def margins(seen: Look) -> Iterator[Finding]:
 
 def _margin(seen: Look, edge: str, found: edges.Margin) -> Finding:
     side, lungs = SIDES[edge], seen.nested["lungs_full"]
+    name = _OPPOSITE.get(edge, edge) if seen.exchanged else edge
     unit, limit = ("mm", thresholds.MARGIN_MM) if seen.spacing_mm else ("1", thresholds.MARGIN)
     length = seen.cell[side.axis] * lungs.middle.shape[side.axis]
     low, expected, high = (length * one for one in found)
-    value = Value(f"lung_margin_{edge}", expected, unit, low, high)
+    value = Value(f"lung_margin_{name}", expected, unit, low, high)
     outcome = FAIL if high <= limit.fail else WARN if low <= limit.warn else PASS
     words = {
         PASS: "the lungs end clear of this edge",
@@ -245,7 +266,7 @@ def _margin(seen: Look, edge: str, found: edges.Margin) -> Finding:
         FAIL: "the lungs reach this edge: they are cut off, or nearly so",
     }
     boxes = [] if outcome == PASS else [edge_box(seen, lungs.middle, side)]
-    return finding(side.code, outcome, words[outcome], value=value, threshold=limit.fail, boxes=boxes)
+    return finding(SIDES[name].code, outcome, words[outcome], value=value, threshold=limit.fail, boxes=boxes)
 
 
 def margin_beside(
@@ -323,7 +344,8 @@ def _oddities(seen: Look) -> Iterator[tuple[Outcome.ValueType, str]]:
     least, most, _ = thresholds.LUNG_SHARE
     if not least <= full.mean() <= most:
         yield WARN, "the lungs take an unusual share of the image"
-    right, left = (seen.nested[f"{side}_lung_field"].middle for side in ("right", "left"))
+    sides = ("left", "right") if seen.exchanged else ("right", "left")
+    right, left = (seen.nested[f"{side}_lung_field"].middle for side in sides)
     yield from _odd_fields(right, left, full)
 
 
@@ -428,7 +450,7 @@ def mirrored(seen: Look, directions: tuple[str, str]) -> Finding:
     if not seen.outlines_hold or seen.is_foreign():
         return finding(code, NOT_ASSESSABLE, "outlines that are unsure, or of no chest, tell no side")
     value = Value("probability_mirrored", seen.probabilities["mirrored"] if seen.mirrored is None else seen.mirrored)
-    said = (directions[0][:1], directions[1][:1]) == ("R", "F")
+    said = _says_exchanged(directions)
     looks, looks_upright = value.value >= limit.warn, value.value <= 1 - limit.warn
     words = {
         (True, False): "right and left look exchanged",

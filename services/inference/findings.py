@@ -33,7 +33,7 @@ class Definition:
 
 _EUR = "EUR 16260 EN, European guidelines on quality criteria for diagnostic radiographic images, chest PA, 1996"
 _MARGIN = (
-    "Distance from the lungs to the {} edge of the image that their probability lets expect, and the least distances "
+    "Distance from the lungs to the {} of the image that their probability lets expect, and the least distances "
     "of the nested masks of probability 0.1 and 0.9; close to the edge, what the model says of where the lungs end "
     "beside it, below zero where lung lies beyond it. FAIL where all of that interval is within the threshold, WARN "
     "where some of it is within a wider one"
@@ -90,13 +90,21 @@ TABLE: Final = (
         "Probability by the model, or its features lie far from those of all training images",
         "model; Mahalanobis distance in principal components",
     ),
-    Definition(Reason.REASON_LUNG_MARGIN_TOP, "Margin above the lungs", "mm", _MARGIN.format("upper"), _EUR),
-    Definition(Reason.REASON_LUNG_MARGIN_BOTTOM, "Margin below the lungs", "mm", _MARGIN.format("lower"), _EUR),
+    Definition(Reason.REASON_LUNG_MARGIN_TOP, "Margin above the lungs", "mm", _MARGIN.format("upper edge"), _EUR),
+    Definition(Reason.REASON_LUNG_MARGIN_BOTTOM, "Margin below the lungs", "mm", _MARGIN.format("lower edge"), _EUR),
     Definition(
-        Reason.REASON_LUNG_MARGIN_RIGHT, "Margin beside the right lung", "mm", _MARGIN.format("image's left"), _EUR
+        Reason.REASON_LUNG_MARGIN_RIGHT,
+        "Margin beside the right lung",
+        "mm",
+        _MARGIN.format("edge on the patient's right"),
+        _EUR,
     ),
     Definition(
-        Reason.REASON_LUNG_MARGIN_LEFT, "Margin beside the left lung", "mm", _MARGIN.format("image's right"), _EUR
+        Reason.REASON_LUNG_MARGIN_LEFT,
+        "Margin beside the left lung",
+        "mm",
+        _MARGIN.format("edge on the patient's left"),
+        _EUR,
     ),
     Definition(
         Reason.REASON_LOW_CONFIDENCE,
@@ -306,8 +314,8 @@ MEASUREMENTS: Final[Mapping[str, str]] = {
     "clipped_high": "Share of the region at the upper end of the grey values",
     "lung_margin_top": "Upper edge of the image to the lungs; mm, or share of the height where no spacing is known",
     "lung_margin_bottom": "Lungs to the lower edge of the image; mm, or share of the height",
-    "lung_margin_right": "Image's left edge to the right lung; mm, or share of the width",
-    "lung_margin_left": "Left lung to the image's right edge; mm, or share of the width",
+    "lung_margin_right": "Edge on the patient's right to the right lung; mm, or share of the width",
+    "lung_margin_left": "Left lung to the edge on the patient's left; mm, or share of the width",
     "cardiothoracic_ratio": "Width of the heart over width of the lung fields",
     "right_lung_area": "Right lung field; mm2, or share of the image",
     "left_lung_area": "Left lung field; mm2, or share of the image",

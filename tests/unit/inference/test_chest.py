@@ -65,6 +65,26 @@ def test_a_mirrored_image_is_for_a_person_to_look_at(assessor: Assessor) -> None
     assert (verdict, reasons) == (Verdict.VERDICT_REVIEW, [Reason.REASON_MIRRORED])
 
 
+def test_of_an_image_whose_header_exchanges_the_sides_all_that_is_told_is_of_the_patients_sides(
+    assessor: Assessor,
+) -> None:
+    one = chest(22, right=-12.0)
+    plain = assessor.assess_dicom(as_object(one))
+    other = assessor.assess_dicom(as_object(phantom.mirrored(one), PatientOrientation=["R", "F"]))
+    assert outcome(other, "MIRRORED") == "PASS"
+    for code in ("LUNG_MARGIN_RIGHT", "LUNG_MARGIN_LEFT", "LUNG_MARGIN_TOP", "IMPLAUSIBLE_ANATOMY", "ROTATION"):
+        assert outcome(other, code) == outcome(plain, code), code
+    assert outcome(other, "LUNG_MARGIN_RIGHT") == "FAIL"
+    right = found(other, "LUNG_MARGIN_RIGHT")
+    assert right.measurement.name == "lung_margin_right"
+    assert right.boxes[0].left > other.columns / 2, "the place is where it is in the image"
+    ours, theirs = ({value.name: value.value for value in one.measurements} for one in (plain, other))
+    for measure in ("right_lung_area", "left_lung_area", "rotation_index"):
+        assert theirs[measure] == pytest.approx(ours[measure], rel=0.05, abs=0.03)
+    assert abs(ours["rotation_index"]) > 0.03
+    assert np.flatnonzero(other.masks["right_lung_field"].any(0)).mean() > other.columns / 2
+
+
 def test_the_rotation_index_follows_the_turn_of_the_body(assessor: Assessor) -> None:
     degrees = [-12.0, 0.0, 12.0]
     truth, seen = [], []
