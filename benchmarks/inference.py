@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,13 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnxruntime as ort
 import psutil
 
-from services.inference import bilevel, chest, general, heap, masks, tensors
-from services.inference.__main__ import ONE_THREAD
+from benchmarks.served import as_served
+from services.inference import bilevel, chest, general, masks, tensors
 from services.inference.assess import AssessmentResult, Assessor
 from services.inference.backends import OUTPUTS
 from services.inference.batching import Batching
@@ -42,7 +39,6 @@ from stepwedge.open_inference.v2 import open_inference_pb2_grpc
 from tests.wire.inference_house import House, as_bytes, uid
 
 ROUNDS = 3
-_STARTED = "STEPWEDGE_BENCHMARK_STARTED"
 
 
 def _object(seed: int, columns: int, rows: int) -> bytes:
@@ -118,16 +114,6 @@ def speed(images: int, columns: int, rows: int, callers: int, workers: int) -> N
         f"({min(ratios):.2f} to {max(ratios):.2f}), and {np.median([other.cpu / one.cpu for one, other in pairs]):.2f} "
         "by processor time of the process that answers"
     )
-
-
-def _as_served() -> None:
-    """Hold memory and threads as the service does, so that what it is set beside has no worse terms: numpy reads how
-    many threads it may have while it is loaded, so start once more."""
-    if not os.environ.get(_STARTED):
-        os.environ.update(dict.fromkeys((*ONE_THREAD, _STARTED), "1"))
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.inference", *sys.argv[1:]])
-    heap.keep_one()
-    cv2.setNumThreads(1)
 
 
 def _pictures(result: AssessmentResult) -> list[bytes]:
@@ -291,7 +277,7 @@ def main() -> None:
     together.add_argument("--images", type=int, default=400)
     together.add_argument("--callers", type=int, default=8)
     chosen = parser.parse_args()
-    _as_served()
+    as_served("benchmarks.inference")
     if chosen.command == "speed":
         speed(chosen.images, chosen.columns, chosen.rows, chosen.callers, chosen.workers)
     elif chosen.command == "model":

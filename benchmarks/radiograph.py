@@ -17,11 +17,11 @@ from io import BytesIO
 from itertools import pairwise
 from typing import Final
 
-import cv2
 import numpy as np
 import psutil
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
+from benchmarks.served import as_served
 from services.inference import bilevel
 from services.inference.assess import Assessor
 from services.inference.pixels import frame_of
@@ -102,9 +102,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--profiles", nargs="*", default=["basic"])
     asked = parser.parse_args()
-    core = min(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {core})
-    cv2.setNumThreads(1)
+    as_served("benchmarks.radiograph")
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     assessor, policy = Assessor(paths.MODEL, threads=1), Policy.load(paths.POLICY)
     print(f"{COLUMNS} x {ROWS} pixels, one core, load {os.getloadavg()[0]:.1f}, {asked.repeats} times")
     for profile_name in asked.profiles:
