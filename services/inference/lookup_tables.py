@@ -178,11 +178,23 @@ def as_shown(values: NDArray[Any], shown: Shown) -> NDArray[Any]:
     is not heeded. Of a straight window only the ends are: values beyond them become its ends, in their own units. What
     a curve makes of values becomes uint16.
     """
+    way = _way_of(values, shown)
+    if way is None:
+        return values
+    return _straight(values, way, shown) if _is_straight(way) else _curved(values, way, shown)
+
+
+def as_curved(values: NDArray[Any], shown: Shown) -> NDArray[np.uint16] | None:
+    """What the first of the ways that shows the whole picture makes of values [rows, columns], from 0 to 65535, where
+    that is a table, a sigmoid or a logarithm; None where it is a straight window, or there is none."""
+    way = _way_of(values, shown)
+    return None if way is None or _is_straight(way) else _curved(values, way, shown)
+
+
+def _way_of(values: NDArray[Any], shown: Shown) -> _Way | None:
     most = float(values.max())
-    for way in (Logarithm(most), *shown.ways) if shown.linear and most > 0 else shown.ways:
-        if _shows_the_whole(values, way, shown):
-            return _straight(values, way, shown) if _is_straight(way) else _curved(values, way, shown)
-    return values
+    ways = (Logarithm(most), *shown.ways) if shown.linear and most > 0 else shown.ways
+    return next((way for way in ways if _shows_the_whole(values, way, shown)), None)
 
 
 def _is_straight(way: _Way) -> bool:
@@ -215,7 +227,7 @@ def _straight(values: NDArray[Any], way: _Way, shown: Shown) -> NDArray[Any]:
     return clipped
 
 
-def _curved(values: NDArray[Any], way: _Way, shown: Shown) -> NDArray[Any]:
+def _curved(values: NDArray[Any], way: _Way, shown: Shown) -> NDArray[np.uint16]:
     if values.dtype.kind not in "iu":
         wide = values.astype(np.float64) * shown.slope + shown.intercept
         return np.rint(way.share(wide) * 65535).astype(np.uint16)

@@ -6,7 +6,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -127,12 +127,9 @@ def frame_of(dataset: Dataset, *, middle: bool) -> Frame:
     padding = _hidden(values, dataset) if stored.ndim == 2 else None
     if padding is not None:
         values = _filled(values, padding, inverted=inverted)
-    signed, big_endian = values.dtype.kind == "i", is_big_endian(dataset)
-    looked_up = bool(said.get("ModalityLUTSequence")) and values.dtype.kind in "iu"
-    values = _finite(_modality_table(values, said, big_endian=big_endian))
-    shown = None
-    if stored.ndim == 2:
-        shown = shown_of(said, signed=signed and not looked_up, big_endian=big_endian, looked_up=looked_up)
+    values, shown = _as_said(values, said, big_endian=is_big_endian(dataset))
+    if stored.ndim != 2:
+        shown = None
     spacing = spacing_mm(said)
     return Frame(values, inverted, padding, spacing, index, count, colour, bits, _aspect(said, spacing), shown)
 
@@ -217,9 +214,18 @@ def _item(items: Any, index: int) -> list[Dataset]:
     return [items[index]] if isinstance(items, DicomSequence) and index < len(items) else []
 
 
-def rendered_frame(dataset: Dataset, index: int, *, max_bytes: int) -> tuple[NDArray[Any], bool, int]:
-    """One frame for a screen: [rows, columns], or [rows, columns, 3] in RGB of uint8; whether its lowest value is
-    white; how many frames there are. Raises INVALID_REQUEST where there is no such frame, PIXELS_UNDECODABLE."""
+class ForScreen(NamedTuple):
+    """One frame for a screen. values: [rows, columns], or [rows, columns, 3] in RGB of uint8. inverted: its lowest
+    value is white. frames: how many there are. shown: as `Frame` has it."""
+
+    values: NDArray[Any]
+    inverted: bool
+    frames: int
+    shown: Shown | None = None
+
+
+def rendered_frame(dataset: Dataset, index: int, *, max_bytes: int) -> ForScreen:
+    """Any frame of a data set for a screen. Raises INVALID_REQUEST where there is no such frame, PIXELS_UNDECODABLE."""
     count = max(1, _number(dataset, "NumberOfFrames", 1))
     if not 0 <= index < count:
         raise StepwedgeError(ErrorCode.ERROR_CODE_INVALID_REQUEST, "the object has no such frame")
@@ -238,13 +244,22 @@ def rendered_frame(dataset: Dataset, index: int, *, max_bytes: int) -> tuple[NDA
             top = np.iinfo(np.uint16).max if photometric == "PALETTE COLOR" else 2**depth - 1
             wide = colour.astype(np.float32) * (255 / top)
             colour = np.clip(wide, 0, 255).astype(np.uint8)
-        return np.ascontiguousarray(colour), False, count
+        return ForScreen(np.ascontiguousarray(colour), False, count)
     values = _without_overlays(luminance(stored), dataset, _number(dataset, "BitsStored", 8 * stored.dtype.itemsize))
     said = _of_frame(dataset, index)
-    inverted, padding = _inverted(said, photometric), _padding(values, dataset)
-    if padding is not None:
-        values = _filled(values, padding, inverted=inverted)
-    return _finite(_modality_table(values, said, big_endian=is_big_endian(dataset))), inverted, count
+    inverted, hidden = _inverted(said, photometric), _hidden(values, dataset)
+    if hidden is not None:
+        values = _filled(values, hidden, inverted=inverted)
+    values, shown = _as_said(values, said, big_endian=is_big_endian(dataset))
+    return ForScreen(values, inverted, count, shown)
+
+
+def _as_said(values: NDArray[Any], said: Dataset, *, big_endian: bool) -> tuple[NDArray[Any], Shown | None]:
+    """Values after their Modality LUT, finite, and how they want to be shown."""
+    looked_up = bool(said.get("ModalityLUTSequence")) and values.dtype.kind in "iu"
+    signed = values.dtype.kind == "i" and not looked_up
+    found = _finite(_modality_table(values, said, big_endian=big_endian))
+    return found, shown_of(said, signed=signed, big_endian=big_endian, looked_up=looked_up)
 
 
 def picture(data: bytes) -> Frame:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from services.inference.lookup_tables import as_curved
 from services.inference.pixels import MAX_FRAME_BYTES, rendered_frame
 from shared import dicom
 from shared.errors import ErrorCode, StepwedgeError
@@ -47,7 +48,8 @@ def render(data: bytes, *, frame: int = 0, window: Window | None = None, longest
     frame
         First is 0.
     window
-        Overrides what the object says (Window Center, Window Width: PS3.3 C.11.2.1.2).
+        Overrides what the object says (Window Center, Window Width: PS3.3 C.11.2.1.2); of values that the object shows
+        through a table or a curve (C.11.2) it is a part of what that makes of them.
     longest_side
         Of the answer, pixels; 0 for `USUAL_SIDE`. Nothing is enlarged.
 
@@ -68,24 +70,29 @@ def render(data: bytes, *, frame: int = 0, window: Window | None = None, longest
         rows, columns = mask.shape
         return Picture(_encoded(_shrunk(mask, side)), rows, columns, 1)
     dataset = dicom.read(data)
-    values, inverted, frames = rendered_frame(dataset, frame, max_bytes=MAX_FRAME_BYTES)
-    rows, columns = values.shape[:2]
-    small = _shrunk(values, side)
-    shown = small if small.ndim == 3 and small.dtype == np.uint8 else _windowed(small, dataset, window)
-    if inverted:
+    found = rendered_frame(dataset, frame, max_bytes=MAX_FRAME_BYTES)
+    rows, columns = found.values.shape[:2]
+    curved = None if found.shown is None else as_curved(found.values, found.shown)
+    small = _shrunk(found.values if curved is None else curved, side)
+    coloured = small.ndim == 3 and small.dtype == np.uint8
+    shown = small if coloured else _windowed(small, dataset, window, curved=curved is not None)
+    if found.inverted:
         shown = np.asarray(255 - shown)
     if shown.ndim == 3:
         shown = np.ascontiguousarray(shown[..., ::-1])  # cv2 writes BGR
-    return Picture(_encoded(shown), rows, columns, frames)
+    return Picture(_encoded(shown), rows, columns, found.frames)
 
 
-def _windowed(values: NDArray[Any], dataset: Dataset, window: Window | None) -> NDArray[np.uint8]:
-    """Grey values in 8 bits, linearly between the ends of the window."""
+def _windowed(values: NDArray[Any], dataset: Dataset, window: Window | None, *, curved: bool) -> NDArray[np.uint8]:
+    """Grey values in 8 bits, linearly between the ends of the window. curved: the object's own way of showing them has
+    been gone, and they fill 16 bits."""
     floats = values.astype(np.float32)
     low, high = float(floats.min()), float(floats.max())
     if window is not None:
         center, width = low + window.center * (high - low), window.width * (high - low)
         low, high = center - width / 2, center + width / 2
+    elif curved:
+        low, high = 0.0, 65535.0
     else:
         low, high = _of_object(dataset, low, high) or tuple(map(float, np.percentile(floats, _ENDS)))
     if high <= low:

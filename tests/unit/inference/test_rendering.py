@@ -6,8 +6,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
 from services.inference.rendering import Window, render
 from shared import phantom
@@ -77,3 +80,60 @@ def test_a_mask_is_shown_as_it_is():
     shown = render(png)
     assert (decoded(shown.png) == mask).all()
     assert (shown.rows, shown.columns) == (64, 32)
+
+
+def as_shown_by(**attributes: Any) -> np.ndarray:
+    """What is shown of a phantom with attributes set, 256 pixels high."""
+    dataset = pydicom.dcmread(BytesIO(dicom_file(phantom.chest(2, columns=205, rows=256))))
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    buffer = BytesIO()
+    dataset.save_as(buffer)
+    return decoded(render(buffer.getvalue()).png).astype(int)
+
+
+def table(entries: np.ndarray) -> Sequence:
+    item = Dataset()
+    item.LUTDescriptor = [len(entries), 0, 16]
+    item["LUTDescriptor"].VR = "US"
+    item.LUTData = entries.astype("<u2").tobytes()
+    item["LUTData"].VR = "OW"
+    return Sequence([item])
+
+
+def test_a_picture_behind_a_falling_table_is_shown_the_right_way_round() -> None:
+    image = phantom.chest(2, columns=205, rows=256).image
+    rising = np.linspace(0, 65535, 4096)
+    plain = as_shown_by(VOILUTSequence=table(rising))
+    falling = as_shown_by(PixelData=(4095 - image).astype("<u2").tobytes(), VOILUTSequence=table(rising[::-1]))
+    assert np.abs(falling - plain).max() <= 1
+    assert np.corrcoef(plain.ravel(), image.ravel())[0, 1] > 0.99
+
+
+def test_a_sigmoid_and_a_straight_window_of_one_middle_differ_beyond_it() -> None:
+    window = {"WindowCenter": "2000", "WindowWidth": "3000"}
+    straight, bent = as_shown_by(**window), as_shown_by(VOILUTFunction="SIGMOID", **window)
+    assert np.corrcoef(straight.ravel(), bent.ravel())[0, 1] > 0.95
+    assert not np.array_equal(straight, bent)
+
+
+def test_raw_values_that_follow_the_dose_are_shown_as_people_see_them() -> None:
+    image = phantom.chest(2, columns=205, rows=256).image
+    dose = np.rint(65535 * 10 ** (-2 * (image / 4095.0))).astype("<u2")
+    raw = as_shown_by(
+        PixelData=dose.tobytes(),
+        BitsStored=16,
+        HighBit=15,
+        PresentationIntentType="FOR PROCESSING",
+        PixelIntensityRelationship="LIN",
+        PixelIntensityRelationshipSign=1,
+    )
+    assert np.corrcoef(raw.ravel(), image.ravel())[0, 1] > 0.99
+
+
+def test_what_a_shutter_covers_is_black() -> None:
+    edges = {"ShutterUpperHorizontalEdge": 20, "ShutterLowerHorizontalEdge": 240}
+    edges |= {"ShutterLeftVerticalEdge": 30, "ShutterRightVerticalEdge": 190}
+    shown = as_shown_by(ShutterShape="RECTANGULAR", **edges)
+    assert (shown[:19] == shown.min()).all()
+    assert shown[30:230, 40:180].mean() > 2 * shown.min()
