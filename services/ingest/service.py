@@ -98,9 +98,8 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
             try:
                 await _fill(incoming, first, requests)
                 # The end of a stream that was broken off looks like its end; what came may be a whole, shorter object.
-                await asyncio.sleep(0)
-                if context.cancelled():
-                    raise asyncio.CancelledError
+                # Only sending something tells for certain: a call that is over cannot be answered, and is cancelled.
+                await context.send_initial_metadata(())
                 if first.sha256 and first.sha256 != incoming.sha256:
                     raise _invalid("the file does not have the digest that was announced")
                 kept = await asyncio.to_thread(self._door.keep, incoming, CHANNEL)
