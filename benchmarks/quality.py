@@ -1,10 +1,11 @@
 """Image quality: the table of false alarms on clean radiographs, planted faults found, and measures against truth.
 
-`python -m benchmarks.quality [alarms|faults|clipping|cut|foreign|ratio|truth ...]`; all by default. `alarms` prints, by
-source, view and age of the radiographs in `--data` (`index.csv`, `images`), how many raise which finding and which
-verdict; `faults` turns, mirrors and inverts the same images and prints how many are found; `clipping` holds the margins
-against outlines by people that touch the frame; `cut` takes 5 to 20 mm of lung away at one side of images whose
-outlines keep clear of it, and holds them against the same images whole; `foreign` shows objects that are no chest (of
+`python -m benchmarks.quality [alarms|faults|clipping|cut|blades|foreign|ratio|truth ...]`; all by default. `alarms`
+prints, by source, view and age of the radiographs in `--data` (`index.csv`, `images`), how many raise which finding and
+which verdict; `faults` turns, mirrors and inverts the same images and prints how many are found; `clipping` holds the
+margins against outlines by people that touch the frame; `cut` takes 5 to 20 mm of lung away at one side of images whose
+outlines keep clear of it, and holds them against the same images whole; `blades` covers that lung by a black or white
+blade instead, and beside it an image whose lungs keep clear of the blade; `foreign` shows objects that are no chest (of
 `--objects`, and those that come with pydicom); `ratio` holds the cardiothoracic ratio against references. Splits that
 are kept for the final report are looked at with `--final` alone. `truth` holds the measures against the digital
 phantom. The faults are made with numpy alone and share no code with the training's. The choice of images is seeded;
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 from services.inference import chest
 from services.inference.assess import AssessmentResult, Assessor
 from services.inference.coverage import Coverage, coverage
-from services.inference.findings import FAIL, WARN, name
+from services.inference.findings import FAIL, NOT_ASSESSABLE, WARN, name
 from services.inference.pixels import frame_of
 from shared import dicom, paths, phantom
 from shared.errors import StepwedgeError
@@ -39,7 +40,7 @@ from shared.policy import Policy
 from stepwedge.common.v1.common_pb2 import Verdict
 from tests.shared_material import SHARED
 
-PARTS: Final = ("alarms", "faults", "clipping", "cut", "foreign", "ratio", "truth")
+PARTS: Final = ("alarms", "faults", "clipping", "cut", "blades", "foreign", "ratio", "truth")
 WITHHELD: Final = ("test", "test_crossvendor")
 SEED: Final = 1
 
@@ -179,6 +180,34 @@ def cut(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
     for (side, lost), found in sorted(spoilt.items()):
         _print_looks(f"{side} {lost:.0f} mm", found + whole[side])
         _print_looks(f"{side} {lost:.0f} mm, others {CLEAR_MM:.0f} mm clear", found + clear[side])
+
+
+BLADES: Final = {"black": 0, "white": 255}
+LEAST_BLADE: Final = 0.03
+"""Share of the side that a blade covers at least, to be one that can be seen."""
+
+
+def blades(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
+    """Print how many images are told (WARN or FAIL of the margin of that side or of COLLIMATION; FAIL alone) of which a
+    blade covers so much lung at one side, and of which it stays `CLEAR_MM` away from the lungs."""
+    told: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for image, lungs in _outlined(data, most, final=final):
+        for side in SIDES:
+            length = len(_from(image, side))
+            end = int(np.flatnonzero(_from(lungs, side).any(axis=1))[0])
+            for words, mm in (*((f"{lost:2.0f} mm lost", lost) for lost in LOST_MM), ("clear", -CLEAR_MM)):
+                strip = end + round(mm * length / FIELD_MM)
+                if end < EDGE_PIXELS or strip < LEAST_BLADE * length:
+                    continue
+                for colour, value in BLADES.items():
+                    covered = image.copy()
+                    _from(covered, side)[:strip] = value
+                    result = assessor.assess_array(covered)
+                    both = {_outcome(result, code) for code in (f"LUNG_MARGIN_{side}", "COLLIMATION")}
+                    told[side, colour, words].append(max(both - {NOT_ASSESSABLE}, default=NOT_ASSESSABLE))
+    for (side, colour, words), found in sorted(told.items()):
+        some, sure = (100 * sum(one in outcomes for one in found) / len(found) for outcomes in ((WARN, FAIL), (FAIL,)))
+        print(f"{side:6s} {colour} {words:10s}: {some:5.1f} % of {len(found)} told (FAIL {sure:.1f})", flush=True)
 
 
 def _outlined(data: Path, most: int, *, final: bool) -> Iterator[tuple[Image, Image]]:
@@ -327,7 +356,7 @@ def main() -> None:
     what = asked.what or list(PARTS)
     assessor = Assessor(asked.model)
     print(f"model {assessor.model.name} {assessor.model.version}, seed {SEED}")
-    for part in ("alarms", "faults", "clipping", "cut", "ratio"):
+    for part in ("alarms", "faults", "clipping", "cut", "blades", "ratio"):
         if part in what and (asked.data is None or not (asked.data / "index.csv").exists()):
             print(f"{part}: left out, since there are no radiographs here")
         elif part == "ratio" and part in what:
@@ -335,7 +364,7 @@ def main() -> None:
             ratio(assessor, asked.data)
         elif part in what:
             print(f"\n{part}", flush=True)
-            by_part = {"alarms": alarms, "faults": faults, "clipping": clipping, "cut": cut}
+            by_part = {"alarms": alarms, "faults": faults, "clipping": clipping, "cut": cut, "blades": blades}
             by_part[part](assessor, asked.data, asked.most, final=asked.final)
     if "foreign" in what:
         print("\nforeign")

@@ -26,6 +26,7 @@ from services.inference import (
 )
 from services.inference.backends import REMOTE, Execution
 from services.inference.chest import Look
+from services.inference.collimation import Field
 from services.inference.coverage import DERIVED, RADIOGRAPHY, VOLUMES, Coverage, coverage, modality_of
 from services.inference.findings import (
     FAIL,
@@ -101,7 +102,8 @@ class AssessmentResult:
     def bits(self) -> Mapping[str, NDArray[np.uint8]]:
         """Channel -> mask at the image's own size, a bit for a pixel (`bilevel.enlarged`), made each time it is asked
         for; empty where no model ran."""
-        return {} if self._look is None else masks.full_size(self._look.answer.logits, self._look.where)
+        seen = self._look
+        return {} if seen is None else masks.full_size(seen.answer.logits, seen.where, seen.behind)
 
     @property
     def masks(self) -> Mapping[str, NDArray[np.uint8]]:
@@ -110,7 +112,7 @@ class AssessmentResult:
 
     @property
     def lungs(self) -> NDArray[np.bool_] | None:
-        """Mask of the lungs on the letterbox of the grid, bool [height, width]; None where no model ran."""
+        """Mask of the lungs on the letterbox of the field, bool [height, width]; None where no model ran."""
         return None if self._look is None else self._look.nested["lungs_full"].middle
 
 
@@ -298,21 +300,22 @@ class Assessor:
         turned upright where it was turned, by the form above it where it is unsure, at its mirror image where the side
         is not plain."""
         shown = frame.values if frame.shown is None else as_shown(frame.values, frame.shown)
-        values, prepared, white = collimation.inside(shown, frame.inverted, frame.aspect)
-        looks = [self._look_at(prepared, frame)]
+        field = first = collimation.field_of(shown, frame.inverted, frame.aspect)
+        looks = [self._look_at(field, frame)]
         found = [chest.polarity(looks[0])]
-        righted, inverted = prepared, frame.inverted
+        inverted = frame.inverted
         if found[0].outcome == FAIL:
             inverted = not frame.inverted
-            values, righted, white = collimation.inside(shown, inverted, frame.aspect)
-            looks.append(self._look_at(righted, frame))
+            field = collimation.field_of(shown, inverted, frame.aspect)
+            looks.append(self._look_at(field, frame))
+        righted = field.prepared
         if chest.quarter_turns(looks[-1]):
             looks.append(chest.upright(self.model, righted.grid, looks[-1]))
 
         def look_of(model: Model) -> Look:
             if looks[-1].turned:
                 return chest.upright(model, righted.grid, looks[-2])
-            return self._look_at(righted, frame, model)
+            return self._look_at(field, frame, model)
 
         beyond, rungs = climb(looks[-1], self.model, self.above, look_of)
         higher = self.above if rungs and rungs[-1].used else None
@@ -323,17 +326,18 @@ class Assessor:
             answers.append(other)
             seen = chest.with_mirror_image(seen, other)
         seen = chest.with_sides_exchanged(seen, stated.directions)
-        found += [chest.not_a_chest(seen), *chest.margins(seen), chest.low_confidence(seen), chest.anatomy(seen)]
+        margins = list(chest.margins(seen))
+        found += [chest.not_a_chest(seen), *margins, chest.low_confidence(seen), chest.anatomy(seen)]
         found += [chest.cardiothoracic(seen), chest.rotation(seen), chest.inspiration(seen)]
         found += [chest.turned(seen, stated.directions), chest.mirrored(seen, stated.directions)]
-        edges = white if stated.field is None else collimation.blades(righted, stated.field)
-        found.append(collimation.finding_of(seen, edges))
-        found.append(in_the_way.finding_of(seen, values, inverted=inverted, low=righted.low, high=righted.high))
-        return seen, self._pin(prepared, answers, higher or self.model), found, rungs
+        found.append(collimation.finding_of(seen, margins, stated.field))
+        found.append(in_the_way.finding_of(seen, field.values, inverted=inverted, low=righted.low, high=righted.high))
+        return seen, self._pin(first.prepared, answers, higher or self.model), found, rungs
 
-    def _look_at(self, prepared: Preprocessed, frame: Frame, model: Model | None = None) -> Look:
+    def _look_at(self, field: Field, frame: Frame, model: Model | None = None) -> Look:
         # A spacing that makes the image smaller or larger than any detector is not believed.
-        return chest.look(model or self.model, prepared.grid, prepared.geometry, _believed(frame), frame.index)
+        grid, where = field.prepared.grid, field.prepared.geometry
+        return chest.look(model or self.model, grid, where, _believed(frame), frame.index, field.behind)
 
     def _pin(self, prepared: Preprocessed, answers: Sequence[Answer], model: Model) -> Pin:
         digests = [one.sha256() for one in answers]
@@ -409,7 +413,12 @@ def _saturated(frame: Frame, seen: Look | None, *, of_a_chest: bool) -> Finding:
     # Raw values lie close together where the dose is low, and are not clipped for that.
     raw = frame.shown if frame.shown is not None and frame.shown.linear else None
     values = frame.values if raw is None else as_shown(frame.values, raw)
-    clipping = general.grey_range(values, frame.padding, frame.aspect)
+    inside = (slice(None), slice(None))
+    if seen is not None:
+        top, bottom, left, right = seen.behind
+        inside = (slice(top, values.shape[0] - bottom), slice(left, values.shape[1] - right))
+    padding = None if frame.padding is None else frame.padding[inside]
+    clipping = general.grey_range(values[inside], padding, frame.aspect)
     if clipping.high <= clipping.low:
         return finding(code, NOT_ASSESSABLE, "all pixels have one value")
     thorax = None if seen is None or not chest.measurable(seen) else seen.thorax()

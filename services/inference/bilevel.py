@@ -55,6 +55,13 @@ def enlarged(fine: NDArray[np.float32], where: Letterbox) -> NDArray[np.uint8]:
     return bits
 
 
+def surrounded(bits: NDArray[np.uint8], columns: int, by: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """Bits of so many columns with so many rows and columns of 0 added at top, bottom, left and right."""
+    top, bottom, left, right = by
+    inner = np.unpackbits(bits, axis=1, count=columns)
+    return np.packbits(np.pad(inner, ((top, bottom), (left, right))), axis=1)
+
+
 def _between(where: Letterbox) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """For every row of the image the rows of the letterbox above and below it, and its share of the lower one; centres
     of cells lie at halves, and beyond the outermost centres nothing changes."""

@@ -77,6 +77,8 @@ class Look:
     """Probability of that turn, by the look before."""
     mirrored: float | None = None
     """Probability of exchanged sides by two looks, at the image and its mirror image; None where one was enough."""
+    behind: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Rows and columns of the image at its top, bottom, left and right that are not in `where`, being behind blades."""
     exchanged: bool = False
     """Whether masks and measures bear the sides of a patient whose right is on the image's right."""
 
@@ -135,7 +137,7 @@ def upright(model: Model, grid: NDArray[np.uint8], seen: Look) -> Look:
     its masks lie where the image is as it came."""
     turns = quarter_turns(seen)
     righted = np.ascontiguousarray(np.rot90(grid, turns))  # anticlockwise
-    again = look(model, righted, seen.where, None, seen.frame)
+    again = look(model, righted, seen.where, None, seen.frame, seen.behind)
     logits = np.ascontiguousarray(np.rot90(again.answer.logits, -turns, axes=(1, 2)))
     return replace(
         again,
@@ -178,9 +180,14 @@ def _says_exchanged(directions: tuple[str, str]) -> bool:
 
 
 def look(
-    model: Model, grid: NDArray[np.uint8], where: Letterbox, spacing_mm: tuple[float, float] | None, frame: int
+    model: Model,
+    grid: NDArray[np.uint8],
+    where: Letterbox,
+    spacing_mm: tuple[float, float] | None,
+    frame: int,
+    behind: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> Look:
-    """Let the model look at a grid uint8 [256, 256]."""
+    """Let the model look at a grid uint8 [256, 256]. behind: of `Look`."""
     answer = model.answer(grid)
     flags = 0.5 * (1 + np.tanh(0.5 * answer.flags[: len(FLAGS)].astype(np.float64)))
     return Look(
@@ -193,6 +200,7 @@ def look(
         masks.confidence(answer.logits, model.calibration.temperature, model.calibration.bias),
         masks.nested(answer.logits, where),
         edges.beside(answer.flags),
+        behind=behind,
     )
 
 
@@ -317,10 +325,12 @@ def edge_box(seen: Look, mask: Mask, side: Side) -> Box:
 
 def _box(seen: Look, rows: tuple[int, int], columns: tuple[int, int]) -> Box:
     """Cells of the letterbox as pixels of the image."""
+    above, _, beside, _ = seen.behind
     down, across = seen.where.rows / seen.where.height, seen.where.columns / seen.where.width
     top, bottom = round(rows[0] * down), min(seen.where.rows, round(rows[1] * down))
     left, right = round(columns[0] * across), min(seen.where.columns, round(columns[1] * across))
-    return Box(frame=seen.frame, left=left, top=top, width=max(1, right - left), height=max(1, bottom - top))
+    size = max(1, right - left), max(1, bottom - top)
+    return Box(frame=seen.frame, left=beside + left, top=above + top, width=size[0], height=size[1])
 
 
 def anatomy(seen: Look) -> Finding:

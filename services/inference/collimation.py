@@ -1,8 +1,9 @@
-"""Where the blades of the collimator end, and whether they end at the lungs."""
+"""What lies between the blades of the collimator, and whether they end at the lungs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,78 +16,60 @@ from services.inference.preprocessing import Preprocessed, preprocess
 from stepwedge.common.v1.common_pb2 import Finding, Reason
 
 Edges = tuple[int, int, int, int]
-"""Cells of the letterbox behind the blade at the top, bottom, left and right of the image."""
+"""Rows and columns of the image behind the blade at its top, bottom, left and right."""
 
 _ALIKE = 10
-"""Steps of the grid, of 255, by which what lies behind one blade may differ: scatter, lettering left out."""
-_BRIGHT = 220
-"""Step of the grid from which on a border counts as unexposed."""
+"""Steps of the grid, of 255, by which what lies behind one blade may differ: scatter; lettering is left out."""
+_WHITE, _BLACK = 220, 35
+"""Steps of the grid from which on, and up to which, a border can be what lies behind a blade: unexposed, or blackened
+by the device."""
 _STEP = 8
-"""Steps of the grid by which the first row in the field is darker, somewhere, than what lies behind the blade."""
+"""Steps of the grid by which the first row in the field differs from what lies behind the blade."""
+_STRAIGHT = 0.6
+"""Share of that row which does: beside air, which ends with the body, few cells do."""
+_LEAST = 64
+"""Rows and columns of an image in which blades are looked for."""
+_LEAST_CELLS = 2
+"""Cells of the grid that a blade covers at least; a single one is a line at the rim of many an image."""
 _MOST = 0.4
 """Share of a side that a blade covers at most; a border that goes on further is something else."""
 
 
-def blades(prepared: Preprocessed, field: tuple[int, int, int, int] | None) -> Edges:
-    """What lies behind blades: by the header's open field (pixels), or else by a uniform white border of the grid."""
-    where = prepared.geometry
-    if field is not None:
-        top, bottom, left, right = field
-        down, across = where.height / where.rows, where.width / where.columns
-        return (
-            round(top * down),
-            round((where.rows - bottom) * down),
-            round(left * across),
-            round((where.columns - right) * across),
-        )
-    box = prepared.grid[where.top : where.top + where.height, where.left : where.left + where.width]
-    sides = (box, box[::-1], box.T, box.T[::-1])
-    return tuple(_white(side) for side in sides)  # type: ignore[return-value]
-
-
-def _white(rows: NDArray[np.uint8]) -> int:
-    """Leading rows [n, m] that are white and alike from end to end, if the picture begins after them."""
-    most = int(_MOST * len(rows))
-    low, high = np.percentile(rows[: most + 1], (2, 98), axis=1)
-    behind = (low >= _BRIGHT) & (high - low <= _ALIKE)
-    count = int(np.argmin(behind)) if not behind.all() else 0
-    return count if count and low[count] <= low[count - 1] - _STEP else 0
-
-
-class Inside(NamedTuple):
-    """An image as the model is to see it. values: [rows, columns], what lies behind white blades as dark as the darkest
-    of the rest. white: cells behind white blades."""
+class Field(NamedTuple):
+    """What lies between the blades, as far as pixels tell: all of the image where they tell of none. values: [rows,
+    columns] of it. prepared: those on the grid. behind: how much of the image is not in it."""
 
     values: NDArray[Any]
     prepared: Preprocessed
-    white: Edges
+    behind: Edges
 
 
-def inside(values: NDArray[Any], inverted: bool, aspect: float = 1.0) -> Inside:
-    """Prepare an image [rows, columns] without the white of its blades, which shows nothing and takes up the grey
-    scale: the model takes every other chest within a wide white border for one that it does not know, and none within a
-    black one (`python -m benchmarks.encodings --only border`)."""
+def field_of(values: NDArray[Any], inverted: bool, aspect: float = 1.0) -> Field:
+    """Prepare what lies between the blades of an image [rows, columns]. The rest shows nothing, and the model, which
+    knows of no blades, would take lungs that end at one for lungs that end clear of the image's edge
+    (`python -m benchmarks.quality blades`)."""
     prepared = preprocess(values, inverted, aspect)
-    white = blades(prepared, None)
-    if not any(white):
-        return Inside(values, prepared, white)
-    top, bottom, left, right = _pixels_behind(values, prepared, white)
-    field = (slice(top, values.shape[0] - bottom), slice(left, values.shape[1] - right))
-    if not values[field].size:
-        return Inside(values, prepared, white)
-    filled = np.full_like(values, values[field].max() if inverted else values[field].min())
-    filled[field] = values[field]
-    return Inside(filled, preprocess(filled, inverted, aspect), white)
+    behind = _behind(values, prepared) if min(values.shape) >= _LEAST else (0, 0, 0, 0)
+    top, bottom, left, right = behind
+    inner = values[top : values.shape[0] - bottom, left : values.shape[1] - right]
+    if not any(behind) or not inner.size:
+        return Field(values, prepared, (0, 0, 0, 0))
+    inner = np.ascontiguousarray(inner)
+    return Field(inner, preprocess(inner, inverted, aspect), behind)
 
 
-def _pixels_behind(values: NDArray[Any], prepared: Preprocessed, white: Edges) -> Edges:
-    """Rows and columns of the image behind its white blades: those of whole cells, and those that follow and are, for
-    nine tenths, as white as the first."""
+def _behind(values: NDArray[Any], prepared: Preprocessed) -> Edges:
+    """Rows and columns behind blades: those of whole cells, and those that follow and are, for nine tenths, like the
+    first."""
     where, near = prepared.geometry, (prepared.high - prepared.low) * _ALIKE / 255
-    sides = (values, values[::-1], values.T, values.T[::-1])
-    lengths = (where.rows / where.height,) * 2 + (where.columns / where.width,) * 2
+    box = prepared.grid[where.top : where.top + where.height, where.left : where.left + where.width]
     found = []
-    for side, cells, length in zip(sides, white, lengths, strict=True):
+    for side, cells, length in (
+        (values, _uniform(box), where.rows / where.height),
+        (values[::-1], _uniform(box[::-1]), where.rows / where.height),
+        (values.T, _uniform(box.T), where.columns / where.width),
+        (values.T[::-1], _uniform(box.T[::-1]), where.columns / where.width),
+    ):
         count = max(0, math.floor((cells - 1) * length)) if cells else 0
         level = float(np.median(side[0]))
         for line in side[count : count + math.ceil(3 * length)] if cells else ():
@@ -97,29 +80,55 @@ def _pixels_behind(values: NDArray[Any], prepared: Preprocessed, white: Edges) -
     return found[0], found[1], found[2], found[3]
 
 
-def finding_of(seen: Look, edges: Edges) -> Finding:
-    """COLLIMATION. edges: of `blades`, in the orientation of the image as it came."""
-    code = Reason.REASON_COLLIMATION
-    height, width = seen.where.height, seen.where.width
-    top, bottom, left, right = edges
-    covered = 1 - max(0, height - top - bottom) * max(0, width - left - right) / (height * width)
-    value = Value("collimated_share", covered)
+def _uniform(rows: NDArray[np.uint8]) -> int:
+    """Leading rows [n, m] that are white, or black, and alike from end to end, if the picture begins with a straight
+    edge after them."""
+    most = int(_MOST * len(rows))
+    low, high = np.percentile(rows[: most + 1], (5, 95), axis=1)
+    alike = high - low <= _ALIKE
+    for behind, sign in ((alike & (low >= _WHITE), -1), (alike & (high <= _BLACK), 1)):
+        count = int(np.argmin(behind)) if not behind.all() else 0
+        if count >= _LEAST_CELLS:
+            # The row after the first one may lie half behind the blade.
+            steps = sign * (rows[count : count + 2].astype(np.int16) - np.int16(np.median(rows[count - 1])))
+            return count if float((steps >= _STEP).mean(axis=1).max()) >= _STRAIGHT else 0
+    return 0
+
+
+def finding_of(seen: Look, margins: Sequence[Finding], stated: tuple[int, int, int, int] | None) -> Finding:
+    """COLLIMATION. margins: of `chest.margins`; they are those to a blade where the field ends at one. stated: the open
+    field by the header (`header.open_field`), in pixels of the image."""
+    code, where, behind = Reason.REASON_COLLIMATION, seen.where, seen.behind
+    rows, columns = where.rows + behind[0] + behind[1], where.columns + behind[2] + behind[3]
+    by_header = (0, 0, 0, 0)
+    if stated is not None:
+        by_header = (stated[0], rows - stated[1], stated[2], columns - stated[3])
+    covered = [max(one, other) for one, other in zip(behind, by_header, strict=True)]
+    open_share = max(0, rows - covered[0] - covered[1]) * max(0, columns - covered[2] - covered[3]) / (rows * columns)
+    value = Value("collimated_share", 1 - open_share)
     if not measurable(seen):
         return finding(code, NOT_ASSESSABLE, "where the lungs are is not known", value=value)
     worst, boxes = PASS, []
     lungs = seen.nested["lungs_full"]
     limit = thresholds.MARGIN_MM if seen.spacing_mm else thresholds.MARGIN
-    for side, behind in zip((SIDES[name] for name in ("top", "bottom", "right", "left")), edges, strict=True):
-        if not behind:
+    scale = (where.height / where.rows,) * 2 + (where.width / where.columns,) * 2
+    for place, (margin, name) in enumerate(zip(margins, ("top", "bottom", "right", "left"), strict=True)):
+        side = SIDES[name]
+        if by_header[place] > behind[place]:
+            cells = (by_header[place] - behind[place]) * scale[place]
+            low, high = (
+                seen.cell[side.axis] * (clear_cells(mask, side) - cells) for mask in (lungs.loose, lungs.tight)
+            )
+            outcome = FAIL if high <= limit.fail else WARN if low <= limit.warn else PASS
+        elif behind[place]:
+            outcome = margin.outcome
+        else:
             continue
-        cell = seen.cell[side.axis]
-        low, high = (cell * (clear_cells(mask, side) - behind) for mask in (lungs.loose, lungs.tight))
-        outcome = FAIL if high <= limit.fail else WARN if low <= limit.warn else PASS
         if outcome != PASS:
             boxes.append(edge_box(seen, lungs.middle, side))
         worst = max(worst, outcome)
     words = {
-        PASS: "the field reaches beyond the lungs" if covered else "no blades are seen",
+        PASS: "the field reaches beyond the lungs" if any(covered) else "no blades are seen",
         WARN: "the lungs end at or close to a blade of the collimator",
         FAIL: "the lungs reach a blade of the collimator: they are cut off, or nearly so",
     }

@@ -33,10 +33,10 @@ class Definition:
 
 _EUR = "EUR 16260 EN, European guidelines on quality criteria for diagnostic radiographic images, chest PA, 1996"
 _MARGIN = (
-    "Distance from the lungs to the {} of the image that their probability lets expect, and the least distances "
-    "of the nested masks of probability 0.1 and 0.9; close to the edge, what the model says of where the lungs end "
-    "beside it, below zero where lung lies beyond it. FAIL where all of that interval is within the threshold, WARN "
-    "where some of it is within a wider one"
+    "Distance from the lungs to the {} of the image, or to the blade that ends the picture there (COLLIMATION), that "
+    "their probability lets expect, and the least distances of the nested masks of probability 0.1 and 0.9; close to "
+    "the edge, what the model says of where the lungs end beside it, below zero where lung lies beyond it. FAIL where "
+    "all of that interval is within the threshold, WARN where some of it is within a wider one"
 )
 
 TABLE: Final = (
@@ -162,8 +162,9 @@ TABLE: Final = (
         Reason.REASON_COLLIMATION,
         "Collimation",
         "1",
-        "Share of the picture behind the blades, by the collimator's or shutter's edges in the header, or else by a "
-        "uniform white border; WARN and FAIL as the margins, where the lungs reach the edge of the field at a blade",
+        "Share of the picture behind the blades, by the collimator's or shutter's edges in the header and by a uniform "
+        "white or black border with a straight edge; WARN and FAIL as the margins, where the lungs reach the edge of "
+        "the field at a blade",
         "PS3.3 C.8.7.3, C.7.6.11; services/inference/collimation.py",
     ),
     Definition(

@@ -242,7 +242,7 @@ _MOST_BOXES: Final = 12
 
 
 def finding_of(seen: Look, pixels: NDArray[Any], *, inverted: bool, low: float, high: float) -> Finding:
-    """OBJECT_IN_THE_WAY. pixels: the frame [rows, columns]; the rest as `working_picture`."""
+    """OBJECT_IN_THE_WAY. pixels: those of the field [rows, columns]; the rest as `working_picture`."""
     code, limit = Reason.REASON_OBJECT_IN_THE_WAY, thresholds.OBJECT
     if not measurable(seen):
         return finding(code, NOT_ASSESSABLE, "where the lungs are is not known")
@@ -276,4 +276,6 @@ def _box(one: Piece, shape: tuple[int, int], seen: Look) -> Box:
         min(seen.where.rows, round((top + height + 2) * down)),
         min(seen.where.columns, round((left + width + 2) * across)),
     )
-    return Box(frame=seen.frame, left=first[1], top=first[0], width=last[1] - first[1], height=last[0] - first[0])
+    above, _, beside, _ = seen.behind
+    size = (last[1] - first[1], last[0] - first[0])
+    return Box(frame=seen.frame, left=beside + first[1], top=above + first[0], width=size[0], height=size[1])

@@ -55,14 +55,18 @@ def chances(logits: NDArray[np.float32], where: Letterbox, channel: str, one: Ne
     return np.where(one.loose, found, np.minimum(found, NESTED[0]))
 
 
-def full_size(logits: NDArray[np.float32], where: Letterbox) -> dict[str, NDArray[np.uint8]]:
-    """Clean masks of every channel at the image's own size, a bit for a pixel: see `bilevel.enlarged`."""
+def full_size(
+    logits: NDArray[np.float32], where: Letterbox, behind: tuple[int, int, int, int] = (0, 0, 0, 0)
+) -> dict[str, NDArray[np.uint8]]:
+    """Clean masks of every channel at the image's own size, a bit for a pixel: see `bilevel.enlarged`. behind: rows and
+    columns at the image's top, bottom, left and right that lie beyond `where`, in no mask."""
     found: dict[str, NDArray[np.uint8]] = {}
     for channel, plane in zip(CHANNELS, logits, strict=True):
         fine = cv2.resize(plane, (GRID, GRID), interpolation=cv2.INTER_LINEAR)
         specks = (fine > 0) & ~largest(fine > 0, _PIECES[channel])
         fine[specks] = -np.abs(fine[specks])
-        found[channel] = bilevel.enlarged(fine, where)
+        bits = bilevel.enlarged(fine, where)
+        found[channel] = bilevel.surrounded(bits, where.columns, behind) if any(behind) else bits
     return found
 
 

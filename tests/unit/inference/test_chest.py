@@ -161,6 +161,23 @@ def test_lungs_that_end_at_a_blade_are_found(assessor: Assessor) -> None:
     assert outcomes[1] in {"WARN", "FAIL"}
 
 
+@pytest.mark.parametrize("blade", [0, 4095])
+def test_lungs_behind_a_blade_are_cut_off_and_all_lies_where_the_image_has_it(assessor: Assessor, blade: int) -> None:
+    whole = chest(1)
+    image, lungs = whole.image.copy(), whole.masks["right_lung_field"] > 0
+    first = int(np.flatnonzero(lungs.any(0))[0]) + 40
+    image[:, :first] = min(blade, int(image.max()))
+    result = assessor.assess_array(image, spacing_mm=(whole.spacing_mm,) * 2)
+    assert outcome(result, "COLLIMATION") == outcome(result, "LUNG_MARGIN_RIGHT") == "FAIL"
+    assert outcome(result, "LUNG_MARGIN_LEFT") == "PASS"
+    (box,) = found(result, "COLLIMATION").boxes
+    assert (box.left, box.left + box.width <= image.shape[1]) == (first, True)
+    mask = result.masks["right_lung_field"] > 0
+    assert mask.shape == image.shape
+    assert not mask[:, :first].any()
+    assert 2 * (mask & lungs).sum() / (mask.sum() + lungs[:, first:].sum()) > 0.95
+
+
 def test_the_header_tells_where_the_blades_are(assessor: Assessor) -> None:
     image = chest(1)
     rows, columns = image.image.shape

@@ -1,4 +1,4 @@
-"""White blades of the collimator: found, and taken out of what the model sees."""
+"""Blades of the collimator, white or blackened: found to the pixel, and left out of what the model sees."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from services.inference.collimation import inside
+from services.inference.collimation import field_of
 from services.inference.preprocessing import preprocess
+
+WHITE, BLACK = 4095, 0
 
 
 def _chest(rows: int = 700, columns: int = 500) -> NDArray[np.uint16]:
@@ -19,35 +21,60 @@ def _chest(rows: int = 700, columns: int = 500) -> NDArray[np.uint16]:
 
 
 @pytest.mark.parametrize("inverted", [False, True])
-@pytest.mark.parametrize("border", [(60, 60, 60, 60), (0, 35, 0, 0), (0, 0, 41, 0), (17, 0, 0, 90)])
-def test_what_lies_behind_white_blades_is_dark_to_the_pixel(border: tuple[int, int, int, int], inverted: bool) -> None:
+@pytest.mark.parametrize("blade", [WHITE, BLACK])
+@pytest.mark.parametrize("border", [(60, 60, 60, 60), (0, 35, 0, 0), (0, 0, 41, 0), (17, 0, 0, 90), (0, 0, 300, 0)])
+def test_what_lies_behind_blades_is_left_out_to_the_pixel(
+    border: tuple[int, int, int, int], blade: int, inverted: bool
+) -> None:
     top, bottom, left, right = border
-    values = np.pad(_chest(), ((top, bottom), (left, right)), constant_values=4095)
-    expected = np.pad(_chest(), ((top, bottom), (left, right)), constant_values=_chest().min())
+    inner = _chest()
+    values = np.pad(inner, ((top, bottom), (left, right)), constant_values=blade)
     if inverted:
-        values, expected = 4095 - values, 4095 - expected
-    found = inside(values, inverted)
-    assert (found.values == expected).all()
-    assert [one > 0 for one in found.white] == [one > 0 for one in border]
-    assert (found.prepared.grid == preprocess(expected, inverted).grid).all()
+        values, inner = 4095 - values, 4095 - inner
+    found = field_of(values, inverted)
+    assert found.behind == border
+    assert (found.values == inner).all()
+    assert (found.prepared.grid == preprocess(inner, inverted).grid).all()
 
 
-@pytest.mark.parametrize("surround", [0, 2000])
-def test_what_is_not_white_stays(surround: int) -> None:
-    values = np.pad(_chest(), 40, constant_values=surround)
-    found = inside(values, False)
+def test_a_line_at_the_rim_is_no_blade() -> None:
+    values = np.pad(_chest(), 2, constant_values=BLACK)
+    assert field_of(values, False).values is values
+
+
+def test_the_field_is_the_same_whichever_way_round_black_and_white_are_taken() -> None:
+    values = np.pad(_chest(), ((0, 50), (70, 0)), constant_values=BLACK)
+    one, other = field_of(values, False), field_of(values, True)
+    assert one.behind == other.behind == (0, 50, 70, 0)
+
+
+def test_what_is_neither_white_nor_black_stays() -> None:
+    values = np.pad(_chest(), 40, constant_values=2000)
+    found = field_of(values, False)
     assert found.values is values
-    assert not any(found.white)
+    assert found.behind == (0, 0, 0, 0)
+
+
+def test_air_beside_the_body_stays() -> None:
+    """Black from end to end, but it ends with the body, which is round."""
+    y, x = np.mgrid[-1:1:700j, -1:1:500j]
+    body = 1 - (x / 0.85) ** 2 - 0.25 * y**2
+    values = np.where(body > 0, 400 + 3000 * np.sqrt(np.maximum(body, 0)), 0).astype(np.uint16)
+    assert field_of(values, False).behind == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("values", [np.full((80, 80), 7, np.uint8), np.eye(64, dtype=np.float32), np.ones((1, 9))])
 def test_an_odd_picture_is_only_prepared(values: NDArray[Any]) -> None:
-    assert inside(values, False).values is values
+    assert field_of(values, False).values is values
 
 
-def test_noise_behind_a_blade_leaves_no_white_line() -> None:
+def test_noise_behind_a_blade_leaves_no_line_of_it() -> None:
     values = np.pad(_chest(), 60, constant_values=3950).astype(np.float32)
     values += np.random.default_rng(1).normal(0, 40, values.shape).astype(np.float32)
-    border = np.ones(values.shape, np.bool_)
-    border[60:-60, 60:-60] = False
-    assert (inside(values, False).values[border] < 600).all()
+    assert all(58 <= one <= 61 for one in field_of(values, False).behind)
+
+
+def test_lettering_behind_a_blade_hides_it_not() -> None:
+    values = np.pad(_chest(), 80, constant_values=BLACK)
+    values[20:40, 100:115] = 4095
+    assert field_of(values, False).behind == (80, 80, 80, 80)
