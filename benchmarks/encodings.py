@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -481,6 +482,20 @@ def _shuttered(one: Subject) -> Made:
     return Made(written(wide, one.mm, **shutter), back, written(shown, one.mm, **shutter))
 
 
+def _askew(value: int, one: Subject) -> Made:
+    """Blades that stand askew by four degrees, round the middle of a border that keeps the whole radiograph open."""
+    rows, columns = one.grey.shape
+    by = math.ceil(0.06 * max(rows, columns))
+    wide, back = _bordered(one.grey, value, by, by, by, by)
+    middle = ((columns + 2 * by) / 2, (rows + 2 * by) / 2)
+    turned = cv2.boxPoints((middle, (columns + by, rows + by), 4.0)).astype(np.int32)
+    field = cv2.fillConvexPoly(np.zeros(wide.shape, np.uint8), turned, 1)
+    air, _ = _bordered(one.grey, int(np.median(one.grey)), by, by, by, by)
+    return Made(written(np.where(field > 0, air, value).astype(np.uint8), one.mm), back)
+
+
+WAYS["black blades, askew"] = (False, partial(_askew, 0))
+WAYS["white blades, askew"] = (False, partial(_askew, 255))
 WAYS["padding 0, border of 5 %"] = (True, partial(_padded, 0, 0.05))
 WAYS["padding 255, border of 5 %"] = (True, partial(_padded, 255, 0.05))
 WAYS["padding 255, border of 20 %"] = (True, partial(_padded, 255, 0.20))

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Final
 
@@ -183,31 +184,36 @@ def cut(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
 
 
 BLADES: Final = {"black": 0, "white": 255}
+ASKEW: Final = (0.0, 5.0)
+"""Degrees by which the edge of a blade rises along the side."""
 LEAST_BLADE: Final = 0.03
-"""Share of the side that a blade covers at least, to be one that can be seen."""
+"""Share of the side that a blade covers at least in its middle, to be one that can be seen."""
 
 
 def blades(assessor: Assessor, data: Path, most: int, *, final: bool) -> None:
     """Print how many images are told (WARN or FAIL of the margin of that side or of COLLIMATION; FAIL alone) of which a
-    blade covers so much lung at one side, and of which it stays `CLEAR_MM` away from the lungs."""
-    told: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    blade covers so much lung at one side, and of which it stays so far away from the lungs."""
+    told: dict[tuple[str, float, str, str], list[int]] = defaultdict(list)
+    ways = {f"{abs(mm):2.0f} mm {'lost' if mm > 0 else 'clear'}": mm for mm in (*LOST_MM, -CLEAR_MM, -2 * CLEAR_MM)}
     for image, lungs in _outlined(data, most, final=final):
-        for side in SIDES:
-            length = len(_from(image, side))
-            end = int(np.flatnonzero(_from(lungs, side).any(axis=1))[0])
-            for words, mm in (*((f"{lost:2.0f} mm lost", lost) for lost in LOST_MM), ("clear", -CLEAR_MM)):
-                strip = end + round(mm * length / FIELD_MM)
-                if end < EDGE_PIXELS or strip < LEAST_BLADE * length:
-                    continue
-                for colour, value in BLADES.items():
-                    covered = image.copy()
-                    _from(covered, side)[:strip] = value
-                    result = assessor.assess_array(covered)
-                    both = {_outcome(result, code) for code in (f"LUNG_MARGIN_{side}", "COLLIMATION")}
-                    told[side, colour, words].append(max(both - {NOT_ASSESSABLE}, default=NOT_ASSESSABLE))
-    for (side, colour, words), found in sorted(told.items()):
+        for side, degrees, (words, mm) in product(SIDES, ASKEW, ways.items()):
+            rows = _from(lungs, side)
+            length, across = rows.shape
+            ends, rise = rows.argmax(0), math.tan(math.radians(degrees)) * (np.arange(across) - across / 2)
+            along = rows.any(0)
+            edge = rise + (ends - rise)[along].min() + mm * length / FIELD_MM
+            if ends[along].min() < EDGE_PIXELS or edge.mean() < LEAST_BLADE * length:
+                continue
+            for colour, value in BLADES.items():
+                covered = image.copy()
+                _from(covered, side)[np.arange(length)[:, None] < edge] = value
+                result = assessor.assess_array(covered)
+                both = {_outcome(result, code) for code in (f"LUNG_MARGIN_{side}", "COLLIMATION")}
+                told[side, degrees, colour, words].append(max(both - {NOT_ASSESSABLE}, default=NOT_ASSESSABLE))
+    for (side, degrees, colour, words), found in sorted(told.items()):
         some, sure = (100 * sum(one in outcomes for one in found) / len(found) for outcomes in ((WARN, FAIL), (FAIL,)))
-        print(f"{side:6s} {colour} {words:10s}: {some:5.1f} % of {len(found)} told (FAIL {sure:.1f})", flush=True)
+        what = f"{side:6s} {colour}, askew by {degrees:.0f} degrees, {words}"
+        print(f"{what:48s}: {some:5.1f} % of {len(found)} told (FAIL {sure:.1f})", flush=True)
 
 
 def _outlined(data: Path, most: int, *, final: bool) -> Iterator[tuple[Image, Image]]:

@@ -330,7 +330,7 @@ class Assessor:
         found += [chest.not_a_chest(seen), *margins, chest.low_confidence(seen), chest.anatomy(seen)]
         found += [chest.cardiothoracic(seen), chest.rotation(seen), chest.inspiration(seen)]
         found += [chest.turned(seen, stated.directions), chest.mirrored(seen, stated.directions)]
-        found.append(collimation.finding_of(seen, margins, stated.field))
+        found.append(collimation.finding_of(seen, margins, field, stated.field))
         found.append(in_the_way.finding_of(seen, field.values, inverted=inverted, low=righted.low, high=righted.high))
         return seen, self._pin(first.prepared, answers, higher or self.model), found, rungs
 

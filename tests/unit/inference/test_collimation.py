@@ -37,6 +37,25 @@ def test_what_lies_behind_blades_is_left_out_to_the_pixel(
     assert (found.prepared.grid == preprocess(inner, inverted).grid).all()
 
 
+@pytest.mark.parametrize("degrees", [-6, 3, 12])
+@pytest.mark.parametrize("blade", [WHITE, BLACK])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_blade_that_stands_askew_is_found_and_white_ones_are_dark(turns: int, blade: int, degrees: int) -> None:
+    values = _chest(512, 512)
+    rise = np.tan(np.radians(degrees))
+    edge = 60 + rise * (np.arange(512) - 256)
+    hidden = np.rot90(np.arange(512)[:, None] < edge, turns)
+    values[hidden] = blade
+    found = field_of(values, False)
+    assert found.behind == (0, 0, 0, 0)
+    (askew,) = [one for one in found.askew if one is not None]
+    assert found.askew.index(askew) == (0, 2, 1, 3)[turns]
+    assert askew.white == (blade == WHITE)
+    depths = sorted((askew.first, askew.last))
+    assert depths == pytest.approx(sorted((edge[0] / 2, edge[-1] / 2)), abs=1)
+    assert (found.values[hidden] < 600).all()
+
+
 def test_a_line_at_the_rim_is_no_blade() -> None:
     values = np.pad(_chest(), 2, constant_values=BLACK)
     assert field_of(values, False).values is values
