@@ -68,7 +68,7 @@ SCENES: Final = (
     Scene("SATURATED", "FAIL", lambda: phantom.saturated(_chest(21)())),
     Scene("BLANK_IMAGE", "FAIL", lambda: phantom.blank(_chest(21)())),
     Scene("EXPOSURE", "FAIL", _chest(26, exposure=0.1)),
-    Scene("COLLIMATION", "WARN", lambda: phantom.constancy(7), "field"),
+    Scene("COLLIMATION", "FAIL", _chest(27, collimation_mm=32.0), "field"),
     Scene("OBJECT_IN_THE_WAY", "WARN", _chest(21, foreign=_OBJECTS)),
     Scene("ROTATION", "PASS", lambda: _changed(rotation_degrees=12.0), "fields"),
     Scene("INSPIRATION", "PASS", lambda: _changed(height=0.65), "heights"),

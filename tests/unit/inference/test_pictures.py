@@ -26,7 +26,7 @@ def test_each_picture_is_there_small_and_of_a_finding() -> None:
         assert image.shape[0] == 420
 
 
-@pytest.mark.parametrize("scene", SCENES[:6], ids=lambda scene: scene.finding)
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.finding)
 def test_a_scene_raises_what_its_picture_shows_and_looks_like_it(scene: Scene, assessor: Assessor) -> None:
     drawn, result = pictures.draw(scene, assessor)
     assert pictures.outcome_of(result, scene.finding) == scene.outcome
