@@ -13,7 +13,7 @@ from services.inference import thresholds
 from services.inference.chest import SIDES, Look, Side, edge_box, measurable
 from services.inference.findings import FAIL, NOT_ASSESSABLE, PASS, WARN, Value, finding
 from services.inference.masks import Mask
-from services.inference.preprocessing import Preprocessed, preprocess
+from services.inference.preprocessing import Letterbox, Preprocessed, preprocess
 from stepwedge.common.v1.common_pb2 import Finding, Reason
 
 Edges = tuple[int, int, int, int]
@@ -67,8 +67,7 @@ _NONE: Final = (0, 0, 0, 0)
 class Field(NamedTuple):
     """What lies between the blades, as far as pixels tell: all of the image where they tell of none. values: [rows,
     columns] of the largest part whose sides are those of the image. prepared: of it, on the grid. behind: how much of
-    the image is not in it. askew: the blades that reach into it; what lies behind white ones is as dark as the darkest
-    of the rest."""
+    the image is not in it. askew: the blades that reach into it; what lies behind white ones is made dark."""
 
     values: NDArray[Any]
     prepared: Preprocessed
@@ -93,7 +92,7 @@ def field_of(values: NDArray[Any], inverted: bool, aspect: float = 1.0) -> Field
     askew: Blades = tuple(None if one is None or _is_level(one) else one for one in blades)  # type: ignore[assignment]
     if any(one is not None and one.white for one in askew):
         values = values.copy()
-        values[_hidden(askew, values.shape, beyond=1)] = values.max() if inverted else values.min()
+        values[_hidden(askew, prepared.geometry, values.shape, beyond=1)] = prepared.high if inverted else prepared.low
         prepared = preprocess(values, inverted, aspect)
     return Field(values, prepared, behind, askew)
 
@@ -181,14 +180,14 @@ def _behind(values: NDArray[Any], prepared: Preprocessed, blades: Blades) -> Edg
     return found[0], found[1], found[2], found[3]
 
 
-def _hidden(blades: Blades, shape: tuple[int, ...], beyond: float = 0) -> Mask:
-    """What lies behind blades, and so many cells beyond, on an image that has the letterbox's place: bool `shape`."""
+def _hidden(blades: Blades, where: Letterbox, shape: tuple[int, ...], beyond: float = 0) -> Mask:
+    """What lies behind blades, and so many cells beyond, on an image of the letterbox's place: bool `shape`."""
     hidden = np.zeros(shape, np.bool_)
-    cells = 256 / max(shape)
-    for side, blade in zip(_sides(hidden), blades, strict=True):
+    sizes = (shape[0] / where.height,) * 2 + (shape[1] / where.width,) * 2
+    for side, blade, size in zip(_sides(hidden), blades, sizes, strict=True):
         if blade is not None:
-            depth = (blade.depth(side.shape[1]) + beyond) / cells
-            side |= np.arange(len(side))[:, None] < np.where(depth > beyond / cells, depth, 0)
+            depth = blade.depth(side.shape[1])
+            side |= np.arange(len(side))[:, None] < np.where(depth > 0, (depth + beyond) * size, 0)
     return hidden
 
 
@@ -209,7 +208,7 @@ def finding_of(
             for edge, behind, size in zip((top, rows - bottom, left, columns - right), seen.behind, sizes, strict=True)
         ]
         by_header = tuple(Blade(one, one, False) if one > 0 else None for one in cells)  # type: ignore[assignment]
-    hidden = _hidden(field.askew, (height, width)) | _hidden(by_header, (height, width))
+    hidden = _hidden(field.askew, where, (height, width)) | _hidden(by_header, where, (height, width))
     covered = 1 - (1 - float(hidden.mean())) * where.rows * where.columns / (
         (where.rows + sum(seen.behind[:2])) * (where.columns + sum(seen.behind[2:]))
     )

@@ -86,7 +86,9 @@ def climb(
 
 
 def agreement(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Dice of two masks; 0 where both are empty, for then they agree on nothing."""
+    """Dice of two masks; 0 where both are empty, or of different fields, for then they agree on nothing."""
+    if one.shape != other.shape:
+        return 0.0
     total = int(one.sum()) + int(other.sum())
     return 2 * int((one & other).sum()) / total if total else 0.0
 

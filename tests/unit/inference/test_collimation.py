@@ -56,6 +56,18 @@ def test_a_blade_that_stands_askew_is_found_and_white_ones_are_dark(turns: int, 
     assert (found.values[hidden] < 600).all()
 
 
+def test_a_blade_askew_is_dark_where_pixels_are_not_square_and_some_are_no_numbers() -> None:
+    values = _chest(1024, 512).astype(np.float32)
+    edge = 60 + 0.1 * (np.arange(1024) - 512)
+    hidden = np.arange(512) < edge[:, None]
+    values[hidden] = WHITE
+    values[700, 300] = np.nan
+    found = field_of(values, False, 0.5)
+    assert [one is not None for one in found.askew] == [False, False, True, False]
+    assert (found.values[hidden] < 600).all()
+    assert (found.values == values)[:, 130:].sum() == 1024 * (512 - 130) - 1
+
+
 def test_a_line_at_the_rim_is_no_blade() -> None:
     values = np.pad(_chest(), 2, constant_values=BLACK)
     assert field_of(values, False).values is values

@@ -110,3 +110,7 @@ def test_the_look_at_the_mirror_image_is_symmetric() -> None:
     ours = model.run(images).logits
     mirrored = model.run(np.ascontiguousarray(images[..., ::-1])).logits[:, [1, 0, 2, 3], :, ::-1]
     assert np.abs(ours - mirrored).max() < 1e-4
+
+
+def test_masks_of_different_fields_agree_on_nothing() -> None:
+    assert ladder.agreement(np.ones((8, 8), np.bool_), np.ones((8, 6), np.bool_)) == 0.0
