@@ -198,8 +198,11 @@ class Assessor:
         except StepwedgeError as error:
             if error.code != ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE:
                 raise
-            undecodable = finding(Reason.REASON_PIXELS_UNDECODABLE, FAIL, error.message)
-            return AssessmentResult([undecodable], [], facts=facts.facts_of(dataset, None))
+            told = finding(Reason.REASON_PIXELS_UNDECODABLE, FAIL, error.message)
+            if header.is_film(dataset):
+                words = "a film in MPEG-2, H.264 or HEVC, which is not decoded here"
+                told = finding(Reason.REASON_PIXELS_UNDECODABLE, NOT_ASSESSABLE, words)
+            return _undecodable(told, header.stated(dataset), facts.facts_of(dataset, None))
         result = self._assess(frame, modality, covered.coverage, covered.why, header.stated(dataset))
         return replace(result, facts=facts.facts_of(dataset, frame))
 
@@ -250,7 +253,7 @@ class Assessor:
         except StepwedgeError as error:
             if error.code != ErrorCode.ERROR_CODE_PIXELS_UNDECODABLE:
                 raise
-            return AssessmentResult([finding(Reason.REASON_PIXELS_UNDECODABLE, FAIL, error.message)], [])
+            return _undecodable(finding(Reason.REASON_PIXELS_UNDECODABLE, FAIL, error.message))
         return self._assess(frame, "DX", Coverage.COVERED, "")
 
     def _assess(
@@ -267,7 +270,8 @@ class Assessor:
             found.sort(key=lambda one: ORDER[one.code])
             return AssessmentResult(found, [], rows, columns)
         size = _size(frame, thresholds.LEAST_SIDE if covered is Coverage.OTHER else thresholds.LEAST_SIDE_CHEST)
-        blank = _blank(frame)
+        screen = stated.screen and covered is Coverage.OTHER
+        blank = _blank(frame, of_many=stated.slice, screen=screen)
         found += [size, blank]
         seen: Look | None = None
         rungs: Sequence[Rung] = ()
@@ -285,7 +289,8 @@ class Assessor:
                 else:
                     found += of_chest
         if not frame.colour and frame.bits > 1:  # neither has a range of grey to clip
-            found.append(_saturated(frame, seen, of_a_chest=covered is Coverage.COVERED or seen is not None))
+            if not screen:
+                found.append(_saturated(frame, seen, of_a_chest=covered is Coverage.COVERED or seen is not None))
             grey = [*general.estimates(frame.values)]
             found += _unused_depth(frame, grey[0]) if modality in RADIOGRAPHY else []
         if seen is None and why and covered is not Coverage.COVERED:
@@ -354,6 +359,12 @@ class Assessor:
         )
 
 
+def _undecodable(told: Finding, stated: Stated = UNSTATED, of: ImageFacts | None = None) -> AssessmentResult:
+    """What can be said where no pixels can be had: the header often tells why (FRAMES), and what else is wrong."""
+    found = sorted([told, *stated.findings], key=lambda one: ORDER[one.code])
+    return AssessmentResult(found, list(_measurements(found, stated.values)), facts=of)
+
+
 _FIELD_MM: Final = (100.0, 1000.0)
 """Lengths that the longer side of a chest radiograph can have: of a newborn's, and of two cassettes."""
 
@@ -396,14 +407,20 @@ def _size(frame: Frame, limit: thresholds.Threshold) -> Finding:
     return finding(Reason.REASON_IMAGE_TOO_SMALL, FAIL if small else PASS, words, value=value, threshold=limit.fail)
 
 
-def _blank(frame: Frame) -> Finding:
+def _blank(frame: Frame, *, of_many: bool, screen: bool) -> Finding:
+    """BLANK_IMAGE. Of a volume the outer slices are empty with reason (those of a series that are so one and all are
+    told of when it is complete); a frame of several, and a screen, may hold next to nothing, but not one value only."""
     code, limit = Reason.REASON_BLANK_IMAGE, thresholds.STRUCTURE
     found = general.structure(frame.values, shading=not frame.colour)
     if found is None:
         return finding(code, NOT_ASSESSABLE, "the image is too small to tell")
     outcome = FAIL if found < limit.fail else WARN if found < limit.warn else PASS
     words = {PASS: "there is a picture", WARN: "there is next to nothing on the image", FAIL: "the image is empty"}
-    return finding(code, outcome, words[outcome], value=Value("structure", min(found, 1e9)), threshold=limit.fail)
+    said = words[outcome]
+    if outcome == FAIL and (of_many or ((screen or frame.count > 1) and np.ptp(frame.values))):
+        outcome = WARN
+        said = "the slice is empty, as the outer ones of a volume may be" if of_many else words[WARN]
+    return finding(code, outcome, said, value=Value("structure", min(found, 1e9)), threshold=limit.fail)
 
 
 def _saturated(frame: Frame, seen: Look | None, *, of_a_chest: bool) -> Finding:

@@ -31,7 +31,7 @@ class Covered:
 
 RADIOGRAPHY: Final = frozenset({"CR", "DX", "RG"})
 """Modalities (PS3.3 C.7.3.1.1.1) in which a chest radiograph is stored."""
-_SAY_NOTHING: Final = frozenset({"", "OT", "SC", "XC"})
+SAY_NOTHING: Final = frozenset({"", "OT", "SC", "XC"})
 """Modalities that leave open what the image is."""
 _SOP_CLASSES: Final = {
     "1.2.840.10008.5.1.4.1.1.1": "CR",
@@ -83,10 +83,10 @@ def coverage(dataset: Dataset) -> Covered:
     Position (0018,5101), View Code Sequence (0054,0220) and the row direction of Patient Orientation (0020,0020).
     """
     modality = modality_of(dataset)
-    if modality not in RADIOGRAPHY and modality not in _SAY_NOTHING:
+    if modality not in RADIOGRAPHY and modality not in SAY_NOTHING:
         return Covered(Coverage.OTHER, "no released model covers this modality")
     part = _part(dataset)
-    if modality in _SAY_NOTHING and part is not True:
+    if modality in SAY_NOTHING and part is not True:
         return Covered(Coverage.OTHER, "neither modality nor body part says that this is a radiograph of a chest")
     if part is False:
         return Covered(Coverage.OTHER, "no released model covers this body part")

@@ -44,7 +44,8 @@ TABLE: Final = (
         Reason.REASON_PIXELS_UNDECODABLE,
         "Pixels do not decode",
         "",
-        "The frame that is assessed cannot be decoded, or is larger than 256 MiB",
+        "The frame that is assessed cannot be decoded, or is larger than 256 MiB; NOT_ASSESSABLE for films in MPEG-2, "
+        "H.264 or HEVC. What the header shows is told all the same",
         "PS3.5 8 and Annex A",
     ),
     Definition(
@@ -65,15 +66,18 @@ TABLE: Final = (
         Reason.REASON_BLANK_IMAGE,
         "Blank image",
         "1",
-        "Spread of block means, less border and shading, in multiples of the noise",
-        "own measurement, services/inference/general.py",
+        "Spread of block means, less border and shading, in multiples of the noise. WARN at most of a slice, since "
+        "those at the ends of a volume show nothing: FAIL where all slices of a series are so. Of a frame of several, "
+        "and of a document or captured screen, FAIL only where all pixels have one value",
+        "own measurement, services/inference/general.py; services/ingest/collation.py",
     ),
     Definition(
         Reason.REASON_SATURATED,
         "Clipped grey values",
         "1",
         "Largest share of the thorax (or of the central box, where there are no masks) that lies within 1/256 of one "
-        "end of the grey values; air beside the patient and collimation do not count",
+        "end of the grey values; air beside the patient and collimation do not count. Not asked of documents and "
+        "captured screens",
         "IEC 62494-1 relates exposure to the relevant region only; thresholds measured",
     ),
     Definition(
@@ -182,8 +186,8 @@ TABLE: Final = (
         "Deviation index",
         "dB",
         "10 log10 of Exposure Index (0018,1411) over Target Exposure Index (0018,1412); WARN also where the stored "
-        "Deviation Index (0018,1413) contradicts it. Without both indices, or with one that is no number above zero, "
-        "NOT_ASSESSABLE",
+        "Deviation Index (0018,1413) contradicts it by more than the rounding of the three. Without both indices, or "
+        "with one that is no number above zero, NOT_ASSESSABLE",
         "IEC 62494-1:2008; limits of AAPM TG-116",
     ),
     Definition(
@@ -198,16 +202,18 @@ TABLE: Final = (
         "Frames",
         "{frames}",
         "FAIL where the pixel data holds more or fewer frames than Number of Frames (0028,0008) states, WARN where "
-        "frames repeat the one before byte for byte, unless they hold one value only",
+        "frames repeat the one before byte for byte, unless they hold one value only, follow each other in time or are "
+        "segments",
         "PS3.3 C.7.6.6, PS3.5 A.4",
     ),
     Definition(
         Reason.REASON_SPACING,
         "Distance of the pixels",
         "1",
-        "FAIL where Pixel Spacing, Imager Pixel Spacing or Nominal Scanned Pixel Spacing states what cannot be; the "
-        "value is the distance of rows over that of columns",
-        "PS3.3 10.7.1.3, C.8.6.1",
+        "FAIL where Pixel Spacing, Imager Pixel Spacing or Nominal Scanned Pixel Spacing, also of a frame (Pixel "
+        "Measures), states what cannot be, or makes a slice, mammogram or angiogram shorter than 1 mm or longer than "
+        "3 m; the value is the distance of rows over that of columns",
+        "PS3.3 10.7.1.3, C.8.6.1, C.7.6.16.2.1",
     ),
     Definition(
         Reason.REASON_LATERALITY,
@@ -278,15 +284,16 @@ TABLE: Final = (
         Reason.REASON_NOISE,
         "Noise against the device",
         "1",
-        "Noise over the median of the last images of the same device, modality and view; WARN beyond the larger of a "
-        "share and a multiple of their spread, NOT_ASSESSABLE until there are enough of them",
+        "Median noise of the study's images of a device over the mean of all that it made in the last 90 days, "
+        "whatever they show; WARN beyond the larger of a share and a multiple of their spread, NOT_ASSESSABLE until "
+        "there are enough of them",
         "own limits, services/ingest/collation.py",
     ),
     Definition(
         Reason.REASON_SHARPNESS,
         "Sharpness against the device",
         "1",
-        "Sharpness over the median of the last images of the same device, modality and view; as noise",
+        "Median sharpness of the study's images of a device over the mean of what it makes; as noise",
         "own limits, services/ingest/collation.py",
     ),
     Definition(

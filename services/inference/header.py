@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from decimal import Decimal, InvalidOperation
+from hashlib import sha256
+from itertools import islice, pairwise
 from typing import Any, Final
 
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames, parse_basic_offsets, parse_fragments
+from pydicom.encaps import generate_fragments, generate_frames, parse_basic_offsets
 from pydicom.multival import MultiValue
-from pydicom.uid import UID
+from pydicom.uid import UID, RLELossless
 
 from services.inference import required, thresholds
-from services.inference.coverage import RADIOGRAPHY, Part, modality_of, part_of, view_named
+from services.inference.coverage import DERIVED, RADIOGRAPHY, SAY_NOTHING, Part, modality_of, part_of, view_named
 from services.inference.findings import FAIL, NOT_ASSESSABLE, PASS, WARN, Value, finding
-from services.inference.pixels import SPACINGS, spacing_mm
-from services.inference.places import frame_places
-from shared import slices
+from services.inference.pixels import MAX_FRAME_BYTES, SPACINGS, spacing_mm
+from services.inference.places import frame_places, numbers, pixel_measures
+from shared import dicom, slices
+from shared.errors import StepwedgeError
 from stepwedge.common.v1.common_pb2 import Finding, Outcome, Reason
 
 Said = tuple["Outcome.ValueType", str]
@@ -35,13 +39,15 @@ class Stated:
 
     findings: of this module. values: measurements beside them. directions: of Patient Orientation, as `directions`.
     field: top, bottom, left, right of the open field in pixels from the upper left corner, half open; None where no
-    blade or shutter is named.
+    blade or shutter is named. slice, screen: as `is_slice` and `is_screen`.
     """
 
     findings: tuple[Finding, ...] = ()
     values: tuple[Value, ...] = ()
     directions: tuple[str, str] = ("", "")
     field: tuple[int, int, int, int] | None = None
+    slice: bool = False
+    screen: bool = False
 
 
 UNSTATED: Final = Stated()
@@ -49,7 +55,14 @@ UNSTATED: Final = Stated()
 
 def stated(dataset: Dataset) -> Stated:
     """All of it, of one object with pixels."""
-    return Stated(tuple(findings(dataset)), tuple(exposure_values(dataset)), directions(dataset), open_field(dataset))
+    return Stated(
+        tuple(findings(dataset)),
+        (*exposure_values(dataset), *frame_values(dataset)),
+        directions(dataset),
+        open_field(dataset),
+        is_slice(dataset),
+        is_screen(dataset),
+    )
 
 
 def findings(dataset: Dataset) -> Iterator[Finding]:
@@ -58,6 +71,27 @@ def findings(dataset: Dataset) -> Iterator[Finding]:
         found = check(dataset)
         if found is not None:
             yield found
+
+
+# --- what may be empty or white with reason -----------------------------------------------------------------------
+
+_CROSS_SECTIONS: Final = frozenset({"CT", "MR", "PT", "NM"})
+_SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
+"""SOP class, and the root of those of several frames (PS3.4 B.5)."""
+
+
+def is_slice(dataset: Dataset) -> bool:
+    """Whether the image is one slice of a volume: those at its ends often hold nothing but noise."""
+    return modality_of(dataset) in _CROSS_SECTIONS and bool(numbers(dataset, "ImagePositionPatient", 3))
+
+
+def is_screen(dataset: Dataset) -> bool:
+    """Whether the image is a document or what a screen showed (dose reports, protocols, scanned paper): a few lines of
+    writing on white or black. A radiograph that was captured is a radiograph."""
+    modality = modality_of(dataset)
+    return modality not in RADIOGRAPHY and (
+        modality in SAY_NOTHING or text(dataset, "SOPClassUID").startswith(_SECONDARY_CAPTURE)
+    )
 
 
 # --- exposure (IEC 62494-1) --------------------------------------------------------------------------------------
@@ -85,9 +119,28 @@ def exposure(dataset: Dataset) -> Finding | None:
         FAIL: f"{side}exposed by more than a factor of two",
     }[outcome]
     stored = number(dataset, "DeviationIndex")
-    if stored is not None and not abs(stored - deviation) <= thresholds.DEVIATION_STORED.fail:
+    if stored is not None and not abs(stored - deviation) <= _rounding_db(dataset, index, target):
         outcome, words = max(outcome, WARN), f"{words}; the stored deviation index contradicts it"
     return finding(code, outcome, words, value=value, threshold=math.copysign(limit.fail, deviation))
+
+
+def _rounding_db(dataset: Dataset, index: float, target: float) -> float:
+    """By how much the stored deviation index may differ because the three numbers are rounded as they are written; the
+    low indices of children, in whole numbers, more than others."""
+    of_both = sum(
+        -10 * math.log10(1 - min(0.5, _half_of_last_digit(dataset, keyword) / value))
+        for keyword, value in (("ExposureIndex", index), ("TargetExposureIndex", target))
+    )
+    return max(thresholds.DEVIATION_STORED.fail, _half_of_last_digit(dataset, "DeviationIndex") + of_both)
+
+
+def _half_of_last_digit(dataset: Dataset, keyword: str) -> float:
+    value = dataset.get(keyword)
+    try:
+        exponent = Decimal(getattr(value, "original_string", None) or str(value)).as_tuple().exponent
+    except InvalidOperation:
+        return 0.0
+    return 0.5 * 10.0 ** min(0, max(-9, exponent)) if isinstance(exponent, int) else 0.0
 
 
 def exposure_values(dataset: Dataset) -> Iterator[Value]:
@@ -140,25 +193,42 @@ _LEAST_FIELD: Final = 0.25
 
 
 def spacing(dataset: Dataset) -> Finding | None:
-    """SPACING: FAIL where a distance is stated and impossible, NOT_ASSESSABLE where a radiograph states none."""
+    """SPACING: FAIL where a distance is stated and impossible, NOT_ASSESSABLE where a radiograph states none. Of an
+    enhanced object, what is stated for all frames or for one of them counts too."""
     code = Reason.REASON_SPACING
-    stated = [keyword for keyword in SPACINGS if dataset.get(keyword) not in (None, "")]
-    believed = spacing_mm(dataset)
+    places = [(where, keyword) for where in (dataset, *pixel_measures(dataset)) for keyword in SPACINGS]
+    stated = [(where, keyword) for where, keyword in places if where.get(keyword) not in (None, "")]
     if not stated:
         if modality_of(dataset) not in RADIOGRAPHY:
             return None
         return finding(code, NOT_ASSESSABLE, "no distance of the pixels is stated; lengths are shares of the field")
-    wrong = [keyword for keyword in stated if spacing_mm(dataset, (keyword,)) is None]
-    if wrong and modality_of(dataset) in RADIOGRAPHY:
-        return finding(code, FAIL, "a distance of the pixels is stated that no detector has")
-    if believed is None:  # microscopy and nuclear medicine have others
-        values = [_pair(dataset.get(keyword)) for keyword in stated]
-        if all(all(0 < one < 1000 for one in pair) for pair in values if pair) and all(values):
-            return None
+    if modality_of(dataset) in RADIOGRAPHY:
+        if any(spacing_mm(where, (keyword,)) is None for where, keyword in stated):
+            return finding(code, FAIL, "a distance of the pixels is stated that no detector has")
+    elif not all(_can_be(dataset, _pair(where.get(keyword))) for where, keyword in stated):
         return finding(code, FAIL, "a distance of the pixels is stated that cannot be")
+    believed = next(filter(None, (spacing_mm(where) for where, _ in stated)), None)
+    if believed is None:  # microscopy and nuclear medicine have others
+        return None
     ratio = believed[0] / believed[1]
     words = "the pixels are square" if abs(ratio - 1) < 0.001 else "the pixels are not square; measures heed it"
     return finding(code, PASS, words, value=Value("pixel_aspect", ratio))
+
+
+_OF_A_BODY: Final = frozenset({"CT", "MR", "PT", "NM", "MG", "XA", "RF"})
+_FIELD_MM: Final = (1.0, 3000.0)
+"""Lengths that the longer side of their images can have: metres or micrometres in the place of millimetres are outside
+of it."""
+_LEAST_PIXELS: Final = 64
+
+
+def _can_be(dataset: Dataset, distances: tuple[float, float] | None) -> bool:
+    if distances is None or not all(0 < one < 1000 for one in distances):
+        return False
+    sizes = (number(dataset, "Rows") or 0.0, number(dataset, "Columns") or 0.0)
+    if modality_of(dataset) not in _OF_A_BODY or not max(sizes) >= _LEAST_PIXELS:
+        return True
+    return _FIELD_MM[0] <= max(math.prod(side) for side in zip(sizes, distances, strict=True)) <= _FIELD_MM[1]
 
 
 def _pair(value: Any) -> tuple[float, float] | None:
@@ -250,24 +320,26 @@ def view(dataset: Dataset) -> Finding | None:
 _DATE: Final = re.compile(r"(\d{4})[.]?(\d{2})[.]?(\d{2})")
 _DAYS: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _DATES: Final = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
+_BIRTH: Final = "PatientBirthDate"
 _FIRST_YEAR: Final = 1895
 _LAST_YEAR: Final = 2999  # redaction may have moved dates; those of this century are not told from others
 
 
 def dates(dataset: Dataset) -> Finding | None:
     """DATES: days that do not exist, before X-rays were known, before birth, or acquired after the content was made."""
-    kept = {keyword: text(dataset, keyword) for keyword in (*_DATES, "PatientBirthDate")}
+    kept = {keyword: text(dataset, keyword) for keyword in (*_DATES, _BIRTH)}
     kept = {keyword: value for keyword, value in kept.items() if value}
     if not set(kept) & set(_DATES):
         return None
     code = Reason.REASON_DATES
     read = {keyword: _day(value) for keyword, value in kept.items()}
     if None in read.values():
-        return finding(code, FAIL, "a date is none of the calendar")
+        names = ", ".join(keyword for keyword, day in read.items() if day is None)
+        return finding(code, FAIL, f"no date of the calendar: {names}")
     days = {keyword: value for keyword, value in read.items() if value is not None}
     if any(not _FIRST_YEAR <= days[keyword] // 10000 <= _LAST_YEAR for keyword in days if keyword in _DATES):
         return finding(code, FAIL, "the image is said to be older than X-rays, or of another millennium")
-    birth = days.get("PatientBirthDate", 0)
+    birth = days.get(_BIRTH, 0)
     if any(value < birth for value in days.values()):
         return finding(code, FAIL, "the image is said to be older than the patient")
     if days.get("AcquisitionDate", 0) > days.get("ContentDate", 10**9):
@@ -329,68 +401,119 @@ def attributes(dataset: Dataset) -> Finding:
 def frames(dataset: Dataset) -> Finding | None:
     """FRAMES: Number of Frames (0028,0008) against the pixel data, and frames that repeat the one before byte for byte.
 
-    Nothing is decoded. A frame of one value only is not counted as a repetition.
+    Repetitions of a frame of one value only are not counted. What is no whole number of frames has no measurement, so
+    that no limit of a policy for repetitions is applied to it.
     """
     code = Reason.REASON_FRAMES
     stated = number(dataset, "NumberOfFrames")
-    data = dataset.get("PixelData")
-    if not isinstance(data, bytes) or not data:
+    if not _data(dataset) or is_film(dataset):
         return None
     if stated is not None and not (stated >= 1 and stated == int(stated)):
         return finding(code, WARN, "the number of frames is no whole number above zero")
     count = int(stated or 1)
-    encapsulated = _is_encapsulated(dataset)
-    held = _encapsulated_frames(data, count) if encapsulated else _native_frames(dataset, data)
-    if held is None or held == count:
-        many = 1 < count <= _MOST_FRAMES
-        repeated = _repeated(_parts(dataset, data, count, encapsulated=encapsulated)) if many else 0
-        value = Value("repeated_frames", float(repeated), "{frames}")
-        if modality_of(dataset) in _LOOPS:
-            return finding(code, PASS, "a loop, whose frames may repeat", value=value)
-        words = "frames repeat the one before" if repeated else "the pixel data holds the frames that are stated"
-        return finding(code, WARN if repeated else PASS, words, value=value, threshold=1.0)
-    words = "the pixel data holds {} frames than are stated".format("more" if held > count else "fewer")
-    return finding(code, FAIL, words, value=Value("frames_held", float(held), "{frames}"), threshold=float(count))
+    held = _held(dataset, count)
+    if held is not None and held != count:
+        way = "more" if held > count else "fewer"
+        return finding(code, FAIL, f"{way} frames than are stated: {held} in the pixel data, {count} stated")
+    modality = modality_of(dataset)
+    if count > 1 and (modality in _LOOPS or _is_timed(dataset)):
+        return finding(code, PASS, "a loop, whose frames may repeat")
+    repeated = _repeated(dataset, count) if 1 < count <= _MOST_FRAMES and modality not in DERIVED else 0
+    value = Value("repeated_frames", float(repeated), "{frames}")
+    words = "frames repeat the one before" if repeated else "the pixel data holds the frames that are stated"
+    return finding(code, WARN if repeated else PASS, words, value=value, threshold=1.0)
 
 
+def frame_values(dataset: Dataset) -> Iterator[Value]:
+    """How many frames the pixel data holds."""
+    stated = number(dataset, "NumberOfFrames")
+    count = int(stated) if stated is not None and math.isfinite(stated) else 1
+    held = _held(dataset, count) if _data(dataset) and not is_film(dataset) else None
+    if held is not None and held != count:
+        yield Value("frames_held", float(held), "{frames}")
+
+
+def is_film(dataset: Dataset) -> bool:
+    """Whether the pixel data is one stream of MPEG-2, H.264 or HEVC (PS3.5 8.2.5 to 8.2.10), which nothing here
+    decodes."""
+    return _syntax(dataset).startswith(_FILM)
+
+
+_FILM: Final = "1.2.840.10008.1.2.4.10"
+"""What the UIDs of these transfer syntaxes, and no others, begin with (PS3.6 A)."""
 _MOST_FRAMES: Final = 100_000
-_LOOPS: Final = frozenset({"US", "IVUS", "XA", "RF", "ECHO", "ES", "GM", "XC"})
-"""Modalities that film: what stands still, or is sampled slowly, repeats."""
+_LOOPS: Final = frozenset({"US", "IVUS", "IVOCT", "XA", "RF", "ECHO", "ES", *SAY_NOTHING, "GM"})
+"""Modalities that film, or keep what a screen showed: what stands still, or is sampled slowly, repeats."""
+_TIMES: Final = frozenset({0x00181063, 0x00181065})  # Frame Time, Frame Time Vector
+_STARTS: Final = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
+"""First bytes of JPEG and JPEG-LS, of JPEG 2000, and of the latter in a JP2 file."""
+
+
+def _is_timed(dataset: Dataset) -> bool:
+    """Whether the frames follow each other in time, by Frame Increment Pointer (PS3.3 C.7.6.6.1.1)."""
+    pointers = dataset.get("FrameIncrementPointer")
+    return any(one in _TIMES for one in (pointers if isinstance(pointers, MultiValue | list) else [pointers]))
+
+
+def _syntax(dataset: Dataset) -> UID:
+    return UID(str(getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID", "")))
 
 
 def _is_encapsulated(dataset: Dataset) -> bool:
-    syntax = UID(str(getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID", "")))
+    syntax = _syntax(dataset)
     return bool(syntax.is_transfer_syntax and syntax.is_encapsulated)
 
 
-def _native_frames(dataset: Dataset, data: bytes) -> int | None:
-    """Whole frames that fit, padding left out; None where the header does not say how long one is."""
+_PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+def _data(dataset: Dataset) -> bytes:
+    return next((data for one in _PIXELS if isinstance(data := dataset.get(one), bytes)), b"")
+
+
+def _held(dataset: Dataset, count: int) -> int | None:
+    """Frames that the pixel data holds; None where nothing contradicts that there are `count` of them."""
+    if _is_encapsulated(dataset):
+        return _encapsulated_frames(dataset, count)
     length = _frame_bits(dataset)
-    return None if not length else (8 * len(data)) // length
+    return None if not length else (8 * len(_data(dataset))) // length  # padding left out
 
 
 def _frame_bits(dataset: Dataset) -> int:
+    """Bits of a frame that is not compressed; 0 where the header does not say."""
     sizes = [number(dataset, keyword) for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
-    if any(size is None or not size > 0 for size in sizes) or "422" in text(dataset, "PhotometricInterpretation"):
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        sizes[2:] = [1.0, 32.0 if "FloatPixelData" in dataset else 64.0]
+    elif "422" in text(dataset, "PhotometricInterpretation"):
+        sizes[2] = 2.0  # two samples of colour for every two of brightness (PS3.3 C.7.6.3.1.2)
+    if any(size is None or not 0 < size < 2**32 for size in sizes):
         return 0
     return math.prod(int(size) for size in sizes if size is not None)
 
 
-def _encapsulated_frames(data: bytes, count: int) -> int | None:
-    """How many frames the table of offsets, or else the fragments, allow for; None where nothing contradicts."""
+def _encapsulated_frames(dataset: Dataset, count: int) -> int | None:
+    """How many codestreams the fragments begin; where none is known by its first bytes, how many frames the table of
+    offsets, or else the fragments, allow for."""
+    data = _data(dataset)
     try:
         offsets = parse_basic_offsets(data)
-        fragments, _ = parse_fragments(data[4 * len(offsets) + 8 :])
+        begun = fragments = 0
+        for fragment in generate_fragments(data[4 * len(offsets) + 8 :]):
+            fragments += 1
+            begun += fragment.startswith(_STARTS)
     except Exception:  # noqa: BLE001 - pydicom raises whatever the bytes make it raise; the decoder tells
         return None
+    if begun or _syntax(dataset) == RLELossless:  # a fragment for each frame (PS3.5 A.4.2)
+        return begun or fragments
     if offsets:
         return len(offsets)
     return fragments if fragments < count else None
 
 
-def _parts(dataset: Dataset, data: bytes, count: int, *, encapsulated: bool) -> Iterator[Any]:
+def _parts(dataset: Dataset, count: int) -> Iterator[Any]:
     """The stored bytes of every frame."""
-    if encapsulated:
+    data = _data(dataset)
+    if _is_encapsulated(dataset):
         try:
             yield from generate_frames(data, number_of_frames=count)
         except Exception:  # noqa: BLE001 - as above
@@ -403,13 +526,37 @@ def _parts(dataset: Dataset, data: bytes, count: int, *, encapsulated: bool) -> 
             yield whole[index * length // 8 : (index + 1) * length // 8]
 
 
-def _repeated(parts: Iterable[Any]) -> int:
-    return sum(one == other and not _of_one_byte(one) for one, other in pairwise(parts))
+def _repeated(dataset: Dataset, count: int) -> int:
+    """How many frames repeat the one before, but for frames of one value."""
+    repeated: Counter[bytes] = Counter()
+    first: dict[bytes, tuple[int, Any]] = {}
+    for place, (one, other) in enumerate(pairwise(_parts(dataset, count))):
+        if one == other:
+            digest = sha256(one).digest()
+            repeated[digest] += 1
+            first.setdefault(digest, (place, one))
+    of_one_value = [digest for digest, seen in islice(first.items(), _MOST_LOOKED_AT) if _is_even(dataset, *seen)]
+    return sum(repeated.values()) - sum(repeated[digest] for digest in of_one_value)
 
 
-def _of_one_byte(part: Any) -> bool:
-    given = bytes(part)
-    return given.count(given[:1]) == len(given)
+_MOST_LOOKED_AT: Final = 8
+"""Different frames that are repeated and looked at; the empty ones of an object are mostly the same."""
+
+
+def _is_even(dataset: Dataset, place: int, part: Any) -> bool:
+    """Whether a frame has one value only; of compressed ones, what they decode to."""
+    if not _is_encapsulated(dataset):
+        given, width = bytes(part), max(1, int(_frame_bits(dataset) // (8 * max(1, _pixels(dataset)))))
+        return given == given[:width] * (len(given) // width)
+    try:
+        frame = next(dicom.frames(dataset, max_bytes=MAX_FRAME_BYTES, only=[place]))
+    except (StepwedgeError, StopIteration):
+        return False
+    return bool((frame == frame[0, 0]).all())
+
+
+def _pixels(dataset: Dataset) -> int:
+    return int((number(dataset, "Rows") or 0) * (number(dataset, "Columns") or 0))
 
 
 # --- slices of an enhanced object (PS3.3 C.7.6.16) -----------------------------------------------------------------
@@ -417,6 +564,8 @@ def _of_one_byte(part: Any) -> bool:
 
 def frame_slices(dataset: Dataset) -> Finding | None:
     """SLICES, by the positions of the frames; those of a series of single images are judged when it is complete."""
+    if modality_of(dataset) in DERIVED:  # a segmentation has frames where there is something of its segments
+        return None
     stacks: dict[tuple[float, ...], list[float]] = {}
     named: dict[str, int] = {}
     for position, axes, stack in frame_places(dataset):
@@ -433,9 +582,10 @@ def slices_finding(judged: Sequence[slices.Places]) -> Finding:
     code = Reason.REASON_SLICES
     missing, doubled, uneven = (sum(getattr(one, name) for one in judged) for name in ("missing", "doubled", "uneven"))
     value = Value("missing_slices", float(missing), "{slices}")
-    if missing or doubled:
-        words = "slices are missing" if missing else "two slices lie in one place"
-        return finding(code, FAIL, words, value=value, threshold=1.0)
+    if doubled and not missing:  # nothing that a limit for missing slices could be held against
+        return finding(code, FAIL, "two slices lie in one place")
+    if missing:
+        return finding(code, FAIL, "slices are missing", value=value, threshold=1.0)
     words = "the distances of the slices are uneven" if uneven else "the slices lie at even distances"
     return finding(code, WARN if uneven else PASS, words, value=value, threshold=1.0)
 
@@ -455,8 +605,10 @@ def number(dataset: Dataset, keyword: str) -> float | None:
 
 
 def text(dataset: Dataset, keyword: str) -> str:
-    """Text of the header in capitals; empty where there is none."""
+    """Text of the header in capitals; empty where there is none. Several values stay several, with a backslash."""
     value = dataset.get(keyword)
+    if isinstance(value, MultiValue):
+        value = "\\".join(map(str, value))
     return value.strip("\0 ").upper() if isinstance(value, str) else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,13 @@ def frame_places(dataset: Dataset) -> Iterator[tuple[list[float], list[float], s
         if position and are_axes(axes):
             content = _first(item.get("FrameContentSequence"))
             yield position, axes, str(content.get("StackID", ""))
+
+
+def pixel_measures(dataset: Dataset) -> Iterator[Dataset]:
+    """Pixel Measures of an enhanced object, for all frames and for single ones (PS3.3 C.7.6.16.2.1)."""
+    groups = (dataset.get(f"{which}FunctionalGroupsSequence") or () for which in ("Shared", "PerFrame"))
+    for item in chain.from_iterable(groups):
+        yield _first(item.get("PixelMeasuresSequence"))
 
 
 def _first(items: Any) -> Dataset:

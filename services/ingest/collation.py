@@ -58,6 +58,8 @@ class Image:
     columns: int
     facts: inference_pb2.ImageFacts
     measured: Mapping[str, float]
+    empty: bool = False
+    """Nothing is on it; of a slice that alone is a doubt."""
 
 
 class Collated(NamedTuple):
@@ -82,6 +84,10 @@ def image(instance: Instance) -> Image:
         assessment.columns,
         assessment.facts,
         {one.name: one.value for one in assessment.measurements if one.name in OF_THE_DEVICE},
+        any(
+            one.code == Reason.REASON_BLANK_IMAGE and one.measurement.value < one.threshold
+            for one in assessment.findings
+        ),
     )
 
 
@@ -103,7 +109,7 @@ def collate(images: Sequence[Image], usual: Mapping[tuple[int, str], Usual]) -> 
     main = max(by_modality, key=lambda modality: len(by_modality[modality]))
     found = [Collated(finding, main, images[0].site) for finding in (*_duplicates(images), *_patients(images))]
     for modality, group in by_modality.items():
-        for finding in (*_geometry(group), *_slices(group), *_against_the_device(group, usual)):
+        for finding in (*_empty(group), *_geometry(group), *_slices(group), *_against_the_device(group, usual)):
             found.append(Collated(finding, modality, group[0].site))
     return found
 
@@ -168,6 +174,16 @@ def _stacks(images: Iterable[Image]) -> dict[tuple[str, str], list[Image]]:
         if one.facts.stack and one.facts.frames <= 1 and one.modality in _VOLUMES:
             stacks[one.series, one.facts.stack][one.sop_instance] = one
     return {key: list(group.values()) for key, group in stacks.items()}
+
+
+def _empty(images: Iterable[Image]) -> Iterator[Finding]:
+    """BLANK_IMAGE, of a series all of whose slices are empty; most volumes have some at their ends."""
+    series: dict[str, list[bool]] = defaultdict(list)
+    for (name, _), group in _stacks(images).items():
+        series[name] += [one.empty for one in group]
+    if any(all(empty) for empty in series.values()):
+        words = "every slice of a series is empty"
+        yield Finding(code=Reason.REASON_BLANK_IMAGE, outcome=FAIL, detail=words)
 
 
 def _axes(one: Image) -> tuple[float, ...]:

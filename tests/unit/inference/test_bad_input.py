@@ -12,13 +12,17 @@ import numpy as np
 import psutil
 import pytest
 from numpy.typing import NDArray
+from pydicom.encaps import encapsulate
+from pydicom.uid import MPEG4HP41, SecondaryCaptureImageStorage
 
 from services.inference.assess import Assessor
 from services.inference.pixels import picture
-from shared import phantom
+from shared import dicom, paths, phantom
+from shared.policy import Policy
+from stepwedge.common.v1.common_pb2 import Verdict
 from tests.shared_material import SHARED, needs_shared
 from tests.unit.inference.conftest import chest
-from tests.unit.inference.test_assess import as_object, failures, outcomes
+from tests.unit.inference.test_assess import as_bytes, as_object, failures, outcomes
 
 LIMIT_S = 10.0
 """Far above what any takes, so that a busy machine fails no test."""
@@ -71,6 +75,57 @@ def test_every_kind_of_object_has_a_defined_outcome(assessor: Assessor, kind: st
     assert expected <= failed
     if kind not in ("one bit", "tiny", "frames that are not there"):
         assert failed == expected
+
+
+NOISE = np.random.default_rng(1).poisson(40.0, (256, 256)).astype(np.uint16)
+SLICE = {"Modality": "CT", "ImagePositionPatient": ["0", "0", "5"]}
+
+
+@pytest.mark.parametrize(
+    ("stored", "attributes", "outcome"),
+    [
+        (NOISE, SLICE, "WARN"),
+        (np.zeros_like(NOISE), SLICE, "WARN"),
+        (NOISE, {"Modality": "CT"}, "FAIL"),
+        (NOISE, {}, "FAIL"),
+        (np.stack([NOISE, NOISE + 1]), {"Modality": "NM", "NumberOfFrames": 2}, "WARN"),
+        (np.zeros((2, 256, 256), np.uint16), {"Modality": "NM", "NumberOfFrames": 2}, "FAIL"),
+    ],
+)
+def test_a_slice_and_a_frame_may_be_empty_and_an_image_may_not(
+    assessor: Assessor, stored: NDArray[np.uint16], attributes: dict[str, Any], outcome: str
+) -> None:
+    assert outcomes(assessor.assess_dicom(as_pixels(stored, **attributes)))["BLANK_IMAGE"] == outcome
+
+
+@pytest.mark.parametrize("modality", ["OT", "CT"])
+def test_a_document_is_neither_blank_nor_clipped(assessor: Assessor, modality: str) -> None:
+    page = np.full((1100, 850), 255, np.uint8)
+    for line in range(3):
+        cv2.putText(page, "CTDIvol 12.3 mGy", (60, 60 + 25 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 0, 1)
+    said = {"Modality": modality, "SOPClassUID": SecondaryCaptureImageStorage, "BodyPartExamined": None}
+    for written in (page, 255 - page):
+        found = outcomes(assessor.assess_dicom(as_pixels(written, **said, AnatomicRegionSequence=None)))
+        assert "FAIL" not in found.values()
+        assert "SATURATED" not in found
+    empty = assessor.assess_dicom(as_pixels(np.full_like(page, 255), **said, AnatomicRegionSequence=None))
+    assert "BLANK_IMAGE" in failures(empty)
+
+
+def test_what_the_header_shows_is_told_where_the_pixels_do_not_decode(assessor: Assessor) -> None:
+    data = as_pixels(IMAGE, NumberOfFrames=50, Laterality="L", ImageLaterality="R")
+    assert failures(assessor.assess_dicom(data)) == {"PIXELS_UNDECODABLE", "FRAMES", "LATERALITY"}
+
+
+def test_a_film_is_not_assessable(assessor: Assessor) -> None:
+    film = dicom.read(as_pixels(IMAGE, Modality="ES", NumberOfFrames=2))
+    film.PixelData = encapsulate([bytes(64)])
+    film["PixelData"].is_undefined_length = True
+    film.file_meta.TransferSyntaxUID = MPEG4HP41
+    result = assessor.assess_dicom(as_bytes(film))
+    assert outcomes(result)["PIXELS_UNDECODABLE"] == "NOT_ASSESSABLE"
+    verdict, _ = Policy.load(paths.POLICY).instance_verdict(result.findings, modality="ES")
+    assert verdict == Verdict.VERDICT_NOT_ASSESSABLE
 
 
 def test_floating_pixels_are_assessed(assessor: Assessor) -> None:

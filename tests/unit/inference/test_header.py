@@ -12,9 +12,9 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
-from pydicom.uid import JPEG2000Lossless
+from pydicom.uid import MPEG4HP41, JPEG2000Lossless, RLELossless
 
 from services.inference import header, required
 from services.inference.assess import Assessor
@@ -104,6 +104,21 @@ def test_a_stored_deviation_index_that_contradicts_is_a_doubt(stored: str, expec
     assert outcome(header.exposure(dataset)) == expected
 
 
+@pytest.mark.parametrize(
+    ("index", "target", "stored", "expected"),
+    [
+        ("7", "6", "0.3", "PASS"),  # of 6.5 to 7.5 over 5.5 to 6.5: 0 to 1.3 dB
+        ("7", "6", "-2", "WARN"),
+        ("7.00", "6.00", "0.3", "WARN"),  # 0.67 dB
+        ("700", "600", "0.3", "WARN"),
+        ("700", "600", "1", "PASS"),
+    ],
+)
+def test_the_rounding_of_low_indices_contradicts_nothing(index: str, target: str, stored: str, expected: str) -> None:
+    dataset = an_object(ExposureIndex=index, TargetExposureIndex=target, DeviationIndex=stored)
+    assert outcome(header.exposure(dataset)) == expected
+
+
 @pytest.mark.parametrize("exposure", [0.25, 0.7, 1.0, 1.5, 4.0])
 def test_the_phantoms_exposure_is_found(assessor: Assessor, exposure: float) -> None:
     uids = dict.fromkeys(("study_uid", "series_uid", "sop_instance_uid"), "2.25.1")
@@ -134,6 +149,10 @@ def test_other_modalities_have_no_deviation_index() -> None:
         ({"ImagerPixelSpacing": None, "Modality": "CT", "PixelSpacing": ["0", "0"]}, "FAIL"),
         ({"ImagerPixelSpacing": None, "Modality": "NM", "PixelSpacing": ["9", "9"]}, "-"),
         ({"PixelSpacing": ["0.4", "0.2"]}, "PASS"),
+        ({"ImagerPixelSpacing": None, "Modality": "CT", "PixelSpacing": ["0.7", "0.7"]}, "PASS"),
+        ({"ImagerPixelSpacing": None, "Modality": "CT", "PixelSpacing": ["0.0007", "0.0007"]}, "FAIL"),
+        ({"ImagerPixelSpacing": None, "Modality": "MR", "PixelSpacing": ["700", "700"]}, "FAIL"),
+        ({"ImagerPixelSpacing": None, "Modality": "SM", "PixelSpacing": ["0.0005", "0.0005"]}, "-"),
     ],
 )
 def test_a_distance_that_cannot_be_is_a_fault(attributes: dict[str, Any], expected: str) -> None:
@@ -249,6 +268,16 @@ def test_where_the_tables_are_not_installed_the_short_list_counts(monkeypatch: p
     assert found.measurement.value == 1
 
 
+@pytest.mark.parametrize(("spacing", "expected"), [("0.7", "PASS"), ("0", "FAIL"), ("-1", "FAIL"), ("0.0007", "FAIL")])
+@pytest.mark.parametrize("group", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_the_distance_of_an_enhanced_object_is_judged(group: str, spacing: str, expected: str) -> None:
+    measures, item = Dataset(), Dataset()
+    measures.PixelSpacing = [spacing, spacing]
+    item.PixelMeasuresSequence = Sequence([measures])
+    enhanced = an_object(ImagerPixelSpacing=None, Modality="CT", **{group: Sequence([item])})
+    assert outcome(header.spacing(enhanced)) == expected
+
+
 def loop(frames: list[np.ndarray], **attributes: Any) -> Dataset:
     """A native multi-frame object of another modality."""
     data = b"".join(frame.astype("<u2").tobytes() for frame in frames)
@@ -267,9 +296,39 @@ def test_frames_that_are_missing_surplus_or_repeated_are_found() -> None:
     assert (outcome(repeated), repeated.measurement.value) == ("WARN", 2)
     empty = np.zeros_like(image)
     assert outcome(header.frames(loop([empty, empty, image]))) == "PASS"
-    filmed = loop([image, image])
-    filmed.Modality = "US"
-    assert outcome(header.frames(filmed)) == "PASS"
+    for said in ({"Modality": "US"}, {"FrameIncrementPointer": 0x00181063}, {"Modality": "SEG"}):
+        filmed = loop([image, image])
+        filmed.update(said)
+        assert outcome(header.frames(filmed)) == "PASS"
+
+
+def test_repeated_frames_of_one_value_are_none_however_they_are_written() -> None:
+    air, image = np.full_like(SMALL.image, 64536), SMALL.image
+    assert outcome(header.frames(loop([air, air, image]))) == "PASS"
+    for frame, expected in ((air, "PASS"), (image, "WARN")):
+        compressed = loop([frame])
+        compressed.BitsStored, compressed.HighBit = 16, 15
+        compressed.compress(RLELossless)
+        (part,) = generate_frames(compressed.PixelData, number_of_frames=1)
+        compressed.PixelData, compressed.NumberOfFrames = encapsulate([part, part]), 2
+        assert outcome(header.frames(compressed)) == expected
+
+
+def test_frames_of_floating_pixels_are_counted() -> None:
+    dataset = an_object(PixelData=None, NumberOfFrames=3, BitsAllocated=32)
+    dataset.FloatPixelData = b"".join((SMALL.image + n).astype("<f4").tobytes() for n in range(3))
+    assert outcome(header.frames(dataset)) == "PASS"
+    dataset.NumberOfFrames = 4
+    found = header.frames(dataset)
+    assert found is not None
+    assert (outcome(found), found.detail) == ("FAIL", "fewer frames than are stated: 3 in the pixel data, 4 stated")
+
+
+def test_a_film_is_not_taken_for_a_frame() -> None:
+    film = an_object(NumberOfFrames=120, PixelData=encapsulate([bytes(64)]))
+    film.file_meta.TransferSyntaxUID = MPEG4HP41
+    assert header.is_film(film)
+    assert outcome(header.frames(film)) == "-"
 
 
 @pytest.mark.parametrize(("stated", "expected"), [(2, "WARN"), (3, "FAIL"), (1, "FAIL")])
@@ -278,6 +337,16 @@ def test_encapsulated_frames_are_counted_by_their_table(stated: int, expected: s
     dataset = an_object(Modality="CT", NumberOfFrames=stated)
     dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
     dataset.PixelData = encapsulate([part, part])
+    assert outcome(header.frames(dataset)) == expected
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize(("stated", "expected"), [(2, "PASS"), (3, "FAIL"), (1, "FAIL"), (None, "FAIL")])
+def test_codestreams_are_counted_with_a_table_and_without(stated: int | None, expected: str, table: bool) -> None:
+    dataset = an_object(Modality="CT", NumberOfFrames=stated)
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    parts = [b"\xff\x4f\xff\x51" + bytes([n]) * 1020 for n in range(2)]
+    dataset.PixelData = encapsulate(parts, fragments_per_frame=2, has_bot=table)
     assert outcome(header.frames(dataset)) == expected
 
 

@@ -111,6 +111,14 @@ def test_several_echoes_and_phases_in_one_series_are_no_fault() -> None:
     assert outcomes([*series(), *phases[:-1]])["SLICES"] == "FAIL"
 
 
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_series_is_blank_where_all_its_slices_are(count: int) -> None:
+    assert outcomes(series(count, empty=True))["BLANK_IMAGE"] == "FAIL"
+    assert "BLANK_IMAGE" not in outcomes([*series(count, empty=True), image(count)])
+    other = [image(20 + n, series="1.2.2", empty=True) for n in range(count)]
+    assert outcomes([*series(count), *other])["BLANK_IMAGE"] == "FAIL"
+
+
 def test_a_series_that_was_planned_with_two_distances_is_uneven_and_not_incomplete() -> None:
     wide = [image(20 + n, position=[0, 0, 35.0 + 10 * (n + 1)]) for n in range(6)]
     assert outcomes([*series(), *wide])["SLICES"] == "WARN"
