@@ -94,6 +94,8 @@ class Made:
     back: Callable[[Mask], Mask] = field(default=lambda mask: mask)
     against: bytes | None = None
     """The plain object of what it shows by the standard, where that is not the radiograph itself."""
+    apart: str = ""
+    """A finding that differs with reason: COLLIMATION of a border."""
 
 
 Way = Callable[[Subject], Made]
@@ -456,16 +458,13 @@ def _padded(value: int, share: float, one: Subject) -> Made:
     down, across = (round(share * length) for length in one.grey.shape)
     least = np.maximum(one.grey, 1) if value == 0 else np.minimum(one.grey, 254)
     wide, back = _bordered(least, value, down, down, across, across)
-    shown, _ = _bordered(least, 0, down, down, across, across)
-    return Made(written(wide, one.mm, PixelPaddingValue=value), back, written(shown, one.mm))
+    return Made(written(wide, one.mm, PixelPaddingValue=value), back, apart="COLLIMATION")
 
 
 def _collimated(value: int, share: float, one: Subject) -> Made:
-    """Held against the same border in black: COLLIMATION should differ, and nothing else."""
     down, across = (round(share * length) for length in one.grey.shape)
     wide, back = _bordered(one.grey, value, down, down, across, across)
-    black, _ = _bordered(one.grey, 0, down, down, across, across)
-    return Made(written(wide, one.mm), back, written(black, one.mm) if value else None)
+    return Made(written(wide, one.mm), back, apart="COLLIMATION")
 
 
 def _shuttered(one: Subject) -> Made:
@@ -478,8 +477,7 @@ def _shuttered(one: Subject) -> Made:
         "ShutterLeftVerticalEdge": across, "ShutterRightVerticalEdge": across + columns + 1,
         "ShutterPresentationValue": 0,
     }  # fmt: skip
-    shown, _ = _bordered(one.grey, 0, down, down, across, across)
-    return Made(written(wide, one.mm, **shutter), back, written(shown, one.mm, **shutter))
+    return Made(written(wide, one.mm, **shutter), back, apart="COLLIMATION")
 
 
 def _askew(value: int, one: Subject) -> Made:
@@ -508,7 +506,7 @@ WAYS["white border of 5 %, Display Shutter"] = (True, _shuttered)
 @way("black border of 30 % at one side", same=False)
 def _one_side(one: Subject) -> Made:
     wide, back = _bordered(one.grey, 0, 0, 0, round(0.3 * one.grey.shape[1]), 0)
-    return Made(written(wide, one.mm), back)
+    return Made(written(wide, one.mm), back, apart="COLLIMATION")
 
 
 @way("43 x 35 landscape, black at both sides", same=False)
@@ -516,7 +514,7 @@ def _landscape(one: Subject) -> Made:
     rows, columns = one.grey.shape
     across = max(0, round((rows * 43 / 35 - columns) / 2))
     wide, back = _bordered(one.grey, 0, 0, 0, across, across)
-    return Made(written(wide, one.mm), back)
+    return Made(written(wide, one.mm), back, apart="COLLIMATION")
 
 
 def _burned_frame(one: Subject) -> Made:
@@ -813,7 +811,7 @@ def _padded_lossless(one: Subject) -> Made:
         BytesIO(written(stored, one.mm, BitsStored=12, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=4095))
     )
     read.compress(JPEGLSLossless, generate_instance_uid=False)
-    return Made(_file(read), back, written(wide, one.mm))
+    return Made(_file(read), back, apart="COLLIMATION")
 
 
 # --- comparing ---------------------------------------------------------------------------------------------------
@@ -833,15 +831,18 @@ class Row:
     ratio: list[float] = field(default_factory=list)
     margin: list[float] = field(default_factory=list)
 
-    def enter(self, before: AssessmentResult, after: AssessmentResult, back: Callable[[Mask], Mask]) -> None:
+    def enter(
+        self, before: AssessmentResult, after: AssessmentResult, back: Callable[[Mask], Mask], apart: str = ""
+    ) -> None:
         """Hold one image against its plain object."""
         policy = Policy.load(paths.POLICY)
         self.images += 1
         old, new = (_outcomes(one) for one in (before, after))
-        differing = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+        differing = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} - {apart}
         self.changed += bool(differing)
         self.codes.update(f"{key} {_word(old.get(key))}>{_word(new.get(key))}" for key in differing)
-        verdicts = [policy.instance_verdict(_judged(one), modality="DX")[0] for one in (before, after)]
+        judged = ([found for found in _judged(one) if name(found.code) != apart] for one in (before, after))
+        verdicts = [policy.instance_verdict(found, modality="DX")[0] for found in judged]
         self.verdicts += verdicts[0] != verdicts[1]
         first, second = before.masks, after.masks
         for channel, kept in (("lungs_full", self.lungs), ("heart", self.heart)):
@@ -912,11 +913,11 @@ def measure(model: Path, data: Path, most: int, words: Sequence[str]) -> dict[st
             found = made(one)
             after, back = assessor.assess_dicom(found.data), found.back
             if found.against is None:
-                rows[title].enter(before, after, back)
+                rows[title].enter(before, after, back, found.apart)
             else:
                 other = assessor.assess_dicom(found.against)
                 alike = (other.rows, other.columns) == (after.rows, after.columns)
-                rows[title].enter(other, after, (lambda mask: mask) if alike else back)
+                rows[title].enter(other, after, (lambda mask: mask) if alike else back, found.apart)
     return rows
 
 

@@ -305,13 +305,13 @@ class Assessor:
         turned upright where it was turned, by the form above it where it is unsure, at its mirror image where the side
         is not plain."""
         shown = frame.values if frame.shown is None else as_shown(frame.values, frame.shown)
-        field = first = collimation.field_of(shown, frame.inverted, frame.aspect)
+        field = first = collimation.field_of(shown, frame.inverted, frame.aspect, frame.padding)
         looks = [self._look_at(field, frame)]
         found = [chest.polarity(looks[0])]
         inverted = frame.inverted
         if found[0].outcome == FAIL:
             inverted = not frame.inverted
-            field = collimation.field_of(shown, inverted, frame.aspect)
+            field = collimation.field_of(shown, inverted, frame.aspect, frame.padding)
             looks.append(self._look_at(field, frame))
         righted = field.prepared
         if chest.quarter_turns(looks[-1]):

@@ -40,6 +40,8 @@ _LEAST: Final = 64
 """Rows and columns of an image in which blades are looked for."""
 _LEAST_CELLS: Final = 2
 """Cells that a blade covers at least; a single one is a line at the rim of many an image."""
+_SHOWN: Final = (0.05, 0.4)
+"""Shares of a row that are no padding: at most of one that is all padding, and at least of the first that is not."""
 _MOST: Final = 0.4
 """Share of a side that a blade covers at most; a border that goes on further is something else."""
 _PICKED: Final = 24
@@ -75,18 +77,22 @@ class Field(NamedTuple):
     askew: Blades
 
 
-def field_of(values: NDArray[Any], inverted: bool, aspect: float = 1.0) -> Field:
-    """Prepare what lies between the blades of an image [rows, columns]. The rest shows nothing, and the model, which
-    knows of no blades, would take lungs that end at one for lungs that end clear of the image's edge
-    (`python -m benchmarks.quality blades`)."""
-    prepared, behind = preprocess(values, inverted, aspect), _NONE
+def field_of(
+    values: NDArray[Any], inverted: bool, aspect: float = 1.0, padding: NDArray[np.bool_] | None = None
+) -> Field:
+    """Prepare what lies between the blades of an image [rows, columns], and within its padding, bool [rows, columns].
+    The rest shows nothing, and the model, which knows of no blades, would take lungs that end at one for lungs that end
+    clear of the image's edge (`python -m benchmarks.quality blades`)."""
+    behind = _NONE if padding is None else _padded(padding)
+    values = _within(values, behind)
+    prepared = preprocess(values, inverted, aspect)
     blades: Blades = (None, None, None, None)
     for _ in range(2):  # a border may lie in another one
         blades = _blades(prepared)
-        top, bottom, left, right = more = _behind(values, prepared, blades)
+        more = _behind(values, prepared, blades)
         if not any(more):
             break
-        values = np.ascontiguousarray(values[top : values.shape[0] - bottom, left : values.shape[1] - right])
+        values = _within(values, more)
         prepared = preprocess(values, inverted, aspect)
         behind = tuple(one + other for one, other in zip(behind, more, strict=True))  # type: ignore[assignment]
     askew: Blades = tuple(None if one is None or _is_level(one) else one for one in blades)  # type: ignore[assignment]
@@ -95,6 +101,25 @@ def field_of(values: NDArray[Any], inverted: bool, aspect: float = 1.0) -> Field
         values[_hidden(askew, prepared.geometry, values.shape, beyond=1)] = prepared.high if inverted else prepared.low
         prepared = preprocess(values, inverted, aspect)
     return Field(values, prepared, behind, askew)
+
+
+def _within(values: NDArray[Any], edges: Edges) -> NDArray[Any]:
+    top, bottom, left, right = edges
+    rows, columns = values.shape
+    return np.ascontiguousarray(values[top : rows - bottom, left : columns - right]) if any(edges) else values
+
+
+def _padded(padding: NDArray[np.bool_]) -> Edges:
+    """Rows and columns of padding, markers in it or not, that end all at once. Where they end little by little, air has
+    the value of the padding."""
+    found = []
+    for side in _sides(padding):
+        shown = 1 - side.mean(1)
+        count = int((shown >= _SHOWN[1]).argmax())
+        found.append(count if (shown[:count] <= _SHOWN[0]).all() else 0)
+    top, bottom, left, right = found
+    small = padding.shape[0] - top - bottom < _LEAST or padding.shape[1] - left - right < _LEAST
+    return _NONE if small else (top, bottom, left, right)
 
 
 def _blades(prepared: Preprocessed) -> Blades:

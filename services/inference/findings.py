@@ -166,10 +166,10 @@ TABLE: Final = (
         Reason.REASON_COLLIMATION,
         "Collimation",
         "1",
-        "Share of the picture behind the blades, by the collimator's or shutter's edges in the header and by a uniform "
-        "white or black border with a straight edge; WARN and FAIL as the margins, where the lungs reach the edge of "
-        "the field at a blade",
-        "PS3.3 C.8.7.3, C.7.6.11; services/inference/collimation.py",
+        "Share of the picture behind the blades, by the collimator's or shutter's edges in the header, by padding and "
+        "by a uniform white or black border with a straight edge; WARN and FAIL as the margins, where the lungs reach "
+        "the edge of the field at a blade",
+        "PS3.3 C.8.7.3, C.7.6.11, C.7.5.1.1.2; services/inference/collimation.py",
     ),
     Definition(
         Reason.REASON_OBJECT_IN_THE_WAY,

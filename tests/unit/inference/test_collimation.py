@@ -68,6 +68,28 @@ def test_a_blade_askew_is_dark_where_pixels_are_not_square_and_some_are_no_numbe
     assert (found.values == values)[:, 130:].sum() == 1024 * (512 - 130) - 1
 
 
+def _body() -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+    """A body in black air, and where the air is."""
+    y, x = np.mgrid[0:600, 0:500]
+    air = ((x - 250) / 200) ** 2 + ((y - 300) / 280) ** 4 > 1
+    return np.where(air, BLACK, _chest(600, 500)).astype(np.uint16), air
+
+
+def test_padding_is_left_out_to_the_pixel_also_beside_air() -> None:
+    inner, _ = _body()
+    values, padding = (np.pad(one, ((2, 400), (0, 90)), constant_values=of) for one, of in ((inner, 0), (inner < 0, 1)))
+    padding[200, -60:-30] = False  # a marker
+    found = field_of(values, False, padding=padding)
+    assert found.behind == (2, 400, 0, 90)
+    assert (found.prepared.grid == preprocess(inner, False).grid).all()
+
+
+def test_air_with_the_value_of_the_padding_stays() -> None:
+    values, air = _body()
+    assert field_of(values, False, padding=air).behind == (0, 0, 0, 0)
+    assert field_of(values, False, padding=np.ones_like(air)).behind == (0, 0, 0, 0)
+
+
 def test_a_line_at_the_rim_is_no_blade() -> None:
     values = np.pad(_chest(), 2, constant_values=BLACK)
     assert field_of(values, False).values is values
