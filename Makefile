@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONTRACTS := $(shell find protos -name '*.proto' -o -name 'generate.py')
+# One more than there are cores, since tests wait for servers; five at most.
+PROCESSES ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 5)))
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 
 .PHONY: demo up test lint stubs contracts-baseline clean
@@ -14,7 +16,7 @@ up: $(VENV)/serve.stamp ## start the cluster and leave it running
 	$(BIN)/stepwedge up
 
 test: $(VENV)/test.stamp ## every test, on SQLite and on a real PostgreSQL, with real sockets
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/lint.stamp ## style, types, import contracts, gRPC contracts
 	$(BIN)/ruff check .
