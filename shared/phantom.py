@@ -42,6 +42,8 @@ _SCATTER_FRACTION: Final = 0.30
 _SCATTER_MM: Final = 45.0
 _QUANTA: Final = 9_000.0  # per pixel in the open beam
 _THROUGH_BLADES: Final = 0.004
+_CAPITAL: Final = 22  # pixels of OpenCV's letters at scale 1
+_MARKER_MM: Final = (22.0, 25.0)  # of a marker from the nearer side and from the top
 _DETAIL, _DETAIL_MM = 0.5, 9.0  # how much detail below that size is lifted for display
 _CURVE: Final = 2.3  # of the display: how far dense tissue is pressed together
 
@@ -212,6 +214,23 @@ def mirrored(phantom: Phantom) -> Phantom:
         masks=MappingProxyType(masks),
         margins_mm=MappingProxyType({}),
     )
+
+
+def marked(phantom: Phantom, text: str, height_mm: float = 14.0) -> Phantom:
+    """The same with a marker of lead in the upper corner of the side that it names: R, L, or AP and PA on the left.
+
+    What is done to the picture afterwards is done to the marker; `mirrored` writes it backwards."""
+    image, rows = phantom.image.copy(), round(height_mm / phantom.spacing_mm)
+    scale, thick = rows / _CAPITAL, max(1, round(0.15 * rows))
+    width = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, scale, thick)[0][0]
+    aside = round(_MARKER_MM[0] / phantom.spacing_mm)
+    left = aside if text == "R" else image.shape[1] - aside - width
+    ink = np.zeros(image.shape, np.uint8)
+    bottom = round(_MARKER_MM[1] / phantom.spacing_mm) + rows
+    cv2.putText(ink, text, (left, bottom), cv2.FONT_HERSHEY_DUPLEX, scale, 255, thick, cv2.LINE_AA)
+    lead = np.float32(0.97 * (2**BITS_STORED - 1))
+    share = cv2.GaussianBlur(ink, (0, 0), 0.6).astype(np.float32) / 255
+    return replace(phantom, image=np.maximum(image, (share * lead).astype(np.uint16)))
 
 
 # --- anatomy -----------------------------------------------------------------------------------------------------

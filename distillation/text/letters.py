@@ -1,4 +1,4 @@
-"""Makes the shapes by which redaction tells side markers: `python -m distillation.text.letters TABLE.npz`."""
+"""Makes the shapes by which side markers are told: `python -m distillation.text.letters TABLE.npz`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from distillation.text.fonts import training_fonts
-from shared.letter_shapes import LETTERS, normal
+from shared.letters import LETTERS, normal
 
 _SIZE: Final = 96
 _KEPT: Final = 10  # shapes of a letter

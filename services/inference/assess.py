@@ -22,6 +22,7 @@ from services.inference import (
     in_the_way,
     masks,
     registry,
+    side_markers,
     thresholds,
 )
 from services.inference.backends import REMOTE, Execution
@@ -44,7 +45,7 @@ from services.inference.header import UNSTATED, Stated
 from services.inference.ladder import LookingTwice, Rung, climb
 from services.inference.lookup_tables import as_shown
 from services.inference.pixels import Frame, frame_of, has_pixels, picture, picture_size, plain
-from services.inference.preprocessing import Preprocessed
+from services.inference.preprocessing import Preprocessed, preprocess
 from services.inference.registry import Answer, Model
 from shared import dicom, paths
 from shared.errors import ErrorCode, StepwedgeError
@@ -56,7 +57,8 @@ from stepwedge.inference.v1.inference_pb2 import ImageFacts
 MAX_FILE_BYTES: Final = 2 << 30
 """Longest object or picture that is read."""
 MAX_CHEST_PIXELS: Final = 64 << 20
-"""Most pixels of an image that the model looks at; the largest detectors have 20 million."""
+"""Most pixels of an image that the model looks at, or in which markers are read; the largest detectors have 20 million.
+"""
 
 
 @dataclass(frozen=True)
@@ -287,10 +289,12 @@ class Assessor:
                     seen = None
                     why = "the header names no body part, and the pixels do not look like a frontal chest radiograph"
                 else:
-                    found += of_chest
+                    found = _instead(found, of_chest)
         if not frame.colour and frame.bits > 1:  # neither has a range of grey to clip
             if not screen:
                 found.append(_saturated(frame, seen, of_a_chest=covered is Coverage.COVERED or seen is not None))
+            if seen is None and blank.outcome != FAIL and (stated.side or stated.view):
+                found = _instead(found, _by_markers(frame, stated))
             grey = [*general.estimates(frame.values)]
             found += _unused_depth(frame, grey[0]) if modality in RADIOGRAPHY else []
         if seen is None and why and covered is not Coverage.COVERED:
@@ -334,7 +338,10 @@ class Assessor:
         margins = list(chest.margins(seen))
         found += [chest.not_a_chest(seen), *margins, chest.low_confidence(seen), chest.anatomy(seen)]
         found += [chest.cardiothoracic(seen), chest.rotation(seen), chest.inspiration(seen)]
-        found += [chest.turned(seen, stated.directions), chest.mirrored(seen, stated.directions)]
+        found.append(chest.turned(seen, stated.directions))
+        markers = side_markers.find(shown, righted, inverted=inverted, aspect=frame.aspect, turned=seen.turned)
+        found.append(chest.mirrored(seen, stated.directions, side_markers.exchanged(markers, seen, shown.shape)))
+        found += side_markers.contradictions(markers, replace(stated, side=""), frame.index)
         found.append(collimation.finding_of(seen, margins, field, stated.field))
         found.append(in_the_way.finding_of(seen, field.values, inverted=inverted, low=righted.low, high=righted.high))
         return seen, self._pin(first.prepared, answers, higher or self.model), found, rungs
@@ -363,6 +370,22 @@ def _undecodable(told: Finding, stated: Stated = UNSTATED, of: ImageFacts | None
     """What can be said where no pixels can be had: the header often tells why (FRAMES), and what else is wrong."""
     found = sorted([told, *stated.findings], key=lambda one: ORDER[one.code])
     return AssessmentResult(found, list(_measurements(found, stated.values)), facts=of)
+
+
+def _instead(found: Sequence[Finding], others: Sequence[Finding]) -> list[Finding]:
+    """Findings with others in the place of those of the same code."""
+    codes = {one.code for one in others}
+    return [*(one for one in found if one.code not in codes), *others]
+
+
+def _by_markers(frame: Frame, stated: Stated) -> list[Finding]:
+    """What the markers in a radiograph of another part say against its header."""
+    if frame.values.size > MAX_CHEST_PIXELS:
+        return []
+    shown = frame.values if frame.shown is None else as_shown(frame.values, frame.shown)
+    prepared = preprocess(shown, frame.inverted, frame.aspect)
+    markers = side_markers.find(shown, prepared, inverted=frame.inverted, aspect=frame.aspect)
+    return list(side_markers.contradictions(markers, stated, frame.index))
 
 
 _FIELD_MM: Final = (100.0, 1000.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -50,6 +50,7 @@ SIDES: Final[Mapping[str, Side]] = {
 }
 """The patient's right is on the image's left."""
 _OPPOSITE: Final = {"right": "left", "left": "right"}
+_NO_MARKERS: Final[Mapping[bool, Sequence[Box]]] = {True: (), False: ()}
 _SIDES_EXCHANGED: Final = [1, 0, 2, 3]
 """Order of `registry.CHANNELS` in which right and left are exchanged."""
 
@@ -454,10 +455,11 @@ def turned(seen: Look, directions: tuple[str, str]) -> Finding:
     return finding(code, PASS, "the image stands upright", value=value, threshold=limit.fail)
 
 
-def mirrored(seen: Look, directions: tuple[str, str]) -> Finding:
-    """MIRRORED. directions: as `turned`."""
+def mirrored(seen: Look, directions: tuple[str, str], markers: Mapping[bool, Sequence[Box]] = _NO_MARKERS) -> Finding:
+    """MIRRORED. directions: as `turned`. markers: places of the side markers that say, like `True`, that right and left
+    are exchanged, and of those that do not."""
     code, limit = Reason.REASON_MIRRORED, thresholds.MIRRORED
-    if not seen.outlines_hold or seen.is_foreign():
+    if seen.is_foreign() or not (seen.outlines_hold or any(markers.values())):
         return finding(code, NOT_ASSESSABLE, "outlines that are unsure, or of no chest, tell no side")
     value = Value("probability_mirrored", seen.probabilities["mirrored"] if seen.mirrored is None else seen.mirrored)
     said = _says_exchanged(directions)
@@ -468,7 +470,18 @@ def mirrored(seen: Look, directions: tuple[str, str]) -> Finding:
         (False, True): "the header says that right and left are exchanged, and they do not look it",
     }.get((looks, said), "right and left look as they should")
     doubt = looks_upright if said else looks
-    return finding(code, WARN if doubt else PASS, words, value=value, threshold=limit.warn)
+    if not seen.outlines_hold:
+        words, doubt = "the outlines are unsure", False
+    outcome = WARN if doubt else PASS
+    if markers[True] and markers[False]:
+        outcome = WARN
+        words += "; side markers contradict each other"
+    elif markers[not said]:
+        outcome = FAIL if doubt else WARN
+        words += ", and so says a side marker" if doubt else "; a side marker says otherwise"
+    elif markers[said]:
+        words += "; a side marker says otherwise" if doubt else ", and so says a side marker"
+    return finding(code, outcome, words, value=value, threshold=limit.warn, boxes=markers[not said])
 
 
 def rotation(seen: Look) -> Finding:

@@ -138,9 +138,10 @@ TABLE: Final = (
         "Right and left exchanged",
         "1",
         "Probability that right and left are exchanged, by the image and, where that is not sure, its mirror image, "
-        "against Patient Orientation (0020,0020) or, where it is "
-        "silent, against the custom; WARN at most, since hearts do lie on the right",
-        "PS3.3 C.7.6.1.1.1; model",
+        "against Patient Orientation (0020,0020) or, where it is silent, against the custom; and what side markers say "
+        "that are read in the picture, also backwards. WARN where one of the two contradicts, FAIL where both do: "
+        "hearts do lie on the right",
+        "PS3.3 C.7.6.1.1.1; model; services/inference/side_markers.py",
     ),
     Definition(
         Reason.REASON_ROTATION,
@@ -220,7 +221,8 @@ TABLE: Final = (
         "Side and orientation",
         "",
         "Contradictions among Laterality (0020,0060), Image Laterality (0020,0062), Patient Orientation (0020,0020), "
-        "Body Part Examined (0018,0015) and Anatomic Region Sequence (0008,2218)",
+        "Body Part Examined (0018,0015) and Anatomic Region Sequence (0008,2218); FAIL where a radiograph that is no "
+        "frontal chest carries a side marker of the other side alone",
         "PS3.3 C.7.3.1, C.7.6.1.1.1, C.8.11.2; PS3.16 Annex L",
     ),
     Definition(
@@ -228,7 +230,8 @@ TABLE: Final = (
         "View",
         "",
         "Contradictions among View Position (0018,5101), View Code Sequence (0054,0220) and Patient Orientation "
-        "(0020,0020); the pixels are not asked, since the model does not tell AP from PA",
+        "(0020,0020), and of what the first two say with AP or PA written alone in the picture; else the pixels are "
+        "not asked, since the model does not tell AP from PA",
         "PS3.3 C.8.11.5, PS3.16 CID 4010",
     ),
     Definition(

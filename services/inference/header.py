@@ -39,7 +39,8 @@ class Stated:
 
     findings: of this module. values: measurements beside them. directions: of Patient Orientation, as `directions`.
     field: top, bottom, left, right of the open field in pixels from the upper left corner, half open; None where no
-    blade or shutter is named. slice, screen: as `is_slice` and `is_screen`.
+    blade or shutter is named. slice, screen: as `is_slice` and `is_screen`. side, view: L or R, AP or PA, where the
+    header of a radiograph names one of them.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -48,6 +49,8 @@ class Stated:
     field: tuple[int, int, int, int] | None = None
     slice: bool = False
     screen: bool = False
+    side: str = ""
+    view: str = ""
 
 
 UNSTATED: Final = Stated()
@@ -62,6 +65,7 @@ def stated(dataset: Dataset) -> Stated:
         open_field(dataset),
         is_slice(dataset),
         is_screen(dataset),
+        *sided(dataset),
     )
 
 
@@ -282,6 +286,15 @@ def _contradictions(dataset: Dataset) -> Iterator[Said]:
         yield FAIL, "rows and columns are said to run along one axis of the body"
 
 
+def sided(dataset: Dataset) -> tuple[str, str]:
+    """Side and view of `Stated`."""
+    if modality_of(dataset) not in RADIOGRAPHY:
+        return "", ""
+    sides = {text(dataset, keyword) for keyword in ("Laterality", "ImageLaterality")} - {"", "U"}
+    views = view_named(dataset)
+    return next(iter(sides)) if len(sides) == 1 else "", next(iter(views)) if len(views) == 1 else ""
+
+
 def _sided_code(dataset: Dataset) -> bool:
     """Whether the anatomic region carries a modifier, which may be its side."""
     items = dataset.get("AnatomicRegionSequence") or []
@@ -297,8 +310,8 @@ def directions(dataset: Dataset) -> tuple[str, str]:
 
 
 def view(dataset: Dataset) -> Finding | None:
-    """VIEW: View Position (0018,5101), View Code Sequence (0054,0220) and Patient Orientation against each other. The
-    pixels are not asked: the model does not tell AP from PA."""
+    """VIEW: View Position (0018,5101), View Code Sequence (0054,0220) and Patient Orientation against each other. What
+    is written in the picture is `side_markers`'; the model does not tell AP from PA."""
     if modality_of(dataset) not in RADIOGRAPHY:
         return None
     named = view_named(dataset)

@@ -54,10 +54,12 @@ class Piece:
     own: Mask
 
 
-def working_picture(pixels: NDArray[Any], *, inverted: bool, low: float, high: float, aspect: float = 1.0) -> Plane:
-    """The image [rows, columns] as uint8, `LONGEST` at its longer side; bright is dense. low, high: the values that
+def working_picture(
+    pixels: NDArray[Any], *, inverted: bool, low: float, high: float, aspect: float = 1.0, longest: int = LONGEST
+) -> Plane:
+    """The image [rows, columns] as uint8, `longest` at its longer side; bright is dense. low, high: the values that
     percentiles 1 and 99 have. aspect: of its pixels, `preprocessing.shrink`."""
-    small = shrink(pixels, LONGEST, aspect)
+    small = shrink(pixels, longest, aspect)
     share = (small - low) / (high - low)
     share = 1 - share if inverted else share
     return np.asarray(np.clip(np.rint(_DARKEST + _STEPS * share), 0, 255), np.uint8)

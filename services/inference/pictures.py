@@ -64,7 +64,7 @@ SCENES: Final = (
     Scene("CARDIOTHORACIC_RATIO", "PASS", _chest(21), "widths"),
     Scene("INVERTED_POLARITY", "FAIL", lambda: phantom.inverted(_chest(23)())),
     Scene("TURNED", "FAIL", lambda: phantom.turned(_chest(24)(), 1)),
-    Scene("MIRRORED", "WARN", lambda: phantom.mirrored(_chest(25)())),
+    Scene("MIRRORED", "FAIL", lambda: phantom.mirrored(phantom.marked(_chest(25)(), "L"))),
     Scene("SATURATED", "FAIL", lambda: phantom.saturated(_chest(21)())),
     Scene("BLANK_IMAGE", "FAIL", lambda: phantom.blank(_chest(21)())),
     Scene("EXPOSURE", "FAIL", _chest(26, exposure=0.1)),

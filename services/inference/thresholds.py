@@ -72,9 +72,9 @@ MIRRORED: Final = Threshold(
     2.0,
     0.55,
     "1",
-    "probability by two looks, at the image and at its mirror image; never FAIL, since hearts do lie on the right. Of "
-    "740 training, validation and unlabelled images of seven groups, 98 to 100 % are found mirrored, and at most 1.3 % "
-    "of a group upright",
+    "probability by two looks, at the image and at its mirror image; never FAIL by itself, since hearts do lie on the "
+    "right. Of 740 training, validation and unlabelled images of seven groups, 98 to 100 % are found mirrored, and at "
+    "most 1.3 % of a group upright",
 )
 SIDE_IS_SURE: Final = (
     0.0067,
