@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ from shared.settings import PREFIX, Settings, load
 from tests.wire.ports import port
 
 _ROOM_FOR_DATABASES = 8 << 30
+
+# A shell ignores Ctrl-C for what it runs in the background, and every child would inherit that; tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
