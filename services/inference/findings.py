@@ -221,8 +221,8 @@ TABLE: Final = (
         "Side and orientation",
         "",
         "Contradictions among Laterality (0020,0060), Image Laterality (0020,0062), Patient Orientation (0020,0020), "
-        "Body Part Examined (0018,0015) and Anatomic Region Sequence (0008,2218); FAIL where a radiograph that is no "
-        "frontal chest carries a side marker of the other side alone",
+        "Body Part Examined (0018,0015) and Anatomic Region Sequence (0008,2218); FAIL where a radiograph of a "
+        "part of which there are two carries a side marker of the other side alone",
         "PS3.3 C.7.3.1, C.7.6.1.1.1, C.8.11.2; PS3.16 Annex L",
     ),
     Definition(

@@ -278,21 +278,26 @@ def _contradictions(dataset: Dataset) -> Iterator[Said]:
     if modality_of(dataset) in RADIOGRAPHY:
         if part is Part.CHEST and _SIDED & {series, image} and view_named(dataset) & {"AP", "PA"}:
             yield WARN, "a frontal chest is named as of one side"
-        squeezed = "".join(letter for letter in text(dataset, "BodyPartExamined") if letter.isalpha())
-        if squeezed in _PAIRED and not series and not image and not _sided_code(dataset):
+        if _squeezed(dataset) in _PAIRED and not series and not image and not _sided_code(dataset):
             yield WARN, "a part of which there are two is named without its side"
     rows, columns = directions(dataset)
     if rows and columns and _AXES.get(rows[0], -1) == _AXES.get(columns[0], -2):
         yield FAIL, "rows and columns are said to run along one axis of the body"
 
 
+def _squeezed(dataset: Dataset) -> str:
+    """The letters of Body Part Examined (0018,0015)."""
+    return "".join(letter for letter in text(dataset, "BodyPartExamined") if letter.isalpha())
+
+
 def sided(dataset: Dataset) -> tuple[str, str]:
-    """Side and view of `Stated`."""
+    """Side and view of `Stated`. A side of a part of which there is one says nothing of where its markers belong."""
     if modality_of(dataset) not in RADIOGRAPHY:
         return "", ""
     sides = {text(dataset, keyword) for keyword in ("Laterality", "ImageLaterality")} - {"", "U"}
     views = view_named(dataset)
-    return next(iter(sides)) if len(sides) == 1 else "", next(iter(views)) if len(views) == 1 else ""
+    side = next(iter(sides)) if len(sides) == 1 and _squeezed(dataset) in {"", *_PAIRED} else ""
+    return side, next(iter(views)) if len(views) == 1 else ""
 
 
 def _sided_code(dataset: Dataset) -> bool:

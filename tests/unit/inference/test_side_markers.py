@@ -140,6 +140,8 @@ def test_a_side_is_that_of_the_header_only_where_it_names_one() -> None:
     def of(**attributes: Any) -> tuple[str, str]:
         return sided(dicom.read(as_object(chest(1), **attributes)))
 
-    assert of(Laterality="L", ViewPosition="AP", ViewCodeSequence=None) == ("L", "AP")
-    assert of(Laterality="L", ImageLaterality="R")[0] == ""
+    assert of(BodyPartExamined="KNEE", Laterality="L", ViewPosition="AP", ViewCodeSequence=None) == ("L", "AP")
+    assert of(BodyPartExamined="", Laterality="L")[0] == "L"
+    assert of(BodyPartExamined="PELVIS", Laterality="L")[0] == "", "the lone R of a pelvis names the patient's right"
+    assert of(BodyPartExamined="KNEE", Laterality="L", ImageLaterality="R")[0] == ""
     assert of(Modality="MR", Laterality="L") == ("", "")
