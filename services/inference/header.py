@@ -58,9 +58,11 @@ UNSTATED: Final = Stated()
 
 def stated(dataset: Dataset) -> Stated:
     """All of it, of one object with pixels."""
+    found = tuple(findings(dataset))
+    contradicted = any(one.code == Reason.REASON_FRAMES and one.outcome == FAIL for one in found)
     return Stated(
-        tuple(findings(dataset)),
-        (*exposure_values(dataset), *frame_values(dataset)),
+        found,
+        (*exposure_values(dataset), *(frame_values(dataset) if contradicted else ())),
         directions(dataset),
         open_field(dataset),
         is_slice(dataset),
